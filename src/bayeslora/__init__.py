@@ -1,0 +1,19 @@
+"""Bayesian-LoRA on Hugging Face PEFT: calibrated adapters that know what they do not know."""
+
+from bayeslora.objective import kl_divergence, negative_elbo
+from bayeslora.predictive import Predictive, predict
+from bayeslora.sampling import random_factors, sampling
+from bayeslora.tuner import BayesianLoraConfig, BayesianLoraModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BayesianLoraConfig",
+    "BayesianLoraModel",
+    "Predictive",
+    "kl_divergence",
+    "negative_elbo",
+    "predict",
+    "random_factors",
+    "sampling",
+]

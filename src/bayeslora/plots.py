@@ -1,0 +1,107 @@
+"""Pictures of calibration, drawn without pyplot and so without global state."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from bayeslora.metrics import Array, ReliabilityCurve, reliability_curve, summary
+
+_BAR_COLOUR = "#4c78a8"
+_GAP_COLOUR = "#e45756"
+_LINE_COLOUR = "#555555"
+
+
+def reliability_diagram(
+    curves: Mapping[str, tuple[Array, Array]], path: Path, title: str | None = None, bins: int = 15
+) -> None:
+    """Write one PNG with a reliability diagram per method, side by side on equal axes.
+
+    Each panel shows the accuracy in bins of equal confidence width, the gap to perfect calibration shaded, and
+    the share of items in each bin below. The picture is written aside and renamed, so a failure leaves an
+    older one as it was.
+
+    Args:
+        curves: For each method's name its probabilities `[items, choices]` and labels `[items]`.
+        path: The PNG file to write; missing folders are made.
+        title: Line above all panels.
+        bins: Number of bins between 0 and 1.
+
+    Raises:
+        ValueError: When there is no method, the path does not end in .png, or `metrics` refuses the arrays.
+
+    Source: Guo et al. (arXiv:1706.04599), figure 1.
+    """
+    path = Path(path)
+    if not curves:
+        raise ValueError("Expected at least one method to draw, but the mapping is empty. Pass name: (probs, labels).")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"Expected a path that ends in .png, but got {path}. Rename it.")
+    figure = Figure(figsize=(max(3.0 * len(curves), 4.0) + 0.6, 4.8), layout="constrained")
+    axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row", height_ratios=[3.2, 1])
+    for column, (name, (probabilities, labels)) in enumerate(curves.items()):
+        curve = reliability_curve(probabilities, labels, bins)
+        _draw_accuracy(axes[0, column], curve)
+        _draw_counts(axes[1, column], curve)
+        axes[0, column].set_title(_panel_title(name, summary(probabilities, labels)), fontsize=9)
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("items")
+    axes[0, 0].legend(loc="upper left", fontsize=8, frameon=False)
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    _write_png(figure, path)
+
+
+def _draw_accuracy(axes: Axes, curve: ReliabilityCurve) -> None:
+    centres, width = _bin_places(curve)
+    confidence, accuracy = curve.confidence.numpy(), curve.accuracy.numpy()
+    axes.bar(centres, accuracy, width, color=_BAR_COLOUR, edgecolor="white", linewidth=0.6, label="accuracy")
+    axes.bar(
+        centres,
+        confidence - accuracy,
+        width,
+        bottom=accuracy,
+        color=_GAP_COLOUR,
+        alpha=0.35,
+        edgecolor=_GAP_COLOUR,
+        linewidth=0.6,
+        label="gap to confidence",
+    )
+    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=_LINE_COLOUR)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_counts(axes: Axes, curve: ReliabilityCurve) -> None:
+    centres, width = _bin_places(curve)
+    share = (curve.count / curve.count.sum()).numpy()
+    axes.bar(centres, share, width, color=_LINE_COLOUR, edgecolor="white", linewidth=0.6)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.set_xlabel("confidence")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _bin_places(curve: ReliabilityCurve) -> tuple[numpy.ndarray, float]:
+    """Centres `[bins]` and the common width of the bins."""
+    bins = len(curve.count)
+    return (numpy.arange(bins) + 0.5) / bins, 1 / bins
+
+
+def _panel_title(name: str, metrics: Mapping[str, float]) -> str:
+    numbers = f"ECE {metrics['ece']:.3f}   NLL {metrics['nll']:.3f}   accuracy {metrics['accuracy']:.1%}"
+    return f"{name}\n{numbers}"
+
+
+def _write_png(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        FigureCanvasAgg(figure).print_figure(partial, format="png", dpi=150)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

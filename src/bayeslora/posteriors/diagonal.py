@@ -1,0 +1,36 @@
+"""Mean-field Gaussian posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bayeslora.posteriors.base import Parameters, Posterior, gaussian_kl
+
+__all__ = ["Diagonal"]
+
+
+class Diagonal(Posterior):
+    """q(V) = N(loc, diag(std^2)); the default. KL in closed form."""
+
+    name: ClassVar[str] = "diagonal"
+
+    def initial(self, loc: Tensor) -> dict[str, Tensor]:
+        """Location and log standard deviation, `[rows, columns]` each."""
+        return {"v_loc": loc.clone(), "v_log_std": torch.full_like(loc, math.log(self.std))}
+
+    def mean(self, parameters: Parameters) -> Tensor:
+        """E[V] = loc."""
+        return parameters["v_loc"]
+
+    def sample(self, parameters: Parameters, noise: Tensor, uniform: Tensor) -> Tensor:
+        """V = loc + std * noise."""
+        return parameters["v_loc"] + parameters["v_log_std"].exp() * noise
+
+    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+        """Closed form."""
+        log_std = parameters["v_log_std"]
+        return gaussian_kl(parameters["v_loc"], (2 * log_std).exp().sum((-2, -1)), 2 * log_std.sum((-2, -1)))

@@ -1,0 +1,165 @@
+"""The posterior predictive distribution and its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.sampling import random_factors, sampling
+from bayeslora.scoring import ChoiceBatch
+
+__all__ = ["Predictive", "predict"]
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Posterior predictive of a batch.
+
+    Args:
+        samples: Log-probabilities [samples, batch, choices] of each draw, nats.
+    """
+
+    samples: Tensor
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """log of the mean probability over samples [batch, choices], nats; -inf for choices an item does not have."""
+        return torch.logsumexp(self.samples, 0) - math.log(self.samples.shape[0])
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Mean probability over samples [batch, choices]."""
+        return self.log_probabilities.exp()
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the predictive [batch], nats: total uncertainty."""
+        return _entropy(self.log_probabilities)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """Predictive entropy minus mean entropy of the draws [batch], nats: epistemic uncertainty.
+
+        At least 0 (Jensen); exactly 0 for one sample.
+        """
+        if self.samples.shape[0] == 1:
+            return torch.zeros_like(self.samples[0, :, 0])
+        return (self.entropy - _entropy(self.samples).mean(0)).clamp_min(0)
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation over samples of the predicted choice's probability [batch]: do the draws differ?"""
+        top = self.log_probabilities.argmax(-1)
+        chosen = self.samples.exp().gather(-1, top.expand(self.samples.shape[0], -1).unsqueeze(-1)).squeeze(-1)
+        return chosen.std(0, correction=0)
+
+    @staticmethod
+    def concatenate(parts: list[Predictive]) -> Predictive:
+        """One predictive of several batches; narrower batches get choices of probability 0."""
+        width = max(part.samples.shape[-1] for part in parts)
+        padded = [
+            nn.functional.pad(part.samples, (0, width - part.samples.shape[-1]), value=-torch.inf) for part in parts
+        ]
+        return Predictive(torch.cat(padded, dim=1))
+
+
+def _entropy(log_probabilities: Tensor) -> Tensor:
+    return -torch.special.xlogy(log_probabilities.exp(), log_probabilities.exp()).sum(-1)
+
+
+def predict(
+    model: nn.Module,
+    batch: ChoiceBatch | Mapping[str, Any],
+    num_samples: int = 10,
+    seed: int = 0,
+    *,
+    chunk_size: int | None = None,
+    memory_limit: int | None = None,
+) -> Predictive:
+    """Posterior predictive of `batch`, in eval mode and without gradients.
+
+    Args:
+        model: A model with Bayesian-LoRA adapters. Without any, the result is the model's own prediction.
+        batch: A `ChoiceBatch` (from a scoring: letter, cloze, classification), or the inputs of a model whose
+            `logits` are [batch, choices].
+        num_samples: Draws S from the posterior; 0 for the posterior mean alone.
+        seed: Seed of the draws.
+        chunk_size: Draws in one forward. Default: as many as `memory_limit` allows. Draws, and so results, do not
+            depend on it beyond rounding.
+        memory_limit: Bound in bytes for the activations of one forward, as estimated. Default: half of the free
+            memory on a GPU, 1 GiB elsewhere.
+
+    Returns:
+        Log-probabilities over the choices with entropy and mutual information in nats.
+
+    Raises:
+        ValueError: `num_samples` is negative or `chunk_size` is not positive.
+    """
+    if num_samples < 0:
+        raise ValueError(f"num_samples must be at least 0 (0: posterior mean), got {num_samples}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    with _evaluating(model), torch.no_grad():
+        if num_samples == 0 or not random_factors(model):
+            return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
+        size = chunk_size or _affordable_samples(model, batch, memory_limit)
+        chunks = []
+        for first in range(0, num_samples, size):
+            count = min(size, num_samples - first)
+            with sampling(model, count, seed, first=first):
+                logits = _choice_logits(model, batch)
+            chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
+    return Predictive(torch.cat(chunks))
+
+
+def _choice_logits(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any]) -> Tensor:
+    if isinstance(batch, ChoiceBatch):
+        return batch.choice_logits(model)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs).logits.float()
+    if logits.dim() != 2:
+        raise ValueError(
+            f"predict needs class logits [batch, choices], but this model gives {tuple(logits.shape)} (tokens?); build "
+            "the batch with bayeslora.scoring.Letter or Cloze for a causal language model."
+        )
+    return logits
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own mode back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _affordable_samples(
+    model: nn.Module, batch: ChoiceBatch | Mapping[str, Any], memory_limit: int | None
+) -> int:
+    """How many draws fit into the memory limit in one forward; at least one.
+
+    An upper estimate of what is alive at once without gradients: a few activations of the widest layer, the attention
+    scores, and the logits in their own precision and in float32.
+    """
+    ids = batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))
+    rows, tokens = int(ids.shape[0]), int(ids.shape[1])
+    if memory_limit is None:
+        memory_limit = torch.cuda.mem_get_info(ids.device)[0] // 2 if ids.is_cuda else 2**30
+    config: Any = getattr(model, "config", None)
+    hidden = getattr(config, "hidden_size", 1024)
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    heads = getattr(config, "num_attention_heads", 1)
+    positions = batch.logit_positions if isinstance(batch, ChoiceBatch) else 1
+    vocabulary = getattr(config, "vocab_size", 1)
+    numbers = tokens * (6 * hidden + 3 * wide) + 2 * heads * tokens**2 + 3 * positions * vocabulary
+    return max(1, int(memory_limit // (4 * rows * numbers)))

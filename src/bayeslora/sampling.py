@@ -1,0 +1,275 @@
+"""Which draw of the posterior a forward uses: training draws, explicit sampling, S samples in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from bayeslora.factors import Noise, RandomFactor, forget, materialise
+
+__all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "sampling"]
+
+
+class Draws:
+    """The draw that the next forward of one model uses; a plain attribute of the model under the adapters.
+
+    Its two hooks on that model compute all weights once per forward. In train mode each forward takes a fresh draw,
+    unless one is held (`hold_draw`, as the trainer does for each optimizer step). In eval mode a forward uses the
+    posterior mean, unless it runs inside `sampling`.
+    """
+
+    def __init__(self, root: nn.Module):
+        self.layers: list[LoraLayer] = []
+        self.held = False
+        self.explicit = False
+        self.num_samples = 1
+        self.share_trunk = True
+        self._batch: int | None = None
+        self._handles = [
+            root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            root.register_forward_hook(self._after_forward),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def factors(self, *, in_use: bool = False) -> list[RandomFactor]:
+        """Factors of the active adapters, in the order of the model; `in_use`: not disabled and not merged."""
+        found: list[RandomFactor] = []
+        for layer in self.layers:
+            if in_use and (layer.disable_adapters or layer.merged):
+                continue
+            for name in layer.active_adapters:
+                for container in (layer.lora_A, layer.lora_B):
+                    if name in container and isinstance(container[name], RandomFactor):
+                        found.append(container[name])
+        return found
+
+    def set_noise(self, generators: Sequence[torch.Generator | None], *, explicit: bool = False) -> None:
+        """Give every active factor noise: draw number s from generator s (None: torch's default generator)."""
+        factors = self.factors()
+        for factor, noise in zip(factors, draw_noise(factors, generators), strict=True):
+            factor.set_noise(noise, explicit=explicit)
+
+    def clear(self) -> None:
+        """Back to the mean (in eval mode) or to a fresh draw per forward (in train mode)."""
+        self.held = self.explicit = False
+        self.num_samples, self._batch = 1, None
+        for factor in self.factors():
+            factor.set_noise(None)
+
+    def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        factors = self.factors(in_use=True)
+        if not factors:
+            return None
+        if factors[0].training and not (self.explicit or self.held):
+            self.set_noise([None])
+        if not _recomputes_reentrantly(root):
+            materialise(factors)
+        if self.num_samples == 1:
+            return None
+        return self._prepare_samples(root, args, kwargs)
+
+    def _after_forward(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        factors = self.factors(in_use=True)
+        # A graph still needs the weights: gradient checkpointing reads them again in the backward pass.
+        if factors and not (torch.is_grad_enabled() and factors[0].training):
+            forget(factors)
+        logits = getattr(output, "logits", None)
+        if self._batch is not None and isinstance(logits, Tensor) and logits.shape[0] != self.num_samples * self._batch:
+            raise ValueError(
+                f"{self.num_samples} samples of a batch of {self._batch} should give logits with leading dimension "
+                f"{self.num_samples * self._batch}, got {tuple(logits.shape)}: this model does not keep the batch "
+                "dimension first. Take one sample at a time: bayeslora.predict(..., chunk_size=1)."
+            )
+
+    def _prepare_samples(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note the batch size; without a shared trunk, repeat the inputs themselves."""
+        if kwargs.get("labels") is not None:
+            raise ValueError(
+                f"labels cannot be given to a forward with num_samples={self.num_samples}: the model would compare "
+                "S * batch predictions with batch labels. Leave labels out and average the probabilities, or use "
+                "bayeslora.predict."
+            )
+        if kwargs.get("past_key_values") is not None or kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "past_key_values and adapter_names cannot be combined with several samples in one forward; "
+                "use num_samples=1."
+            )
+        kwargs = {**kwargs, "use_cache": False} if "use_cache" in kwargs or hasattr(root, "generate") else kwargs
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() >= 2]
+        self._batch = max(value.shape[0] for value in tensors)
+        if not self.share_trunk:
+            args, kwargs = self._repeat(args), self._repeat(kwargs)
+        return args, kwargs
+
+    def _repeat(self, value: Any) -> Any:
+        """S copies, sample-major, of every tensor in `value` that has the batch in front."""
+        if isinstance(value, Tensor):
+            if value.dim() < 2 or value.shape[0] != self._batch:
+                return value
+            return value.expand(self.num_samples, *value.shape).flatten(0, 1)
+        if isinstance(value, tuple | list):
+            return type(value)(self._repeat(entry) for entry in value)
+        if isinstance(value, Mapping):
+            return {key: self._repeat(entry) for key, entry in value.items()}
+        return value
+
+    def repeat_before_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook of the layers from the first random one on."""
+        return self._repeat(args), self._repeat(kwargs)
+
+
+def _recomputes_reentrantly(root: nn.Module) -> bool:
+    """Whether reentrant checkpointing is on: its nested backward passes must not share a graph of the weights."""
+    if not (root.training and torch.is_grad_enabled() and getattr(root, "is_gradient_checkpointing", False)):
+        return False
+    for module in root.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        if function is not None:
+            return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
+    return False
+
+
+def draw_noise(factors: Sequence[RandomFactor], generators: Sequence[torch.Generator | None]) -> list[Noise]:
+    """Noise of `len(generators)` draws for each factor.
+
+    All numbers of a draw come from one call, so a draw depends on its generator and on the factors only, not on how
+    many draws are made together.
+    """
+    if not factors:
+        return []
+    device = next(factors[0].parameters()).device
+    sizes = [[int(np.prod(shape)) for shape in factor.family.noise_shapes] for factor in factors]
+    total = sum(map(sum, sizes))
+    flat, uniform = [], []
+    for generator in generators:
+        at = device if generator is None else generator.device
+        flat.append(torch.randn(total, generator=generator, device=at).to(device))
+        uniform.append(torch.rand(1, generator=generator, device=at).to(device))
+    pieces = iter(torch.stack(flat).split([size for row in sizes for size in row], dim=1))
+    noises = []
+    for factor in factors:
+        target = next(factor.parameters()).device
+        parts = [next(pieces).unflatten(1, shape).to(target) for shape in factor.family.noise_shapes]
+        noises.append(Noise(*parts, uniform=torch.cat(uniform).to(target)))
+    return noises
+
+
+def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
+    """The generator of draw `index` of `seed`: any pair gives an unrelated stream."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def find_draws(model: nn.Module) -> Draws | None:
+    """The `Draws` of a model with Bayesian-LoRA adapters, wrapped (PeftModel, DDP) or not; None without any."""
+    for module in model.modules():
+        draws = module.__dict__.get("bayeslora_draws")
+        if isinstance(draws, Draws):
+            return draws
+    return None
+
+
+def random_factors(model: nn.Module) -> list[RandomFactor]:
+    """The random factors of the active adapters of `model`, in a fixed order; empty for a model without any."""
+    draws = find_draws(model)
+    return [] if draws is None else draws.factors()
+
+
+def hold_draw(model: nn.Module, *, seed: int, step: int) -> None:
+    """Use one draw for all training forwards until the next call.
+
+    The draw is a function of `(seed, step)` and of nothing else: the micro-batches of an accumulated batch, the
+    processes of a distributed run and a run resumed from a checkpoint all see the same one.
+    """
+    draws = find_draws(model)
+    if draws is None or not (factors := draws.factors()):
+        return
+    draws.set_noise([_generator(seed, step, next(factors[0].parameters()).device)])
+    draws.held = True
+
+
+@contextmanager
+def sampling(
+    model: nn.Module, num_samples: int = 1, seed: int = 0, *, first: int = 0, share_trunk: bool = True
+) -> Iterator[None]:
+    """Forwards inside this context use draws from the posterior instead of its mean.
+
+    With several samples a forward on a batch of B gives outputs with leading dimension `num_samples * B`,
+    sample-major: `logits.unflatten(0, (num_samples, B))`. The part of the model below the first random layer runs once
+    per batch. All forwards in the context see the same draws. With `num_samples=1`, `merge_and_unload()` inside the
+    context bakes in that draw.
+
+    Args:
+        model: A model with Bayesian-LoRA adapters (a model without any is left as it is: it has no uncertainty).
+        num_samples: Number of draws S >= 1.
+        seed: Seed of the draws; draw s is the same for every `num_samples`.
+        first: Number of the first draw; `sampling(num_samples=4)` is `first=0` and `first=2` with two samples each.
+        share_trunk: Run the layers below the first random factor once and repeat their output (exact). Off, the
+            inputs are repeated.
+
+    Raises:
+        ValueError: `num_samples` is not positive, or sampling contexts are nested.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}; outside `sampling` the mean is used.")
+    draws = find_draws(model)
+    if draws is None or not (factors := draws.factors()):
+        yield
+        return
+    if draws.explicit:
+        raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
+    if draws.held:
+        draws.clear()
+    device = next(factors[0].parameters()).device
+    draws.set_noise([_generator(seed, first + s, device) for s in range(num_samples)], explicit=True)
+    draws.explicit, draws.num_samples = True, num_samples
+    layers = _layers_from_first_random(model) if share_trunk and num_samples > 1 else []
+    draws.share_trunk = bool(layers)
+    handles = [layer.register_forward_pre_hook(draws.repeat_before_layer, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        draws.clear()
+
+
+def _layers_from_first_random(model: nn.Module) -> list[nn.Module]:
+    """Transformer layers from the first that holds an active random factor on.
+
+    Empty where that is not known to be safe: a random factor outside the layers comes first, or the head picks rows
+    by the size of `input_ids` (causal models with a classification head do).
+    """
+    if _head_counts_inputs(model):
+        return []
+    active = set(map(id, random_factors(model)))
+    layers: list[nn.Module] = []
+    covered: set[int] = set()
+    for module in model.modules():
+        if id(module) in active and not layers:
+            return []
+        if isinstance(module, GradientCheckpointingLayer):
+            inside = {id(child) for child in module.modules()} & active
+            if (inside or layers) and not covered >= inside | {id(module)}:
+                layers.append(module)
+                covered |= {id(child) for child in module.modules()}
+    return layers
+
+
+def _head_counts_inputs(model: nn.Module) -> bool:
+    return any(
+        type(module).__name__.endswith(("ForSequenceClassification", "ForTokenClassification"))
+        and hasattr(module, "score")
+        for module in model.modules()
+    )

@@ -1,0 +1,132 @@
+"""How a model's output becomes class logits: what a scoring has to offer."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ChoiceBatch", "ChoiceItem", "Scoring", "choice_labels", "choice_mask", "forward_options"]
+
+
+class ChoiceItem(Protocol):
+    """What a scoring reads of an item (`bayeslora.tasks.Item` has it)."""
+
+    @property
+    def id(self) -> str:
+        """Name of the item."""
+
+    @property
+    def question(self) -> str:
+        """Text before the choices."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The answers to choose from."""
+
+    @property
+    def label(self) -> int | None:
+        """Index of the right choice, None where unknown."""
+
+
+class ChoiceBatch(dict[str, Any], ABC):
+    """Tensors of a batch of items, and how to read their class logits from a model.
+
+    Keys: what the scoring needs, `choice_mask` [batch, choices] (True where an item has that choice), and `labels`
+    [batch] where all items have one.
+    """
+
+    @abstractmethod
+    def raw_logits(self, model: nn.Module) -> Tensor:
+        """Class logits [rows, choices], unmasked; rows is batch, or samples * batch inside `bayeslora.sampling`."""
+
+    def choice_logits(self, model: nn.Module) -> Tensor:
+        """Class logits [rows, choices] in float32, -inf for the choices that an item does not have."""
+        logits = self.raw_logits(model).float()
+        mask = self["choice_mask"]
+        return logits.masked_fill(~mask.repeat(logits.shape[0] // mask.shape[0], 1), -torch.inf)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Right choices [batch], or None."""
+        return self.get("labels")
+
+    @property
+    def batch_size(self) -> int:
+        """Number of items."""
+        return int(self["choice_mask"].shape[0])
+
+    @property
+    def logit_positions(self) -> int:
+        """How many positions per item reach the language-model head (for memory estimates)."""
+        return 1
+
+    def to(self, device: torch.device | str) -> ChoiceBatch:
+        """The batch on `device`."""
+        return type(self)({name: value.to(device) for name, value in self.items()})
+
+
+class Scoring(ABC):
+    """Turns items into batches; usable as a collator.
+
+    Args:
+        tokenizer: The model's tokenizer; it needs a padding token.
+        max_length: Longest sequence in tokens; of a longer question the end is kept.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "causal_lm"
+    """Head of the model that this scoring reads: "causal_lm" or "sequence_classification"."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024):
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the tokenizer has no padding token; set one, for example `tokenizer.pad_token = tokenizer.eos_token`."
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @abstractmethod
+    def __call__(self, items: Sequence[ChoiceItem]) -> ChoiceBatch:
+        """The batch of `items`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the tokenizer's own special tokens in front but no end mark."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        end = self.tokenizer.eos_token_id
+        return ids[:-1] if len(ids) > 1 and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)) else ids
+
+    def pad_left(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and positions [batch, tokens] with the padding in front, so that all rows end together."""
+        length = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        return ids, mask, (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def choice_mask(items: Sequence[ChoiceItem]) -> Tensor:
+    """[batch, choices], True where an item has that choice."""
+    width = max(len(item.choices) for item in items)
+    return torch.tensor([[index < len(item.choices) for index in range(width)] for item in items])
+
+
+def choice_labels(items: Sequence[ChoiceItem]) -> dict[str, Tensor]:
+    """`labels` [batch] where every item has one, else nothing."""
+    labels = [item.label for item in items]
+    return {} if any(label is None for label in labels) else {"labels": torch.tensor(labels)}
+
+
+def forward_options(model: nn.Module, **options: Any) -> dict[str, Any]:
+    """Those of `options` that the model's forward has a parameter for."""
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    names = inspect.signature(inner.forward).parameters
+    return {name: value for name, value in options.items() if name in names}

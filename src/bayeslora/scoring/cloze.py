@@ -1,0 +1,146 @@
+"""Cloze scoring: each choice is scored by its length-normalised log-likelihood after the question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask, forward_options
+
+__all__ = ["Cloze", "ClozeBatch"]
+
+
+class ClozeBatch(ChoiceBatch):
+    """Items packed as [padding | question | choice 1 | choice 2 | ...], so that the choices share their question.
+
+    `attention_mask` [batch, 1, tokens, tokens] lets a choice see the question and itself only. The last
+    `source.max() + 1` positions reach the head; `source`, `target`, `choice` [batch, answer tokens] say which of those
+    positions predicts which token of which choice (`choice` is -1 for padding).
+    """
+
+    @property
+    def logit_positions(self) -> int:
+        """Longest answer part of the batch, and the last token of its question."""
+        return int(self["source"].shape[1]) + 1
+
+    def raw_logits(self, model: nn.Module) -> Tensor:
+        """Mean log-likelihood per token of each choice, nats."""
+        keep = self.logit_positions
+        options = forward_options(model, logits_to_keep=keep, use_cache=False)
+        logits = model(
+            input_ids=self["input_ids"],
+            # Additive in the weights' precision: what every attention implementation of transformers takes.
+            attention_mask=_additive(self["attention_mask"], _compute_dtype(model)),
+            position_ids=self["position_ids"],
+            **options,
+        ).logits[:, -keep:]
+        copies = logits.shape[0] // self["source"].shape[0]
+        source, target, choice = (self[name].repeat(copies, 1) for name in ("source", "target", "choice"))
+        logits = logits.float()
+        predicted = logits.gather(1, source.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        token = predicted.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        likelihood = token - logits.logsumexp(-1).gather(1, source)
+        return _mean_by_choice(likelihood, choice, self["choice_mask"].shape[1])
+
+
+def _compute_dtype(model: nn.Module) -> torch.dtype:
+    """Precision of the base model's activations: that of its (often frozen, 16-bit) embeddings."""
+    inner = model
+    while hasattr(inner, "module"):
+        inner = inner.module  # type: ignore[assignment]
+    dtype = inner.get_input_embeddings().weight.dtype  # type: ignore[operator]
+    return dtype if dtype.is_floating_point else torch.float32
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+        ~allowed, torch.finfo(dtype).min
+    )
+
+
+def _mean_by_choice(likelihood: Tensor, choice: Tensor, choices: int) -> Tensor:
+    """Average of `likelihood` [rows, tokens] over the tokens of each choice: [rows, choices]."""
+    member = nn.functional.one_hot(choice + 1, choices + 1)[..., 1:].to(likelihood.dtype)
+    return (member * likelihood.unsqueeze(-1)).sum(1) / member.sum(1).clamp_min(1)
+
+
+class Cloze(Scoring):
+    """Works with small models too; the choices need not be listed in the prompt."""
+
+    name: ClassVar[str] = "cloze"
+
+    def prompt(self, item: ChoiceItem) -> str:
+        """Question and "Answer:"."""
+        return f"Question: {item.question}\nAnswer:"
+
+    def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:
+        """Batch of `items`."""
+        encoded = [self._encode(item) for item in items]
+        answers = [sum(map(len, choices)) for _, choices in encoded]
+        longest = max(answers)
+        rows = [[*context, *(token for choice in choices for token in choice)] for context, choices in encoded]
+        ids, mask, _ = self.pad_left(rows)
+        layouts = [
+            _layout(len(context), [len(choice) for choice in choices], ids.shape[1], longest)
+            for context, choices in encoded
+        ]
+        target = [[0] * (longest - count) + row[len(row) - count :] for row, count in zip(rows, answers, strict=True)]
+        columns = {name: torch.stack([layout[name] for layout in layouts]) for name in layouts[0]}
+        return ClozeBatch(
+            input_ids=ids,
+            **columns,
+            target=torch.tensor(target),
+            choice_mask=choice_mask(items),
+            **choice_labels(items),
+        )
+
+    def _encode(self, item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
+        """Tokens of the question and of each choice as they continue it."""
+        prompt = self.prompt(item)
+        context = self.encode(prompt)
+        choices = [self._continuation(prompt, context, choice) for choice in item.choices]
+        room = self.max_length - sum(map(len, choices))
+        if room < 1:
+            raise ValueError(
+                f"item {item.id!r}: its choices alone have {sum(map(len, choices))} tokens, max_length is "
+                f"{self.max_length}; raise max_length."
+            )
+        return context[-room:], choices
+
+    def _continuation(self, prompt: str, context: list[int], choice: str) -> list[int]:
+        whole = self.encode(f"{prompt} {choice}")
+        if whole[: len(context)] == context and len(whole) > len(context):
+            return whole[len(context) :]
+        # The tokenizer merges across the border: take the choice alone.
+        return list(self.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"])
+
+
+def _layout(context: int, choices: Sequence[int], length: int, longest: int) -> dict[str, Tensor]:
+    """Mask, positions, and the source and choice of each answer token, of one packed row."""
+    padding = length - context - sum(choices)
+    group = torch.full((length,), -2)
+    group[padding : padding + context] = -1
+    position = torch.zeros(length, dtype=torch.long)
+    position[padding : padding + context] = torch.arange(context)
+    start = padding + context
+    source = torch.zeros(longest, dtype=torch.long)
+    choice = torch.full((longest,), -1)
+    offset = longest - sum(choices)
+    for index, size in enumerate(choices):
+        group[start : start + size] = index
+        position[start : start + size] = context + torch.arange(size)
+        # Positions are counted from `longest + 1` before the end: what logits_to_keep leaves.
+        first = start - (length - longest - 1)
+        source[offset : offset + size] = torch.arange(first - 1, first - 1 + size)
+        source[offset] = padding + context - 1 - (length - longest - 1)
+        choice[offset : offset + size] = index
+        start, offset = start + size, offset + size
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    visible = (group.unsqueeze(1) == group.unsqueeze(0)) | (group.unsqueeze(0) == -1)
+    allowed = causal & visible & (group >= -1).unsqueeze(0)
+    # A padding row must see something, or its softmax is not a number.
+    allowed |= torch.eye(length, dtype=torch.bool)
+    return {"attention_mask": allowed.unsqueeze(0), "position_ids": position, "source": source, "choice": choice}

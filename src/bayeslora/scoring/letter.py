@@ -1,0 +1,82 @@
+"""Letter scoring: the choices stand in the prompt, class logits are the next-token logits of their letters."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask, forward_options
+
+__all__ = ["Letter", "LetterBatch", "class_token_ids"]
+
+
+class LetterBatch(ChoiceBatch):
+    """Prompts [batch, tokens] padded on the left, and `class_token_ids` [choices]."""
+
+    def raw_logits(self, model: nn.Module) -> Tensor:
+        """Logits of the class tokens at the last position."""
+        options = forward_options(model, position_ids=self["position_ids"], logits_to_keep=1, use_cache=False)
+        logits = model(input_ids=self["input_ids"], attention_mask=self["attention_mask"], **options).logits
+        return logits[:, -1].index_select(-1, self["class_token_ids"])
+
+
+class Letter(Scoring):
+    """The papers' way: needs a model that can answer with a letter."""
+
+    name: ClassVar[str] = "letter"
+
+    def prompt(self, item: ChoiceItem) -> str:
+        """Question, lettered choices, "Answer:"."""
+        lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, item.choices, strict=False)]
+        return "\n".join([f"Question: {item.question}", *lines, "Answer:"])
+
+    def __call__(self, items: Sequence[ChoiceItem]) -> LetterBatch:
+        """Batch of `items`."""
+        mask = choice_mask(items)
+        letters = list(string.ascii_uppercase[: mask.shape[1]])
+        rows = [self.encode(self.prompt(item))[-self.max_length :] for item in items]
+        ids, attention, positions = self.pad_left(rows)
+        classes = torch.tensor(class_token_ids(self.tokenizer, letters))
+        return LetterBatch(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=positions,
+            class_token_ids=classes,
+            choice_mask=mask,
+            **choice_labels(items),
+        )
+
+
+def class_token_ids(
+    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], prompt: str = "Answer:", separator: str = " "
+) -> list[int]:
+    """The token that follows `prompt` when the text goes on with `separator` + label, for each label.
+
+    Found by tokenising the whole text, since a label has another id in the middle of a text than alone, and with a
+    leading space than without.
+
+    Raises:
+        ValueError: A label is more than one token after the prompt, or two labels are the same token.
+    """
+    context = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    ids = []
+    for label in labels:
+        whole = list(tokenizer(prompt + separator + label, add_special_tokens=False)["input_ids"])
+        answer = whole[len(context) :]
+        if whole[: len(context)] != context or len(answer) != 1:
+            raise ValueError(
+                f"label {label!r} must be one token after {prompt!r} + {separator!r}, but this tokenizer gives "
+                f"{tokenizer.convert_ids_to_tokens(whole)}; use single-token labels (letters), another separator "
+                '(separator=""), or cloze scoring.'
+            )
+        ids.append(answer[0])
+    if len(set(ids)) < len(ids):
+        raise ValueError(
+            f"labels {list(labels)} are not told apart by this tokenizer: their token ids are {ids}; use other labels."
+        )
+    return ids

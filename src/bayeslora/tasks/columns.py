@@ -1,0 +1,114 @@
+"""Finds the question, choices, label and id of an item among the columns of a local file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .hints import nearest
+from .item import Item, TaskError
+from .labels import is_missing, label_index
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds which field of an item."""
+
+    question: str = "question"
+    choices: str = "choices"
+    label: str = "label"
+    id: str = "id"
+    shared_choices: tuple[str, ...] | None = None
+    """The choices of every item, for a file that has no column of them."""
+    require_label: bool = False
+
+    def check(self, known: Iterable[str]) -> None:
+        """Raise TaskError unless every column that is needed or was named is among the known ones."""
+        columns = list(known)
+        for name in self._needed(columns):
+            if name not in columns:
+                raise TaskError(
+                    f"expected a column {name!r}, but the columns are {', '.join(columns)}; "
+                    f"{nearest(name, columns)}name the right column."
+                )
+        if self.shared_choices is not None and self.choices in columns:
+            raise TaskError(
+                f"choices were given for the whole file, but it has a column {self.choices!r} too; "
+                "leave the argument out, or remove or rename the column."
+            )
+
+    def item(self, row: Mapping[str, Any], fallback_id: str) -> Item:
+        """Read an item from a row.
+
+        Raises:
+            TaskError: a field is missing or wrong.
+        """
+        choices, marks = self._choices(row)
+        row_id = row.get(self.id)
+        item_id = fallback_id if is_missing(row_id) else str(row_id)
+        # The item checks its own fields, and does it before the label is looked up among the choices.
+        unlabelled = Item(item_id, row.get(self.question) or "", choices, None)
+        label = label_index(row.get(self.label), choices, marks)
+        if label is None and self.require_label:
+            raise TaskError(f"field 'label' (column {self.label!r}) is missing; give every item a label.")
+        return Item(unlabelled.id, unlabelled.question, choices, label)
+
+    def _needed(self, columns: list[str]) -> list[str]:
+        needed = [self.question]
+        if self.shared_choices is None:
+            needed += self._choice_columns(columns)
+        # A file may lack the default label and id columns, but not one that was asked for by name.
+        if self.require_label or self.label != Columns.label:
+            needed.append(self.label)
+        if self.id != Columns.id:
+            needed.append(self.id)
+        return needed
+
+    def _choice_columns(self, columns: Iterable[str]) -> list[str]:
+        if self.choices in columns:
+            return [self.choices]
+        return [name.strip() for name in self.choices.split(",")]
+
+    def _choices(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str] | None]:
+        if self.shared_choices is not None:
+            return self.shared_choices, None
+        names = self._choice_columns(row)
+        if len(names) > 1:
+            return _texts([row.get(name) for name in names]), None
+        return _listed(row.get(names[0]))
+
+
+def _listed(value: object) -> tuple[tuple[str, ...], list[str] | None]:
+    if isinstance(value, str):
+        value = _decoded(value)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        marks = value.get("label")
+        return _texts(value["text"]), None if marks is None else [str(mark) for mark in marks]
+    if isinstance(value, list):
+        return _texts(value), None
+    raise TaskError(
+        f"field 'choices' should be a list of texts, but it is {value!r}; "
+        'write a JSON list such as ["yes", "no"], or name one column for each choice ("A,B,C,D").'
+    )
+
+
+def _decoded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _texts(values: list[Any]) -> tuple[str, ...]:
+    return tuple(_text(value) for value in values)
+
+
+def _text(value: object) -> str:
+    # A JSON list of answers such as [4, 5] means the texts "4" and "5".
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TaskError(f"field 'choices' should hold texts, but one is {value!r}; write it as a text in quotes.")

@@ -1,0 +1,104 @@
+"""Finds a task by name, file, folder or dotted path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .base import Task
+from .hints import nearest
+from .item import TaskError
+from .local import LocalFile
+from .rows import READERS
+
+
+def task_names() -> list[str]:
+    """Return the names of the built-in tasks, sorted."""
+    return sorted(_built_in())
+
+
+def get_task(name: str) -> Task:
+    """Return the task that a name, in any spelling, a data file, a folder or a dotted path stands for.
+
+    "arc_easy", "ARC-Easy" and "ArcEasy" are one task. A folder holds a train file and may hold a dev
+    and a test file. A dotted path such as "my.module.MyTask" names a Task that can be imported.
+
+    Raises:
+        TaskError: there is no such task, or it cannot be made.
+    """
+    path = Path(name)
+    if path.suffix.lower() in READERS:
+        return LocalFile(path)
+    if "/" in name or os.sep in name:
+        return _from_folder(path)
+    tasks = {_key(known): task for known, task in _built_in().items()}
+    if _key(name) in tasks:
+        return tasks[_key(name)]()
+    if path.is_dir():
+        return _from_folder(path)
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
+        return _from_dotted(name)
+    raise _unknown(name)
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _built_in() -> dict[str, type[Task]]:
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    return {task.name: task for task in _subclasses(Task) if task.__module__.startswith(f"{package}.")}
+
+
+def _subclasses(parent: type) -> Iterator[type[Task]]:
+    children: list[type] = parent.__subclasses__()
+    for child in children:
+        # A helper class that several tasks share has no name of its own.
+        if vars(child).get("name") and not inspect.isabstract(child):
+            yield child
+        yield from _subclasses(child)
+
+
+def _from_folder(folder: Path) -> Task:
+    files = {part: _part_file(folder, part) for part in ("train", "dev", "test")}
+    train = files["train"]
+    if train is None:
+        endings = ", ".join(READERS)
+        raise TaskError(
+            f"{folder}: expected a folder with train.jsonl (and dev.jsonl, test.jsonl) or a file ending in "
+            f"{endings}, but there is none; correct the path, or use one of: {', '.join(task_names())}."
+        )
+    return LocalFile(train, files["dev"], files["test"], name=folder.resolve().name)
+
+
+def _part_file(folder: Path, part: str) -> Path | None:
+    candidates = (folder / f"{part}{ending}" for ending in READERS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _from_dotted(name: str) -> Task:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(
+            f"task {name!r} should be a Task that can be imported, but {error}; "
+            "check the spelling, and that its folder is on PYTHONPATH."
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Task)) or inspect.isabstract(found):
+        raise TaskError(f"task {name!r} should be a class derived from Task, but it is {found!r}; derive it.")
+    return found()
+
+
+def _unknown(name: str) -> TaskError:
+    names = task_names()
+    return TaskError(
+        f"there is no task {name!r}; {nearest(name, names)}use one of: {', '.join(names)}; "
+        "or a data file, a folder with train.jsonl, or a dotted path such as my.module.MyTask."
+    )

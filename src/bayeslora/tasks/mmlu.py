@@ -1,0 +1,80 @@
+"""Massive Multitask Language Understanding in five topics, to test on only (arXiv 2009.03300)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .base import Item, Row, Task
+from .collector import Collector
+from .hub import hub_rows, hub_splits
+from .offline import saved_rows
+
+
+class _MmluTopic(Task):
+    hub_id = "cais/mmlu"
+    offline_folder = "hails/mmlu_no_train"
+    subjects: ClassVar[tuple[str, ...]] = ()
+
+    def parse(self, row: Row, index: int) -> Item:
+        """Read a row; its answer is an index."""
+        return Item(f"{self.name}-{index}", row["question"], tuple(row["choices"]), row["answer"])
+
+    # The topics are out-of-distribution test sets, so there is nothing to train on.
+    def _offline(self, collector: Collector) -> tuple[list[Item], list[Item]]:
+        folders = (f"{self.offline_folder}/{subject}/test" for subject in self.subjects)
+        rows = (row for folder in folders for row in saved_rows(folder))
+        return [], collector.items(self.parse, rows)
+
+    def _hub(self, collector: Collector) -> tuple[list[Item], list[Item]]:
+        parts = (hub_splits(self.hub_id, subject) for subject in self.subjects)
+        rows = (row for part in parts for row in hub_rows(part, "test", self.hub_id))
+        return [], collector.items(self.parse, rows)
+
+
+class MmluChemistry(_MmluTopic):
+    """Chemistry."""
+
+    name = "mmlu_chemistry"
+    subjects = ("college_chemistry", "high_school_chemistry")
+
+
+class MmluPhysics(_MmluTopic):
+    """Physics."""
+
+    name = "mmlu_physics"
+    subjects = ("college_physics", "conceptual_physics", "high_school_physics")
+
+
+class MmluComputerScience(_MmluTopic):
+    """Computer science."""
+
+    name = "mmlu_computer_science"
+    subjects = (
+        "college_computer_science",
+        "computer_security",
+        "high_school_computer_science",
+        "machine_learning",
+    )
+
+
+class MmluLaw(_MmluTopic):
+    """Law."""
+
+    name = "mmlu_law"
+    subjects = ("international_law", "jurisprudence", "professional_law")
+
+
+class MmluHealth(_MmluTopic):
+    """Health."""
+
+    name = "mmlu_health"
+    subjects = (
+        "anatomy",
+        "clinical_knowledge",
+        "college_medicine",
+        "human_aging",
+        "medical_genetics",
+        "nutrition",
+        "professional_medicine",
+        "virology",
+    )

@@ -1,0 +1,50 @@
+"""Splits decided by each item's own id, so they never move when data are reordered or added."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .item import Item, TaskError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The items to fit on (train), to choose settings on (dev) and to report on (test)."""
+
+    train: list[Item]
+    dev: list[Item]
+    test: list[Item]
+
+
+def stable_fraction(text: str) -> float:
+    """Map a text to a number in [0, 1) that is the same on every machine and in every run."""
+    # 53 bits fit a float exactly, so the result can never round up to 1.
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise TaskError unless the fraction is at least 0 and below 1."""
+    if not 0 <= fraction < 1:
+        raise TaskError(f"a split fraction should be at least 0 and below 1, but is {fraction!r}; try 0.2.")
+
+
+def hashed_split(
+    items: Sequence[Item], fraction: float = 0.2, salt: str = "dev"
+) -> tuple[list[Item], list[Item]]:
+    """Split items into (rest, held out) by the sha256 of salt and id; both keep the given order.
+
+    Each item's side depends on nothing but its id and the salt. The held-out share is about, not
+    exactly, the fraction.
+
+    Raises:
+        TaskError: the fraction is not in [0, 1).
+    """
+    check_fraction(fraction)
+    rest: list[Item] = []
+    held_out: list[Item] = []
+    for item in items:
+        side = held_out if stable_fraction(f"{salt}:{item.id}") < fraction else rest
+        side.append(item)
+    return rest, held_out
