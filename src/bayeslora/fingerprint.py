@@ -27,7 +27,8 @@ def fingerprint(model: nn.Module, target: nn.Module) -> dict[str, Any]:
 
 
 def _probe(target: nn.Module) -> list[float] | None:
-    base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+    getter: Any = getattr(target, "get_base_layer", lambda: target)
+    base = getter()
     weight = getattr(base, "weight", None)
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.is_meta:
         return None

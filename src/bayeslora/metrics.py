@@ -6,7 +6,8 @@ choice an item does not have carries probability zero), and integer `labels [ite
 `TypeError` when the labels are not integers. The work is done in float64 on the CPU.
 """
 
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy
 import torch
@@ -22,7 +23,8 @@ SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 _ROW_SUM_TOLERANCE = 1e-3
 
 
-class ReliabilityCurve(NamedTuple):
+@dataclass(frozen=True)
+class ReliabilityCurve:
     """Items grouped by the confidence of their top choice.
 
     Attributes:
@@ -45,8 +47,8 @@ def accuracy(probabilities: Array, labels: Array) -> float:
 def nll(probabilities: Array, labels: Array) -> float:
     """Mean negative log-likelihood of the labels in nats.
 
-    A label's probability is raised to at least `SMALLEST_PROBABILITY`, so one item costs at most 87.3 nats and
-    the mean stays finite.
+    A label's probability is raised to at least `SMALLEST_PROBABILITY`, so one item costs at most 87.3 nats
+    and the mean stays finite.
     """
     probabilities, labels = _checked(probabilities, labels)
     return functional.nll_loss(probabilities.clamp_min(SMALLEST_PROBABILITY).log(), labels).item()
@@ -122,9 +124,7 @@ def _equal_steps(bins: int) -> torch.Tensor:
     return torch.linspace(0, 1, bins + 1, dtype=torch.float64)
 
 
-def _grouped(
-    confidence: torch.Tensor, correct: torch.Tensor, index: torch.Tensor, bins: int
-) -> ReliabilityCurve:
+def _grouped(confidence: torch.Tensor, correct: torch.Tensor, index: torch.Tensor, bins: int) -> ReliabilityCurve:
     """Average the items `[items]` of each bin; `index [items]` names each item's bin."""
     count = torch.bincount(index, minlength=bins)
     return ReliabilityCurve(
@@ -156,8 +156,8 @@ def _checked(probabilities: Array, labels: Array) -> tuple[torch.Tensor, torch.T
 def _check_shapes(probabilities: torch.Tensor, labels: torch.Tensor) -> None:
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or probabilities.numel() == 0:
         raise ValueError(
-            "Expected probabilities [items, choices] and labels [items] with at least one item, but got shapes "
-            f"{list(probabilities.shape)} and {list(labels.shape)}. Pass one row and one label per item."
+            "Expected probabilities [items, choices] and labels [items] with at least one item, but got "
+            f"shapes {list(probabilities.shape)} and {list(labels.shape)}. Pass a row and a label per item."
         )
 
 

@@ -65,8 +65,8 @@ def load_base_model(
         The model and its tokenizer.
 
     Raises:
-        ValueError: For an unknown kind, dtype or offline name, for `num_labels` on a causal language model, and
-            when the checkpoint holds no weights for parts of the model that should be pretrained.
+        ValueError: For an unknown kind, dtype or offline name, for `num_labels` on a causal language model,
+            and when the checkpoint holds no weights for parts of the model that should be pretrained.
         OSError: When the folder is no model or the Hub id cannot be loaded.
         ImportError: When the package that carries an offline model, or reads it, is missing.
     """
@@ -152,8 +152,7 @@ def _package_folder(package: str, *, install: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            f"Expected the package {package!r}, which carries the model, but it is not installed. "
-            f"Remedy: {install}"
+            f"Expected the package {package!r}, which carries the model, but it is not installed. Remedy: {install}"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -225,10 +224,13 @@ def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: 
         backbone = f"{model.base_model_prefix}."
         missing = {key for key in missing if key.startswith(backbone) and "pooler" not in key}
     if missing:
-        remedy = "Name a causal language model such as 'offline:smollm2', or set kind='sequence_classification'."
+        remedy = {
+            "causal_lm": "Name a causal language model, or set kind='sequence_classification'.",
+            "sequence_classification": "Name a checkpoint that holds the whole encoder or decoder.",
+        }
         raise ValueError(
-            f"Expected pretrained weights for all of {type(model).__name__}, but {name!r} lacks {len(missing)} "
-            f"of them, such as {min(missing)}. " + (remedy if kind == "causal_lm" else "Name a whole checkpoint.")
+            f"Expected pretrained weights for all of {type(model).__name__}, but {name!r} lacks "
+            f"{len(missing)} of them, such as {min(missing)}. {remedy[kind]}"
         )
 
 
@@ -245,10 +247,10 @@ def _load_failure(name: str, source: str, error: OSError) -> str:
     if Path(source).is_dir():
         return f"The folder {source} does not hold a whole model with its tokenizer: {cause}"
     return (
-        f"Could not load the base model {name!r}: there is no such folder, and either the Hugging Face Hub could "
-        f"not be reached or it has no such id for you. The Hub's words: {cause} "
-        "Remedies: check the id, the connection and your Hub login; name a local folder written by "
-        "save_pretrained; or use 'offline:smollm2', which needs no network."
+        f"Could not load the base model {name!r}. It is no local folder, and either the Hub could not "
+        f"be reached or the id does not exist there (a gated one needs a login). Cause: {cause} "
+        "Remedies: check the id and the connection; name a local folder written by save_pretrained; "
+        "or use 'offline:smollm2', which needs no network."
     )
 
 

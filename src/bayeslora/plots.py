@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
@@ -13,7 +14,9 @@ from matplotlib.ticker import PercentFormatter
 from bayeslora.metrics import Array, ReliabilityCurve, reliability_curve, summary
 
 _BAR_COLOUR = "#4c78a8"
-_GAP_COLOUR = "#e45756"
+_OVERCONFIDENT_COLOUR = "#f3b0af"
+_UNDERCONFIDENT_COLOUR = "#f5d27a"
+_ACCURACY_COLOUR = "#1f3a5f"
 _LINE_COLOUR = "#555555"
 
 
@@ -22,9 +25,9 @@ def reliability_diagram(
 ) -> None:
     """Write one PNG with a reliability diagram per method, side by side on equal axes.
 
-    Each panel shows the accuracy in bins of equal confidence width, the gap to perfect calibration shaded, and
-    the share of items in each bin below. The picture is written aside and renamed, so a failure leaves an
-    older one as it was.
+    Each panel shows the accuracy in bins of equal confidence width, the gap to the confidence shaded,
+    and the share of items in each bin below. The picture is written aside and renamed, so a failure leaves
+    an older one as it was.
 
     Args:
         curves: For each method's name its probabilities `[items, choices]` and labels `[items]`.
@@ -39,10 +42,10 @@ def reliability_diagram(
     """
     path = Path(path)
     if not curves:
-        raise ValueError("Expected at least one method to draw, but the mapping is empty. Pass name: (probs, labels).")
+        raise ValueError("Expected at least one method to draw, but got none. Pass {name: (probabilities, labels)}.")
     if path.suffix.lower() != ".png":
         raise ValueError(f"Expected a path that ends in .png, but got {path}. Rename it.")
-    figure = Figure(figsize=(max(3.0 * len(curves), 4.0) + 0.6, 4.8), layout="constrained")
+    figure = Figure(figsize=(max(3.0 * len(curves) + 0.6, 5.6), 5.0), layout="constrained")
     axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row", height_ratios=[3.2, 1])
     for column, (name, (probabilities, labels)) in enumerate(curves.items()):
         curve = reliability_curve(probabilities, labels, bins)
@@ -51,7 +54,8 @@ def reliability_diagram(
         axes[0, column].set_title(_panel_title(name, summary(probabilities, labels)), fontsize=9)
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("items")
-    axes[0, 0].legend(loc="upper left", fontsize=8, frameon=False)
+    handles, meanings = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, meanings, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     if title is not None:
         figure.suptitle(title, fontsize=12)
     _write_png(figure, path)
@@ -60,19 +64,14 @@ def reliability_diagram(
 def _draw_accuracy(axes: Axes, curve: ReliabilityCurve) -> None:
     centres, width = _bin_places(curve)
     confidence, accuracy = curve.confidence.numpy(), curve.accuracy.numpy()
-    axes.bar(centres, accuracy, width, color=_BAR_COLOUR, edgecolor="white", linewidth=0.6, label="accuracy")
-    axes.bar(
-        centres,
-        confidence - accuracy,
-        width,
-        bottom=accuracy,
-        color=_GAP_COLOUR,
-        alpha=0.35,
-        edgecolor=_GAP_COLOUR,
-        linewidth=0.6,
-        label="gap to confidence",
-    )
-    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=_LINE_COLOUR)
+    over, under = (confidence - accuracy).clip(min=0), (accuracy - confidence).clip(min=0)
+    bar: dict[str, Any] = {"width": width, "edgecolor": "white", "linewidth": 0.6}
+    axes.bar(centres, accuracy, color=_BAR_COLOUR, **bar)
+    axes.bar(centres, over, bottom=accuracy, color=_OVERCONFIDENT_COLOUR, label="overconfident by", **bar)
+    axes.bar(centres, under, bottom=confidence, color=_UNDERCONFIDENT_COLOUR, label="underconfident by", **bar)
+    left, right = centres - width / 2, centres + width / 2
+    axes.hlines(accuracy, left, right, color=_ACCURACY_COLOUR, linewidth=1.8, label="accuracy", clip_on=False)
+    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=_LINE_COLOUR, label="calibrated")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
 

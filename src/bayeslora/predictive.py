@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.sampling import random_factors, sampling
 from bayeslora.scoring import ChoiceBatch
+from bayeslora.trunk import TrunkCache
 
 __all__ = ["Predictive", "predict"]
 
@@ -81,6 +82,7 @@ def predict(
     *,
     chunk_size: int | None = None,
     memory_limit: int | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> Predictive:
     """Posterior predictive of `batch`, in eval mode and without gradients.
 
@@ -94,6 +96,7 @@ def predict(
             depend on it beyond rounding.
         memory_limit: Bound in bytes for the activations of one forward, as estimated. Default: half of the free
             memory on a GPU, 1 GiB elsewhere.
+        trunk_cache: Serves the frozen layers' output for batches of items (`ChoiceBatch`).
 
     Returns:
         Log-probabilities over the choices with entropy and mutual information in nats.
@@ -105,16 +108,19 @@ def predict(
         raise ValueError(f"num_samples must be at least 0 (0: posterior mean), got {num_samples}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with _evaluating(model), torch.no_grad():
         if num_samples == 0 or not random_factors(model):
-            return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
+            with serving:
+                return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
         size = chunk_size or _affordable_samples(model, batch, memory_limit)
         chunks = []
-        for first in range(0, num_samples, size):
-            count = min(size, num_samples - first)
-            with sampling(model, count, seed, first=first):
-                logits = _choice_logits(model, batch)
-            chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
+        with serving:
+            for first in range(0, num_samples, size):
+                count = min(size, num_samples - first)
+                with sampling(model, count, seed, first=first):
+                    logits = _choice_logits(model, batch)
+                chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
     return Predictive(torch.cat(chunks))
 
 
@@ -143,9 +149,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _affordable_samples(
-    model: nn.Module, batch: ChoiceBatch | Mapping[str, Any], memory_limit: int | None
-) -> int:
+def _affordable_samples(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any], memory_limit: int | None) -> int:
     """How many draws fit into the memory limit in one forward; at least one.
 
     An upper estimate of what is alive at once without gradients: a few activations of the widest layer, the attention

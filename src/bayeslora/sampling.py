@@ -44,15 +44,14 @@ class Draws:
 
     def factors(self, *, in_use: bool = False) -> list[RandomFactor]:
         """Factors of the active adapters, in the order of the model; `in_use`: not disabled and not merged."""
-        found: list[RandomFactor] = []
+        found: list[nn.Module] = []
         for layer in self.layers:
             if in_use and (layer.disable_adapters or layer.merged):
                 continue
             for name in layer.active_adapters:
                 for container in (layer.lora_A, layer.lora_B):
-                    if name in container and isinstance(container[name], RandomFactor):
-                        found.append(container[name])
-        return found
+                    found += [container[name]] if name in container else []
+        return [factor for factor in found if isinstance(factor, RandomFactor)]
 
     def set_noise(self, generators: Sequence[torch.Generator | None], *, explicit: bool = False) -> None:
         """Give every active factor noise: draw number s from generator s (None: torch's default generator)."""
@@ -160,8 +159,10 @@ def draw_noise(factors: Sequence[RandomFactor], generators: Sequence[torch.Gener
     noises = []
     for factor in factors:
         target = next(factor.parameters()).device
-        parts = [next(pieces).unflatten(1, shape).to(target) for shape in factor.family.noise_shapes]
-        noises.append(Noise(*parts, uniform=torch.cat(uniform).to(target)))
+        weight, inducing, square, side = (
+            next(pieces).unflatten(1, shape).to(target) for shape in factor.family.noise_shapes
+        )
+        noises.append(Noise(weight, inducing, square, side, torch.cat(uniform).to(target)))
     return noises
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import peft.mapping
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraModel
 from torch import nn
 
 from bayeslora.factors import InducingFamily, RandomFactor
@@ -174,9 +174,9 @@ class BayesianLoraModel(LoraModel):
             self.model.__dict__["bayeslora_draws"] = draws
         return draws
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
-        lora_config: BayesianLoraConfig,
+        lora_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -189,10 +189,9 @@ class BayesianLoraModel(LoraModel):
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
         )
-        layer = parent.get_submodule(target_name)
-        if not isinstance(layer, LoraLayer) or not isinstance(
-            layer.lora_A[adapter_name] if adapter_name in layer.lora_A else None, nn.Linear
-        ):
+        layer: Any = parent.get_submodule(target_name)
+        factors = getattr(layer, "lora_A", {})
+        if adapter_name not in factors or not isinstance(factors[adapter_name], nn.Linear):
             raise ValueError(
                 f"Bayesian-LoRA needs linear layers, but target module {current_key!r} is a "
                 f"{type(target).__name__}; leave it out of target_modules."
@@ -202,10 +201,11 @@ class BayesianLoraModel(LoraModel):
         if not any(layer is known for known in layers):
             layers.append(layer)
 
-    def _randomise(self, config: BayesianLoraConfig, adapter_name: str, layer: LoraLayer, training: bool) -> None:
-        for side, container in (("A", layer.lora_A), ("B", layer.lora_B)):
+    def _randomise(self, config: BayesianLoraConfig, adapter_name: str, layer: Any, training: bool) -> None:
+        sides: tuple[tuple[Literal["A", "B"], Any], ...] = (("A", layer.lora_A), ("B", layer.lora_B))
+        for side, container in sides:
             linear = container[adapter_name]
-            family = config.family(side, *linear.weight.shape)  # type: ignore[arg-type]
+            family = config.family(side, linear.out_features, linear.in_features)
             factor = RandomFactor(family, linear.weight.data).to(linear.weight.device)
             factor.requires_grad_(linear.weight.requires_grad)
             # PEFT leaves new modules in train mode inside a model in eval mode; that would sample unasked.
@@ -269,7 +269,7 @@ class BayesianLoraModel(LoraModel):
         draws = self._draws()
         return id(draws.factors()[0].noise) if draws.explicit else None
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         draws = self._draws()
         with self._mean_in_train_mode(), torch.no_grad():
             model = super()._unload_and_optionally_merge(*args, **kwargs)

@@ -4,4 +4,14 @@ from bayeslora.factors.inducing import KL, InducingFamily, Noise
 from bayeslora.factors.module import RandomFactor, forget, materialise, stacked_kl
 from bayeslora.factors.whitening import Whitening, whiten
 
-__all__ = ["KL", "InducingFamily", "Noise", "RandomFactor", "Whitening", "forget", "materialise", "stacked_kl", "whiten"]
+__all__ = [
+    "KL",
+    "InducingFamily",
+    "Noise",
+    "RandomFactor",
+    "Whitening",
+    "forget",
+    "materialise",
+    "stacked_kl",
+    "whiten",
+]

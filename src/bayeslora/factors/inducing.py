@@ -17,7 +17,7 @@ from torch import Tensor
 from bayeslora.factors.whitening import DIAGONAL_FLOOR, Whitening, whiten
 from bayeslora.posteriors import Posterior, get_posterior
 
-__all__ = ["InducingFamily", "KL", "Noise"]
+__all__ = ["KL", "InducingFamily", "Noise"]
 
 Bases = Literal["lora", "free"]
 Mean = Literal["lora", "inducing"]

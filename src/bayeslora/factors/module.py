@@ -57,6 +57,11 @@ class RandomFactor(nn.Module):
         return self.family.rows
 
     @property
+    def reference(self) -> Tensor:
+        """A parameter that every family has, for its device and precision."""
+        return self.get_parameter("row_log_diagonal")
+
+    @property
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The tensors that the family's functions take."""
         return {name: value for name, value in self._parameters.items() if value is not None}
@@ -86,7 +91,7 @@ class RandomFactor(nn.Module):
     def embed(self, weight: Tensor) -> None:
         """Restart the posterior so that its mean is `weight` `[out, in]` (exact embedding of a LoRA factor)."""
         with torch.no_grad():
-            for name, value in self.family.initial(weight.to(self.row_log_diagonal.device)).items():
+            for name, value in self.family.initial(weight.to(self.reference.device)).items():
                 self.get_parameter(name).copy_(value)
 
     def kl(self) -> KL:
@@ -104,8 +109,8 @@ class RandomFactor(nn.Module):
         if value.shape[0] % samples:
             raise ValueError(
                 f"{samples} posterior samples in one forward need a leading dimension of samples * batch, got inputs "
-                f"of shape {tuple(value.shape)}; this module sees packed or routed tokens, so take one sample at a time "
-                "(bayeslora.predict(..., chunk_size=1))."
+                f"of shape {tuple(value.shape)}; this module sees packed or routed tokens, so take one sample at a "
+                "time (bayeslora.predict(..., chunk_size=1))."
             )
         product = torch.bmm(value.reshape(samples, -1, value.shape[-1]), weight.mT)
         return product.reshape(*value.shape[:-1], self.out_features)
@@ -119,7 +124,7 @@ def _groups(factors: Sequence[RandomFactor]) -> list[list[int]]:
     """Positions of the factors that can be stacked: same family, device and kind of parameters."""
     groups: dict[Any, list[int]] = {}
     for position, factor in enumerate(factors):
-        reference = factor.row_log_diagonal
+        reference = factor.reference
         key = (factor.family, reference.device, reference.dtype, factor.active_noise is None)
         groups.setdefault(key, []).append(position)
     return list(groups.values())
@@ -134,8 +139,10 @@ def _stack_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
 
 def _stack_noise(factors: Sequence[RandomFactor]) -> Noise:
     noises = [noise for factor in factors if (noise := factor.active_noise) is not None]
-    stacked = [torch.stack(parts, dim=1) for parts in zip(*(noise[:-1] for noise in noises), strict=True)]
-    return Noise(*stacked, uniform=noises[0].uniform)
+    weight, inducing, square, side = (
+        torch.stack(parts, dim=1) for parts in zip(*(noise[:-1] for noise in noises), strict=True)
+    )
+    return Noise(weight, inducing, square, side, noises[0].uniform)
 
 
 def _compute(factors: Sequence[RandomFactor]) -> list[Tensor]:
@@ -175,7 +182,7 @@ def stacked_kl(factors: Sequence[RandomFactor]) -> list[KL]:
         if members[0].active_noise is None:
             shape = members[0].family.q.noise_shape
             generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(16, len(members), *shape, generator=generator).to(members[0].row_log_diagonal)
+            noise = torch.randn(16, len(members), *shape, generator=generator).to(members[0].reference)
         else:
             noise = _stack_noise(members).inducing
         parts = members[0].family.kl(parameters, noise)

@@ -12,7 +12,16 @@ from bayeslora.posteriors.flow import Flow
 from bayeslora.posteriors.full import Full
 from bayeslora.posteriors.matrix_normal import MatrixNormal
 
-__all__ = ["Diagonal", "Ensemble", "Flow", "Full", "MatrixNormal", "Posterior", "get_posterior", "posterior_names"]
+__all__ = [
+    "Diagonal",
+    "Ensemble",
+    "Flow",
+    "Full",
+    "MatrixNormal",
+    "Posterior",
+    "get_posterior",
+    "posterior_names",
+]
 
 
 def posterior_names() -> list[str]:

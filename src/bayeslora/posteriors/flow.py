@@ -118,8 +118,6 @@ class Flow(Posterior):
     def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
         """Monte Carlo estimate from `noise` [samples, ..., rows, columns], averaged over samples."""
         log_std = parameters["v_log_std"]
-        value, log_determinant = self._transform(
-            parameters["v_flow"], parameters["v_loc"] + log_std.exp() * noise
-        )
+        value, log_determinant = self._transform(parameters["v_flow"], parameters["v_loc"] + log_std.exp() * noise)
         log_base = log_standard_normal(noise) - log_std.sum((-2, -1))
         return (log_base - log_determinant - log_standard_normal(value)).mean(0)

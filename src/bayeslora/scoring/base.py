@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class ChoiceItem(Protocol):
 class ChoiceBatch(dict[str, Any], ABC):
     """Tensors of a batch of items, and how to read their class logits from a model.
 
-    Keys: what the scoring needs, `choice_mask` [batch, choices] (True where an item has that choice), and `labels`
-    [batch] where all items have one.
+    Keys: what the scoring needs, `choice_mask` [batch, choices] (True where an item has that choice), `labels` [batch]
+    where all items have one, and `lengths` [batch], the tokens of each item, where the padding is on the left.
     """
 
     @abstractmethod
@@ -68,7 +68,8 @@ class ChoiceBatch(dict[str, Any], ABC):
 
     def to(self, device: torch.device | str) -> ChoiceBatch:
         """The batch on `device`."""
-        return type(self)({name: value.to(device) for name, value in self.items()})
+        batch: type[dict[str, Any]] = type(self)
+        return cast(ChoiceBatch, batch({name: value.to(device) for name, value in self.items()}))
 
 
 class Scoring(ABC):

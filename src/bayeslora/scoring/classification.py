@@ -8,7 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask, forward_options
+from bayeslora.scoring.base import (
+    ChoiceBatch,
+    ChoiceItem,
+    Scoring,
+    choice_labels,
+    choice_mask,
+    forward_options,
+)
 
 __all__ = ["Classification", "ClassificationBatch"]
 
@@ -39,9 +46,7 @@ class Classification(Scoring):
     def __call__(self, items: Sequence[ChoiceItem]) -> ClassificationBatch:
         """Batch of `items`."""
         texts = [item.question for item in items]
-        encoded = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self._length(), return_tensors="pt"
-        )
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self._length(), return_tensors="pt")
         return ClassificationBatch(
             input_ids=encoded["input_ids"],
             attention_mask=torch.as_tensor(encoded["attention_mask"]),

@@ -8,7 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask, forward_options
+from bayeslora.scoring.base import (
+    ChoiceBatch,
+    ChoiceItem,
+    Scoring,
+    choice_labels,
+    choice_mask,
+    forward_options,
+)
 
 __all__ = ["Cloze", "ClozeBatch"]
 
@@ -40,8 +47,9 @@ class ClozeBatch(ChoiceBatch):
         copies = logits.shape[0] // self["source"].shape[0]
         source, target, choice = (self[name].repeat(copies, 1) for name in ("source", "target", "choice"))
         logits = logits.float()
-        predicted = logits.gather(1, source.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        token = predicted.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        # Only the targets' logits are gathered: the vocabulary is wide and a copy of [rows, tokens, vocabulary] costs
+        # more than the head.
+        token = logits.flatten(1).gather(1, source * logits.shape[-1] + target)
         likelihood = token - logits.logsumexp(-1).gather(1, source)
         return _mean_by_choice(likelihood, choice, self["choice_mask"].shape[1])
 
@@ -56,9 +64,7 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def _mean_by_choice(likelihood: Tensor, choice: Tensor, choices: int) -> Tensor:
@@ -93,6 +99,7 @@ class Cloze(Scoring):
             input_ids=ids,
             **columns,
             target=torch.tensor(target),
+            lengths=mask.sum(-1),
             choice_mask=choice_mask(items),
             **choice_labels(items),
         )
@@ -143,4 +150,9 @@ def _layout(context: int, choices: Sequence[int], length: int, longest: int) -> 
     allowed = causal & visible & (group >= -1).unsqueeze(0)
     # A padding row must see something, or its softmax is not a number.
     allowed |= torch.eye(length, dtype=torch.bool)
-    return {"attention_mask": allowed.unsqueeze(0), "position_ids": position, "source": source, "choice": choice}
+    return {
+        "attention_mask": allowed.unsqueeze(0),
+        "position_ids": position,
+        "source": source,
+        "choice": choice,
+    }

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask, forward_options
+from bayeslora.scoring.base import (
+    ChoiceBatch,
+    ChoiceItem,
+    Scoring,
+    choice_labels,
+    choice_mask,
+    forward_options,
+)
 
 __all__ = ["Letter", "LetterBatch", "class_token_ids"]
 
@@ -46,6 +53,7 @@ class Letter(Scoring):
             input_ids=ids,
             attention_mask=attention,
             position_ids=positions,
+            lengths=attention.sum(-1),
             class_token_ids=classes,
             choice_mask=mask,
             **choice_labels(items),

@@ -71,8 +71,7 @@ class Task(ABC):
     def _offline(self, collector: Collector) -> tuple[list[Item], list[Item]]:
         if self.offline_folder is None:
             raise TaskError(
-                f"task '{self.name}' has no offline data, but source is 'offline'; "
-                "use source 'hub' or a local file."
+                f"task '{self.name}' has no offline data, but source is 'offline'; use source 'hub' or a local file."
             )
         validation = collector.items(self.parse, saved_rows(self.offline_folder))
         if self.offline_test is None:

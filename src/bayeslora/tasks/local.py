@@ -41,9 +41,7 @@ def load_items(
     Raises:
         TaskError: the file, a column or a row is wrong; the message names the line or row.
     """
-    columns = Columns(
-        question_column, choices_column, label_column, id_column, _shared(choices), require_label
-    )
+    columns = Columns(question_column, choices_column, label_column, id_column, _shared(choices), require_label)
     return _load(Path(path), columns, Path(path).stem)
 
 

@@ -84,8 +84,7 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
         ) from error
     if not isinstance(rows, list):
         raise TaskError(
-            f"{path}: expected a JSON list of objects, but it holds {type(rows).__name__}; "
-            "put the items in one list."
+            f"{path}: expected a JSON list of objects, but it holds {type(rows).__name__}; put the items in one list."
         )
     for number, values in enumerate(rows, 1):
         yield PlacedRow(f"row {number}", _object(f"{path}, row {number}", values))

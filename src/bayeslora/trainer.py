@@ -1,0 +1,258 @@
+"""The ELBO in transformers' Trainer: a mixin for any Trainer, and one ready to use."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from bayeslora.factors import KL, RandomFactor
+from bayeslora.objective import kl_divergence, kl_weight
+from bayeslora.sampling import find_draws, hold_draw
+from bayeslora.saving import last_complete_checkpoint
+from bayeslora.scoring import ChoiceBatch
+from bayeslora.trunk import TrunkCache
+
+__all__ = ["BayesianLoraTrainer", "ELBOTrainerMixin", "NonFiniteLossError"]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss or the weights became NaN or infinite; training stopped before they were used or saved."""
+
+
+if TYPE_CHECKING:
+    _Parent = Trainer
+else:
+    _Parent = object
+
+
+class ELBOTrainerMixin(_Parent):
+    """Makes a Trainer minimise mean NLL + beta * KL / N for models with Bayesian-LoRA adapters.
+
+    Put it before the Trainer: `class MyTrainer(ELBOTrainerMixin, Trainer)`. The parent's loss is the mean NLL; for a
+    `ChoiceBatch` it is the cross-entropy of the class logits. One posterior draw, a function of the seed and the step,
+    serves all micro-batches and all processes of a step, so a batch of 8 gives the same update as 2 x 4 accumulated
+    and as 2 processes with 4 each.
+
+    Args:
+        beta: Weight of the KL; 1 is the ELBO.
+        num_examples: N. Default: the length of the training set, or the number of its target tokens where `labels`
+            are sequences.
+        kl_warmup_steps: Steps until the KL has its full weight.
+        posterior_learning_rate: Learning rate of the variational parameters (all of a factor but its LoRA mean).
+            Default: that of the others.
+        trunk_cache: Serves the frozen layers' output for batches of items (`ChoiceBatch`).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: float = 1.0,
+        num_examples: int | None = None,
+        kl_warmup_steps: int = 0,
+        posterior_learning_rate: float | None = None,
+        trunk_cache: TrunkCache | None = None,
+        **kwargs: Any,
+    ):
+        if beta < 0:
+            raise ValueError(f"beta must be at least 0, got {beta}.")
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+        self.kl_warmup_steps = kl_warmup_steps
+        self.posterior_learning_rate = posterior_learning_rate
+        self.trunk_cache = trunk_cache
+        dataset = self.train_dataset
+        if num_examples is None and dataset is not None:
+            num_examples = count_observations(dataset)
+        self._num_examples = num_examples
+        self._drawn_step: int | None = None
+        self._sums: dict[str, Tensor] = {}
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, with the draw of its step.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite; the optimizer has not stepped with it.
+        """
+        state = self.state
+        if self._drawn_step != state.global_step:
+            hold_draw(model, seed=self.args.seed, step=state.global_step)
+            self._drawn_step = state.global_step
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss became {loss.item()} at step {state.global_step + 1} of {state.max_steps}; training stopped "
+                f"before the update. {self._last_good()} Lower the learning rate, or check the data."
+            )
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean NLL, and in train mode beta * KL / N once per step however it is accumulated and distributed."""
+        if isinstance(inputs, ChoiceBatch):
+            loss, outputs = self._choice_loss(model, inputs, num_items_in_batch)
+        else:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if model.training:
+            # The trainer divides by the accumulation steps unless the loss is already a share of the whole batch.
+            steps = max(1, getattr(self, "current_gradient_accumulation_steps", 1))
+            scaled = self._is_scaled(num_items_in_batch)
+            kl = kl_divergence(model)
+            self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
+            weighted = self._kl_weight() * kl.total / self._observations()
+            loss = loss + (weighted / steps if scaled else weighted).to(loss.dtype)
+        return (loss, outputs) if return_outputs else loss
+
+    def _choice_loss(self, model: nn.Module, batch: ChoiceBatch, num_items: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.trunk_cache.serve(batch) if self.trunk_cache is not None else nullcontext():
+            logits = batch.choice_logits(model)
+        labels = batch.labels
+        if labels is None:
+            raise ValueError("training needs a label for every item, but this batch has items without one.")
+        if num_items is None or not self._is_scaled(num_items):
+            loss = nn.functional.cross_entropy(logits, labels)
+        else:
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items
+            if self.args.average_tokens_across_devices:
+                # num_items counts all processes, and DDP averages the gradients over them.
+                loss = loss * self.accelerator.num_processes
+        return loss, {"loss": loss, "logits": logits}
+
+    def _is_scaled(self, num_items_in_batch: Any) -> bool:
+        """Whether the loss is a share of the whole accumulated batch (the trainer will not divide it), as Trainer."""
+        explicit = getattr(self, "loss_is_scaled_for_ga", None)
+        if explicit is not None:
+            return bool(explicit)
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return bool(counted or self.compute_loss_func is not None)
+
+    def _kl_weight(self) -> float:
+        return kl_weight(self.state.global_step + 1, self.beta, self.kl_warmup_steps)
+
+    def _observations(self) -> int:
+        if self._num_examples is None:
+            raise ValueError("num_examples (N in beta * KL / N) is unknown for this dataset; pass num_examples=...")
+        return self._num_examples
+
+    @property
+    def _module(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    # --- logs ------------------------------------------------------------------------------------------------------
+
+    def _note(self, nll: Tensor, kl: KL, steps: int) -> None:
+        parts = {
+            "nll": nll,
+            "kl": kl.total.detach() / steps,
+            "kl_inducing": kl.inducing.detach() / steps,
+            "kl_conditional": kl.conditional.detach() / steps,
+        }
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean nll (nats per example) and kl (nats, whole model, and its two parts) since the last log."""
+        if "loss" in logs and self._sums:
+            last = getattr(self, "_last_noted_step", 0)
+            steps = max(1, self.state.global_step - last)
+            self._last_noted_step = self.state.global_step
+            names = sorted(self._sums)
+            sums = torch.stack([self._sums[name].float() for name in names])
+            means = self.accelerator.reduce(sums, "mean") / steps
+            logs.update(zip(names, means.tolist(), strict=True))
+            logs["kl_weight"] = self._kl_weight()
+            self._sums = {}
+        super().log(logs, *args, **kwargs)
+
+    # --- optimizer -------------------------------------------------------------------------------------------------
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay, where it is switched on, is for LoRA means and other weights, not for q(V), Z, D or lambda."""
+        variational = {name for name, _ in variational_parameters(model)}
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name not in variational]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The parent's optimizer, with groups of their own for variational parameters where they have a rate."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and self.posterior_learning_rate is not None:
+            chosen = {id(p) for _, p in variational_parameters(self._module)}
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": self.posterior_learning_rate})
+        self.optimizer = optimizer
+        return optimizer
+
+    # --- life of a run ---------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer.train; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is not None:
+                step = int(resume_from_checkpoint.rpartition("-")[2])
+                self._last_noted_step = step
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._drawn_step = None
+            draws = find_draws(self._module)
+            if draws is not None:
+                draws.clear()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"parameter {name} is not finite at step {self.state.global_step}; nothing was saved. "
+                    f"{self._last_good()} Lower the learning rate, or check the data."
+                )
+        super()._save(output_dir, state_dict)
+
+    def _last_good(self) -> str:
+        checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        return f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
+
+
+class BayesianLoraTrainer(ELBOTrainerMixin, Trainer):
+    """transformers' Trainer with the ELBO; plain PEFT adapters train in it as usual (their KL is zero)."""
+
+
+def variational_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters of q(V), Z, D and lambda of all random factors; not their LoRA means."""
+    return [
+        (f"{prefix}.{name}", parameter)
+        for prefix, module in model.named_modules()
+        if isinstance(module, RandomFactor)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name != "mean"
+    ]
+
+
+def count_observations(dataset: Any) -> int | None:
+    """N of the ELBO: examples, or target tokens (labels but for the first and those of -100) in language modelling.
+
+    None where the dataset has no length.
+    """
+    try:
+        length = len(dataset)
+    except TypeError:
+        return None
+    first = dataset[0] if length else None
+    labels = first.get("labels") if isinstance(first, dict) else None
+    if labels is None or not hasattr(labels, "__len__") or math.prod(getattr(labels, "shape", (2,))) <= 1:
+        return length
+    return sum(sum(int(label) != -100 for label in list(row["labels"])[1:]) for row in dataset)

@@ -1,0 +1,176 @@
+"""Shared by the tests of the mathematics: random parameters, noise, and the linear map from noise to weights."""
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bayeslora.factors import InducingFamily, Noise, RandomFactor
+from bayeslora.factors.whitening import inducing_diagonal
+from bayeslora.posteriors import Posterior
+
+Parameters = dict[str, Tensor]
+
+GAUSSIANS = ("diagonal", "matrix_normal", "full")
+FAMILIES = (*GAUSSIANS, "ensemble", "flow")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(source: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal, float64."""
+    return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+
+def seeded(build: Callable[[], Parameters], seed: int) -> Parameters:
+    """`build()`, which draws from torch's global generator, at `seed` and in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {name: value.double() for name, value in build().items()}
+
+
+def perturbed(parameters: Parameters, source: torch.Generator, scale: float, stack: Sequence[int] = ()) -> Parameters:
+    """`stack` copies of the parameters, each moved by noise of its own."""
+    return {
+        name: value + scale * normal(source, *stack, *value.shape)
+        for name, value in sorted(parameters.items())
+    }
+
+
+def posterior_parameters(q: Posterior, seed: int, scale: float = 0.4, stack: Sequence[int] = ()) -> Parameters:
+    """Parameters of q(V) away from the start."""
+    source = generator(seed)
+    start = seeded(lambda: q.initial(normal(source, q.rows, q.columns)), seed)
+    return perturbed(start, source, scale, stack)
+
+
+def factor_parameters(
+    family: InducingFamily, seed: int, scale: float = 0.3, stack: Sequence[int] = (), weight: Tensor | None = None
+) -> Parameters:
+    """Parameters of a factor away from the start; from a rank-one `weight`, which every family can embed."""
+    source = generator(seed)
+    if weight is None:
+        weight = normal(source, family.rows, 1) @ normal(source, 1, family.columns)
+    return perturbed(seeded(lambda: family.initial(weight), seed), source, scale, stack)
+
+
+def noise_like(family: InducingFamily, source: torch.Generator, samples: int, stack: Sequence[int] = ()) -> Noise:
+    """Noise of some draws in float64."""
+    parts = [normal(source, samples, *stack, *shape) for shape in family.noise_shapes]
+    return Noise(*parts, uniform=torch.rand(samples, generator=source, dtype=torch.float64))
+
+
+def noise_from_rows(family: InducingFamily, rows: Tensor) -> Noise:
+    """Noise whose numbers, in the order of `Noise`, are the rows of a matrix `[samples, numbers]`."""
+    shapes = family.noise_shapes
+    pieces = rows.split([prod(shape) for shape in shapes], dim=1)
+    parts = [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return Noise(*parts, uniform=torch.zeros(len(rows), dtype=rows.dtype))
+
+
+def noise_count(family: InducingFamily) -> int:
+    return sum(prod(shape) for shape in family.noise_shapes)
+
+
+def affine_map(function: Callable[[Tensor], Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """Offset `[d]` and matrix `[d, count]` of an affine function of rows `[samples, count] -> [samples, d]`.
+
+    Also checks on one random input that the function is affine at all.
+    """
+    offset = function(torch.zeros(1, count, dtype=torch.float64))[0]
+    matrix = (function(torch.eye(count, dtype=torch.float64)) - offset).T
+    probe = normal(generator(count), 1, count)
+    torch.testing.assert_close(function(probe)[0].detach(), (offset + matrix @ probe[0]).detach())
+    return offset, matrix
+
+
+def weight_map(family: InducingFamily, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """vec W = offset + matrix @ noise, rows of W one after the other."""
+
+    def weights(rows: Tensor) -> Tensor:
+        return family.sample_weight(parameters, noise_from_rows(family, rows)).flatten(1)
+
+    return affine_map(weights, noise_count(family))
+
+
+def lower(raw: Tensor) -> Tensor:
+    """The documented Cholesky factor: strict lower part as it is, diagonal exponentiated."""
+    size = raw.shape[-1]
+    below = torch.ones(size, size, dtype=torch.bool).tril(-1)
+    return torch.where(below, raw, 0.0) + torch.eye(size, dtype=raw.dtype) * raw.exp()
+
+
+def kron(left: Tensor, right: Tensor) -> Tensor:
+    """Kronecker product over leading dimensions; it acts on vec of a matrix taken row by row."""
+    product = torch.einsum("...ab,...cd->...acbd", left, right)
+    return product.flatten(-4, -3).flatten(-2, -1)
+
+
+def covariance_of(name: str, parameters: Parameters) -> Tensor:
+    """Cov[vec V] of a Gaussian family from its documented parameters, rows of V one after the other."""
+    if name == "diagonal":
+        return torch.diag_embed((2 * parameters["v_log_std"]).exp().flatten(-2))
+    if name == "full":
+        factor = lower(parameters["v_factor"])
+        return factor @ factor.mT
+    rows, columns = lower(parameters["v_row_factor"]), lower(parameters["v_column_factor"])
+    return kron(rows @ rows.mT, columns @ columns.mT)
+
+
+class Projections:
+    """Q and P of both sides by the textbook formulas, with explicit inverses."""
+
+    def __init__(self, family: InducingFamily, parameters: Parameters):
+        if family.bases == "free":
+            row, column = parameters["row_basis"], parameters["column_basis"]
+        else:
+            identity = torch.eye(family.inducing, dtype=torch.float64)
+            mean = parameters["mean"]
+            row, column = (identity, mean) if family.side == "A" else (mean.mT, identity)
+        self.row, self.row_share = self._one(row, parameters["row_log_diagonal"])
+        self.column, self.column_share = self._one(column, parameters["column_log_diagonal"])
+
+    @staticmethod
+    def _one(basis: Tensor, log_diagonal: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = basis @ basis.mT + torch.diag_embed(inducing_diagonal(log_diagonal)[..., 0] ** 2)
+        projection = torch.linalg.inv(torch.linalg.cholesky(kernel)) @ basis
+        return projection, basis.mT @ torch.linalg.inv(kernel) @ basis
+
+    @property
+    def residual(self) -> Tensor:
+        """Cov[vec R] = I - P_r (x) P_c."""
+        share = kron(self.row_share, self.column_share)
+        return torch.eye(share.shape[-1], dtype=share.dtype) - share
+
+    def transported(self, covariance: Tensor) -> Tensor:
+        """Cov[vec Q_r^T V Q_c] for Cov[vec V] = `covariance`."""
+        both = kron(self.row.mT, self.column.mT)
+        return both @ covariance @ both.mT
+
+
+def factor_of(family: InducingFamily, seed: int = 0, scale: float = 0.3) -> RandomFactor:
+    """A module away from the start, float32."""
+    parameters = factor_parameters(family, seed, scale)
+    factor = RandomFactor(family, torch.zeros(family.rows, family.columns))
+    factor.load_state_dict({name: value.float() for name, value in parameters.items()})
+    return factor
+
+
+def float_noise(family: InducingFamily, seed: int, samples: int = 1) -> Noise:
+    """Noise of one factor in float32."""
+    return Noise(*(part.float() for part in noise_like(family, generator(seed), samples)))
+
+
+def draw_of(noise: Noise, index: int) -> Noise:
+    return Noise(*(part[index : index + 1] for part in noise))
+
+
+def as_leaves(parameters: Parameters) -> Parameters:
+    return {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+
+
+def gradients(value: Tensor, leaves: Iterable[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(value, list(leaves), allow_unused=True, materialize_grads=True))
