@@ -22,7 +22,7 @@ def generator(seed: int) -> torch.Generator:
 
 def normal(source: torch.Generator, *shape: int) -> Tensor:
     """Standard normal, float64."""
-    return torch.randn(*shape, generator=source, dtype=torch.float64)
+    return torch.randn(shape, generator=source, dtype=torch.float64)
 
 
 def seeded(build: Callable[[], Parameters], seed: int) -> Parameters:
@@ -34,10 +34,7 @@ def seeded(build: Callable[[], Parameters], seed: int) -> Parameters:
 
 def perturbed(parameters: Parameters, source: torch.Generator, scale: float, stack: Sequence[int] = ()) -> Parameters:
     """`stack` copies of the parameters, each moved by noise of its own."""
-    return {
-        name: value + scale * normal(source, *stack, *value.shape)
-        for name, value in sorted(parameters.items())
-    }
+    return {name: value + scale * normal(source, *stack, *value.shape) for name, value in sorted(parameters.items())}
 
 
 def posterior_parameters(q: Posterior, seed: int, scale: float = 0.4, stack: Sequence[int] = ()) -> Parameters:

@@ -5,6 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from zuko.flows import MaskedAutoregressiveTransform
+
+from bayeslora.posteriors import Ensemble, Flow, Posterior, get_posterior, posterior_names
 from helpers import (
     FAMILIES,
     GAUSSIANS,
@@ -19,13 +26,6 @@ from helpers import (
     posterior_parameters,
     seeded,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
-from zuko.flows import MaskedAutoregressiveTransform
-
-from bayeslora.posteriors import Ensemble, Flow, Posterior, get_posterior, posterior_names
 
 torch.set_num_threads(1)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import json
 import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,42 +26,32 @@ class _Parser(ArgumentParser):
     """Says the nearest right name where an option, key or method is unknown, and leaves the long usage out."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        hint = _nearest(message, self)
+        hint = _nearest(message)
         if not self.exit_on_error:
             raise ValueError(message + hint) from ex
         print(f"error: {message}{hint}\nSee `{self.prog} --help`.", file=sys.stderr)
         raise SystemExit(2) from ex
 
 
-def _nearest(message: str, parser: ArgumentParser) -> str:
+def _nearest(message: str) -> str:
     """A hint for the unknown name in an error message of jsonargparse; "" where nothing is near."""
-    methods = {method.__name__: _method_options(method) for method in (BayesianLora, Lora)}
-    keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    options = [option for names in methods.values() for option in names]
+    methods = {method.__name__: method.argument_names() for method in (BayesianLora, Lora)}
+    options = [action.dest for parser in _parsers()[1].values() for action in parser._actions]
+    options += [name for names in methods.values() for name in names]
     named = {
-        r"[Uu]nrecognized arguments: --([\w.]+)": keys,
-        r"(?:[Kk]ey|[Oo]ption|[Gg]roup) '([\w.]+)' is not (?:expected|accepted)": keys + options,
-        r"'([\w.]+)' did not match": list(methods),
-        r"subclass names? '?([\w.]+)'?": list(methods),
+        r"[Uu]nrecognized arguments: --([\w.]+)": options,
+        r"(?:[Kk]ey|[Oo]ption|[Gg]roup) '([\w.]+)' is not (?:expected|accepted)": options,
+        r"does not accept option '([\w.]+)'": options,
+        r"dot import path string: ([\w.]+)": list(methods),
         r"class_path '([\w.]+)'": list(methods),
         r"invalid choice: '?(\w+)'?": list(_COMMANDS),
     }
     for pattern, candidates in named.items():
         for found in re.findall(pattern, message):
             close = difflib.get_close_matches(found, candidates, n=1)
-            if close and found not in candidates:
+            if close and found not in candidates and "Did you mean" not in message:
                 return f" Did you mean {close[0]!r}?"
     return ""
-
-
-def _method_options(method: type) -> list[str]:
-    return [
-        name
-        for base in method.__mro__
-        if "__init__" in vars(base)
-        for name in inspect.signature(base).parameters
-        if name not in ("self", "args", "kwargs")
-    ]
 
 
 def _run_parser() -> ArgumentParser:
@@ -151,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `bayeslora` command; exits with 2 for a wrong call and 1 for a run that failed."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bayeslora").setLevel(logging.INFO)
+    # Renamings inside PEFT and transformers that a user of the command can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     parser, parsers = _parsers()
     parsed = parser.parse_args(None if arguments is None else list(arguments))
     try:

@@ -207,18 +207,20 @@ def _trainer(
         warmup_steps=options.warmup,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
-        logging_steps=options.logging_steps,
+        logging_steps=min(options.logging_steps, steps),
         save_strategy="epoch" if options.save_steps is None else "steps",
         save_steps=options.save_steps or 500,
         save_total_limit=2,
         report_to=options.report_to,
         seed=config.seed,
-        gradient_checkpointing=config.model.gradient_checkpointing,
         use_cpu=next(model.parameters()).device.type == "cpu",
         # Items are not columns of tensors: the scoring reads them whole.
         remove_unused_columns=False,
         **options.arguments,
     )
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
     return BayesianLoraTrainer(
         model=model,
         args=arguments,

@@ -32,6 +32,7 @@ class Draws:
         self.num_samples = 1
         self.share_trunk = True
         self._batch: int | None = None
+        self._checkpointable: list[nn.Module] | None = None
         self._handles = [
             root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             root.register_forward_hook(self._after_forward),
@@ -72,7 +73,9 @@ class Draws:
             return None
         if factors[0].training and not (self.explicit or self.held):
             self.set_noise([None])
-        if not _recomputes_reentrantly(root):
+        if self._checkpointable is None:
+            self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
+        if not _recomputes_reentrantly(self._checkpointable):
             materialise(factors)
         if self.num_samples == 1:
             return None
@@ -128,13 +131,13 @@ class Draws:
         return self._repeat(args), self._repeat(kwargs)
 
 
-def _recomputes_reentrantly(root: nn.Module) -> bool:
+def _recomputes_reentrantly(layers: Sequence[nn.Module]) -> bool:
     """Whether reentrant checkpointing is on: its nested backward passes must not share a graph of the weights."""
-    if not (root.training and torch.is_grad_enabled() and getattr(root, "is_gradient_checkpointing", False)):
+    if not torch.is_grad_enabled():
         return False
-    for module in root.modules():
-        function = getattr(module, "_gradient_checkpointing_func", None)
-        if function is not None:
+    for layer in layers:
+        if layer.training and getattr(layer, "gradient_checkpointing", False):
+            function = getattr(layer, "_gradient_checkpointing_func", None)
             return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
     return False
 

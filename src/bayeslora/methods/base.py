@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -21,6 +21,8 @@ _TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 class Method(ABC):
     """A way to adapt a base model with low-rank adapters.
 
+    A subclass keeps each argument of its `__init__` as an attribute of the same name.
+
     Args:
         r: Rank of the adapters.
         lora_alpha: Scale of the update is lora_alpha / r.
@@ -31,14 +33,6 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    arguments: dict[str, Any]
-    """What the method was built with, for the run's config.yaml."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Note the arguments, defaults included."""
-        method = super().__new__(cls)
-        method.arguments = _arguments(cls, args, kwargs)
-        return method
 
     def __init__(
         self,
@@ -55,6 +49,22 @@ class Method(ABC):
         self.target_modules = target_modules
         self.last_layers = last_layers
         self.modules_to_save = modules_to_save
+
+    @classmethod
+    def argument_names(cls) -> list[str]:
+        """Names of all arguments, those of the base classes included; each is also an attribute."""
+        return [
+            name
+            for base in reversed(cls.__mro__)
+            if base is not object and "__init__" in vars(base)
+            for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
+            if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the method was built with, defaults included, for the run's config.yaml."""
+        return {name: getattr(self, name) for name in self.argument_names()}
 
     @abstractmethod
     def config(self, **lora_options: Any) -> LoraConfig:
@@ -104,17 +114,6 @@ class Method(ABC):
     def samples_used(self, num_samples: int) -> int:
         """How many posterior samples a prediction asked for `num_samples` is made of; 0: a point estimate."""
         return num_samples
-
-
-def _arguments(method: type[Method], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, with the defaults of `method` and of the classes that its **kwargs go to."""
-    given = dict(zip(inspect.signature(method).parameters, args, strict=False)) | kwargs
-    defaults: dict[str, Any] = {}
-    for base in reversed(method.__mro__):
-        if base is not object and "__init__" in vars(base):
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            defaults |= {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return defaults | given
 
 
 def trainable_parameters(model: nn.Module) -> int:

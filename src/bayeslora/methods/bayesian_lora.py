@@ -13,6 +13,19 @@ from bayeslora.tuner import BayesianLoraConfig
 
 __all__ = ["BayesianLora"]
 
+_CONFIG_FIELDS = (
+    "posterior",
+    "posterior_std",
+    "prior_std",
+    "residual_scale",
+    "learn_residual_scale",
+    "maximum_residual_scale",
+    "mean",
+    "bases",
+    "num_inducing",
+)
+"""Arguments that are fields of BayesianLoraConfig."""
+
 
 class BayesianLora(Method):
     """Variational inference with the ELBO; see `bayeslora.BayesianLoraConfig` for the model.
@@ -54,30 +67,31 @@ class BayesianLora(Method):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.options: dict[str, Any] = {
-            "posterior": posterior,
-            "posterior_std": posterior_std,
-            "prior_std": prior_std,
-            "residual_scale": residual_scale,
-            "learn_residual_scale": learn_residual_scale,
-            "maximum_residual_scale": maximum_residual_scale,
-            "mean": mean,
-            "bases": bases,
-            "num_inducing": num_inducing,
-        }
+        self.posterior = posterior
+        self.posterior_std = posterior_std
+        self.prior_std = prior_std
+        self.residual_scale = residual_scale
+        self.learn_residual_scale = learn_residual_scale
+        self.maximum_residual_scale = maximum_residual_scale
+        self.mean = mean
+        self.bases = bases
+        self.num_inducing = num_inducing
         self.beta = beta
         self.kl_warmup = kl_warmup
         self.posterior_learning_rate_scale = posterior_learning_rate_scale
         self.init_from = init_from
 
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _CONFIG_FIELDS}
+
     def config(self, **lora_options: Any) -> BayesianLoraConfig:
         """The library's PEFT config."""
-        return BayesianLoraConfig(**lora_options, **self.options)
+        return BayesianLoraConfig(**lora_options, **self._options())
 
     def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
         """Fresh adapters, or a posterior around the adapter of `init_from`."""
         if self.init_from is not None:
-            return from_lora(model, self.init_from, **self.options)
+            return from_lora(model, self.init_from, **self._options())
         return super().adapt(model, kind)
 
     def trainer_options(self, learning_rate: float, total_steps: int) -> dict[str, Any]:
