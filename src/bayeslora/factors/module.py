@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.factors.inducing import KL, InducingFamily, Noise
+from bayeslora.factors.whitening import at_least_float32
 
 __all__ = ["RandomFactor", "materialise"]
 
@@ -83,10 +84,10 @@ class RandomFactor(nn.Module):
         return _compute([self])[0]
 
     def _key(self) -> tuple[Any, ...]:
-        # A step of the optimizer, a load or a cast changes a version, so weights held from an earlier forward are
-        # never used after it.
-        versions = sum(parameter._version for parameter in self._parameters.values() if parameter is not None)
-        return id(self.active_noise), versions, torch.is_grad_enabled()
+        # A step of the optimizer changes a version, a load may replace the parameter, a cast its storage: weights held
+        # from an earlier forward are never used after any of them.
+        state = tuple((id(p), p.data_ptr(), p._version) for p in self._parameters.values() if p is not None)
+        return id(self.active_noise), state, torch.is_grad_enabled()
 
     def embed(self, weight: Tensor) -> None:
         """Restart the posterior so that its mean is `weight` `[out, in]` (exact embedding of a LoRA factor)."""
@@ -131,16 +132,18 @@ def _groups(factors: Sequence[RandomFactor]) -> list[list[int]]:
 
 
 def _stack_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
-    if len(factors) == 1:
-        return {name: value.unsqueeze(0) for name, value in factors[0].parameters_by_name.items()}
+    """Parameters `[factors, *]`, in at least float32: a Cholesky factor has no lower precision."""
     columns = [factor.parameters_by_name for factor in factors]
-    return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
+    stacked = {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
+    return {name: at_least_float32(value) for name, value in stacked.items()}
 
 
 def _stack_noise(factors: Sequence[RandomFactor]) -> Noise:
+    """Noise `[samples, factors, *]` in the precision that the parameters are stacked to."""
     noises = [noise for factor in factors if (noise := factor.active_noise) is not None]
+    precision = at_least_float32(factors[0].reference).dtype
     weight, inducing, square, side = (
-        torch.stack(parts, dim=1) for parts in zip(*(noise[:-1] for noise in noises), strict=True)
+        torch.stack(parts, dim=1).to(precision) for parts in zip(*(noise[:-1] for noise in noises), strict=True)
     )
     return Noise(weight, inducing, square, side, noises[0].uniform)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DIAGONAL_FLOOR", "Whitening", "inducing_diagonal", "whiten"]
+__all__ = ["DIAGONAL_FLOOR", "Whitening", "at_least_float32", "inducing_diagonal", "whiten"]
 
 DIAGONAL_FLOOR = 1e-3
 """Smallest D: keeps K = Z Z^T + D^2 positive definite in float32. It is part of D itself, so the KL and the samples
@@ -35,7 +35,7 @@ def whiten(basis: Tensor, log_diagonal: Tensor) -> Whitening:
 
     Always computed in at least float32: Cholesky has no lower precision.
     """
-    basis, log_diagonal = _at_least_float32(basis), _at_least_float32(log_diagonal)
+    basis, log_diagonal = at_least_float32(basis), at_least_float32(log_diagonal)
     diagonal = inducing_diagonal(log_diagonal)
     kernel = basis @ basis.mT + torch.diag_embed(diagonal.squeeze(-1).square())
     # cholesky_ex does not synchronise with the host; K is positive definite by the floor on D.
@@ -47,5 +47,6 @@ def whiten(basis: Tensor, log_diagonal: Tensor) -> Whitening:
     return Whitening(cholesky, projection, remainder)
 
 
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.float()
+def at_least_float32(value: Tensor) -> Tensor:
+    """`value`, widened if it has 16 bits."""
+    return value if value.dtype.itemsize >= 4 else value.float()

@@ -76,10 +76,10 @@ class Flow(Posterior):
         """Location, log standard deviation and the flow's weights as one flat row `[1, weights]`."""
         template = _MaskedAutoregressive(self.columns, self.transforms, self.hidden)
         for transform in template.transforms:
-            # A zero last layer makes the affine transform the identity.
-            *_, last = (layer for layer in transform.modules() if isinstance(layer, nn.Linear))
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            # A zero last layer makes the affine transform the identity; a single column has no layers at all.
+            *_, last = (layer for layer in transform.modules() if isinstance(layer, nn.Linear | nn.ParameterList))
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
         flat = torch.cat([parameter.detach().flatten() for parameter in template.parameters()])
         return {
             "v_loc": loc.clone(),
