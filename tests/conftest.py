@@ -39,7 +39,10 @@ VOCABULARY = 96
 HIDDEN = 32
 LAYERS = 4
 POSTERIORS = ("diagonal", "matrix_normal", "full", "ensemble", "flow")
-POSTERIOR_OPTIONS: dict[str, dict[str, Any]] = {"ensemble": {"members": 3}, "flow": {"transforms": 2, "hidden": 8}}
+POSTERIOR_OPTIONS: dict[str, dict[str, Any]] = {
+    "ensemble": {"members": 3},
+    "flow": {"transforms": 2, "hidden": 8},
+}
 
 
 @contextmanager
@@ -92,7 +95,13 @@ def tiny_qwen(seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 
 def tiny_bert(seed: int = 0, **changes: Any) -> PreTrainedModel:
-    fields = {**_SHARED, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3, **changes}
+    fields = {
+        **_SHARED,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": 3,
+        **changes,
+    }
     return _built(BertForSequenceClassification, BertConfig(**fields), seed)
 
 
@@ -215,16 +224,17 @@ def metaspace_tokenizer(vocabulary: int = 160, *, end: bool = False) -> PreTrain
     )
 
 
-def wordpiece_tokenizer(vocabulary: int = 200) -> PreTrainedTokenizerFast:
-    """As BERT's: [CLS] text [SEP]."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As BERT's: [CLS] text [SEP]. Its vocabulary is listed, since training one does not give the same one twice."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=["[PAD]", "[CLS]", "[SEP]", "[UNK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    split = pre_tokenizers.BertPreTokenizer()
+    words = sorted({word for text in TEXTS for word, _ in split.pre_tokenize_str(text)})
+    characters = sorted({character for word in words for character in word} | set("0123456789"))
+    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *characters, *(f"##{c}" for c in characters), *words]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.pre_tokenizer = split
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )

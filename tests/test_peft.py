@@ -8,6 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    inject_adapter_in_model,
+)
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from bayeslora import BayesianLoraConfig, random_factors, sampling
+from bayeslora.factors import RandomFactor
 from conftest import (
     CAUSAL,
     LAYERS,
@@ -25,18 +37,6 @@ from conftest import (
     tiny_qwen,
     tokens,
 )
-from peft import (
-    AutoPeftModelForCausalLM,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    inject_adapter_in_model,
-)
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from bayeslora import BayesianLoraConfig, random_factors, sampling
-from bayeslora.factors import RandomFactor
 
 FAMILIES = list(product(POSTERIORS, ("lora", "inducing")))
 each_family = pytest.mark.parametrize(("posterior", "mean"), FAMILIES)
@@ -118,7 +118,8 @@ def test_low_memory_loading_has_the_same_mean_and_draws(posterior: str, mean: st
 def test_auto_class_loads_base_and_adapter(saved_base: Path, tmp_path: Path) -> None:
     with seeded(3):
         model = get_peft_model(
-            AutoPeftModelForCausalLM._target_class.from_pretrained(saved_base), config_for(task_type="CAUSAL_LM")
+            AutoModelForCausalLM.from_pretrained(saved_base),
+            config_for(task_type="CAUSAL_LM"),
         )
     perturb(model).eval()
     model.save_pretrained(tmp_path / "adapter")
@@ -130,14 +131,12 @@ def test_auto_class_loads_base_and_adapter(saved_base: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_saving_and_loading_give_no_warning(posterior: str, saved_base: Path, tmp_path: Path) -> None:
-    base = AutoPeftModelForCausalLM._target_class.from_pretrained(saved_base)
+    base = AutoModelForCausalLM.from_pretrained(saved_base)
     model = get_peft_model(base, config_for(posterior=posterior, learn_residual_scale=True, residual_scale=0.5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.save_pretrained(tmp_path / "adapter")
-        PeftModel.from_pretrained(
-            AutoPeftModelForCausalLM._target_class.from_pretrained(saved_base), tmp_path / "adapter"
-        )
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved_base), tmp_path / "adapter")
     # PEFT itself asks transformers for an attribute that is called deprecated.
     messages = [str(warning.message) for warning in caught if not issubclass(warning.category, FutureWarning)]
     assert messages == []

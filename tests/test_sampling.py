@@ -9,6 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from bayeslora import predict, random_factors, sampling
+from bayeslora.factors import RandomFactor
+from bayeslora.sampling import find_draws, hold_draw
 from conftest import (
     CAUSAL,
     LAYERS,
@@ -23,14 +31,6 @@ from conftest import (
     tiny_llama,
     tokens,
 )
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
-
-from bayeslora import predict, random_factors, sampling
-from bayeslora.factors import RandomFactor
-from bayeslora.sampling import find_draws, hold_draw
 
 UPPER = [2, 3]
 
@@ -405,7 +405,12 @@ def test_gradients_with_checkpointing(name: str, reentrant: bool) -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_gradients_with_checkpointing_for_each_posterior(posterior: str, reentrant: bool) -> None:
-    options = {"posterior": posterior, "mean": "inducing", "learn_residual_scale": True, "residual_scale": 0.5}
+    options = {
+        "posterior": posterior,
+        "mean": "inducing",
+        "learn_residual_scale": True,
+        "residual_scale": 0.5,
+    }
     expected = gradients(bayesian(**options).train())
     assert_same_gradients(gradients(checkpointed(bayesian(**options).train(), reentrant)), expected)
     assert any(value.abs().max() > 1e-4 for name, value in expected.items() if "residual_logit" in name)
@@ -426,18 +431,23 @@ def test_gradients_with_checkpointing_and_a_fresh_draw(reentrant: bool) -> None:
 
 def test_every_parameter_of_the_adapter_gets_a_gradient() -> None:
     found = gradients(bayesian(bases="free", learn_residual_scale=True, residual_scale=0.5).train())
-    names = {name for name, _ in bayesian(bases="free", learn_residual_scale=True, residual_scale=0.5).named_parameters()}
+    names = {
+        name for name, _ in bayesian(bases="free", learn_residual_scale=True, residual_scale=0.5).named_parameters()
+    }
     assert set(found) == {name for name in names if "lora_" in name}
     assert all(value.abs().max() > 0 for value in found.values())
 
 
 def test_gradient_of_a_draw_is_right() -> None:
-    """Against a central difference along a random direction."""
+    """Against a central difference along a direction near the gradient (there rounding weighs least)."""
     model = bayesian(learn_residual_scale=True, residual_scale=0.5).train()
     found = gradients(model)
     parameters = {name: p for name, p in model.named_parameters() if name in found}
     with seeded(3):
-        direction = {name: torch.randn_like(value) for name, value in found.items()}
+        direction = {
+            name: value / value.norm() + 0.3 * torch.randn_like(value) / value.numel() ** 0.5
+            for name, value in found.items()
+        }
 
     def loss(step: float) -> float:
         with torch.no_grad():
@@ -450,8 +460,7 @@ def test_gradient_of_a_draw_is_right() -> None:
 
     expected = (loss(1e-3) - loss(-1e-3)) / 2e-3
     slope = sum((found[name] * direction[name]).sum().item() for name in found)
-    assert abs(slope - expected) < 0.02 * abs(expected)
-    assert abs(expected) > 1
+    assert abs(slope - expected) < 0.01 * abs(expected)
 
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {

@@ -1,8 +1,10 @@
 """Bayesian-LoRA on Hugging Face PEFT: calibrated adapters that know what they do not know."""
 
+from bayeslora.from_lora import from_lora
 from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.predictive import Predictive, predict
 from bayeslora.sampling import random_factors, sampling
+from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 from bayeslora.tuner import BayesianLoraConfig, BayesianLoraModel
 
 __version__ = "0.1.0"
@@ -10,7 +12,10 @@ __version__ = "0.1.0"
 __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraModel",
+    "BayesianLoraTrainer",
+    "ELBOTrainerMixin",
     "Predictive",
+    "from_lora",
     "kl_divergence",
     "negative_elbo",
     "predict",

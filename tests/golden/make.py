@@ -1,0 +1,36 @@
+"""Makes the golden checkpoint of a format version: `python tests/golden/make.py tests/golden/v1`.
+
+Run once when a format version is born, never again: the files stand for what users have on disk. They hold a tiny base
+model, an adapter on it for each posterior, and the logits that mean and draws of seed 3 gave.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bayeslora import sampling
+from conftest import POSTERIORS, bayesian, tiny_llama, tokens
+
+
+def main(folder: Path) -> None:
+    tiny_llama().save_pretrained(folder / "base")
+    expected = {}
+    for posterior in POSTERIORS:
+        options = {"mean": "inducing"} if posterior == "full" else {"learn_residual_scale": posterior == "diagonal"}
+        if options.get("learn_residual_scale"):
+            options["residual_scale"] = 0.5
+        model = bayesian("llama", posterior=posterior, target_modules=["q_proj"], layers_to_transform=[3], **options)
+        model.save_pretrained(folder / posterior)
+        with torch.no_grad():
+            mean = model(tokens()).logits[:, -1, :5]
+            with sampling(model, num_samples=2, seed=3):
+                draws = model(tokens()).logits[:, -1, :5]
+        expected[posterior] = {"mean": mean.tolist(), "draws": draws.tolist()}
+    (folder / "expected.json").write_text(json.dumps({"input_ids": tokens().tolist(), "logits": expected}, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
