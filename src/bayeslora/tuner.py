@@ -59,6 +59,8 @@ class BayesianLoraConfig(LoraConfig):
         posterior_options: Fields of that family, such as `{"members": 5}` or `{"transforms": 2, "hidden": 32}`.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's (1 starts at the prior).
         prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
+        inducing_std: tau, the prior standard deviation of the part of a weight that V explains. Default: `prior_std`,
+            as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation. At 1 the conditional of
             the posterior is the prior's and costs no KL.
         learn_residual_scale: Train lambda, bounded above by `maximum_residual_scale` through a sigmoid.
@@ -78,6 +80,7 @@ class BayesianLoraConfig(LoraConfig):
     posterior_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of that family."})
     posterior_std: float = field(default=1.0, metadata={"help": "Standard deviation of q(V) at the start."})
     prior_std: float = field(default=0.05, metadata={"help": "sigma."})
+    inducing_std: float | None = field(default=None, metadata={"help": "tau; default: sigma."})
     residual_scale: float = field(default=1.0, metadata={"help": "lambda."})
     learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
     maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
@@ -111,6 +114,8 @@ class BayesianLoraConfig(LoraConfig):
         for name in ("posterior_std", "prior_std", "inducing_diagonal"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.inducing_std is not None and not self.inducing_std > 0:
+            raise ValueError(f"inducing_std must be positive, got {self.inducing_std}.")
         if self.inducing_diagonal <= 2e-3:
             raise ValueError(f"inducing_diagonal must be above 0.002, got {self.inducing_diagonal}.")
         for name, allowed in (("mean", ("lora", "inducing")), ("bases", ("lora", "free"))):
@@ -152,6 +157,7 @@ class BayesianLoraConfig(LoraConfig):
             posterior_options=tuple(sorted(self.posterior_options.items())),
             posterior_std=self.posterior_std,
             prior_std=self.prior_std,
+            inducing_std=self.inducing_std,
             residual_scale=self.residual_scale,
             learn_residual_scale=self.learn_residual_scale,
             maximum_residual_scale=self.maximum_residual_scale,

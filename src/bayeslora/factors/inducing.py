@@ -59,7 +59,10 @@ class InducingFamily:
 
     A factor W `[rows, columns]` has the sample
 
-        W = mean + sigma (Q_r^T V Q_c + lambda R),    V ~ q(V),    R ~ N(0, I - P_c (x) P_r)
+        W = mean + tau Q_r^T V Q_c + sigma lambda R,    V ~ q(V),    R ~ N(0, I - P_c (x) P_r)
+
+    with tau = sigma in the paper. A larger tau gives the inducing variables a wide prior to learn their posterior in,
+    while the residual stays small; the prior has lambda = 1 and V ~ N(0, I), so the KL does not change.
 
     Args:
         rows: o.
@@ -70,6 +73,7 @@ class InducingFamily:
         posterior_options: Fields of that family.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's.
         prior_std: sigma, in units of the weight.
+        inducing_std: tau, in units of the weight; None: sigma.
         residual_scale: lambda at the start, 0 < lambda <= 1.
         learn_residual_scale: Whether lambda is trained, as maximum * sigmoid(parameter).
         maximum_residual_scale: Upper bound of a trained lambda.
@@ -88,6 +92,7 @@ class InducingFamily:
     posterior_options: tuple[tuple[str, Any], ...] = ()
     posterior_std: float = 1.0
     prior_std: float = 0.05
+    inducing_std: float | None = None
     residual_scale: float = 1.0
     learn_residual_scale: bool = False
     maximum_residual_scale: float = 1.0
@@ -145,7 +150,7 @@ class InducingFamily:
             return weight.new_empty(self.inducing, self.inducing)
         wide = {name: value.double() for name, value in parameters.items()}
         row, column = self._whitenings(wide)
-        target = weight.double() / self.prior_std
+        target = weight.double() / self.tau
         location = torch.linalg.pinv(row.projection.mT) @ target @ torch.linalg.pinv(column.projection)
         error = (row.projection.mT @ location @ column.projection - target).norm()
         if error > 1e-6 * target.norm().clamp_min(1e-12):
@@ -170,6 +175,11 @@ class InducingFamily:
             row, column = (identity, mean) if self.side == "A" else (mean.mT, identity)
         return whiten(row, row_diagonal), whiten(column, column_diagonal)
 
+    @property
+    def tau(self) -> float:
+        """Prior standard deviation of the part of W that the inducing variables explain."""
+        return self.prior_std if self.inducing_std is None else self.inducing_std
+
     def residual_scale_of(self, parameters: Mapping[str, Tensor]) -> Tensor | float:
         """lambda: a float where it is fixed, else `[..., 1, 1]`."""
         if not self.learn_residual_scale:
@@ -179,7 +189,7 @@ class InducingFamily:
     def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """W at the mean of q(V) and R = 0, `[..., rows, columns]`: the deterministic factor of eval mode."""
         row, column = self._whitenings(parameters)
-        update = self.prior_std * (row.projection.mT @ self.q.mean(parameters) @ column.projection)
+        update = self.tau * (row.projection.mT @ self.q.mean(parameters) @ column.projection)
         return parameters["mean"] + update if self.mean == "lora" else update
 
     def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
@@ -191,15 +201,15 @@ class InducingFamily:
         also where Z Z^T is singular.
         """
         row, column = self._whitenings(parameters)
-        scale = self.residual_scale_of(parameters)
+        scale = self.prior_std * self.residual_scale_of(parameters)
         projected = row.projection @ noise.weight @ column.projection.mT
         if self.rows <= self.columns:
             extra = row.remainder @ noise.square + row.projection @ noise.side @ column.remainder.mT
         else:
             extra = noise.square @ column.remainder.mT + row.remainder @ noise.side @ column.projection.mT
-        core = self.q.sample(parameters, noise.inducing, noise.uniform) - scale * (projected + extra)
+        values = self.tau * self.q.sample(parameters, noise.inducing, noise.uniform)
+        core = values - scale * (projected + extra)
         draw = scale * noise.weight + row.projection.mT @ core @ column.projection
-        draw = self.prior_std * draw
         return parameters["mean"] + draw if self.mean == "lora" else draw
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Tensor) -> KL:

@@ -17,6 +17,7 @@ _CONFIG_FIELDS = (
     "posterior",
     "posterior_std",
     "prior_std",
+    "inducing_std",
     "residual_scale",
     "learn_residual_scale",
     "maximum_residual_scale",
@@ -34,6 +35,8 @@ class BayesianLora(Method):
         posterior: Family of q(V): diagonal, matrix_normal, full, ensemble or flow.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's.
         prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
+        inducing_std: tau, the prior standard deviation of the part of a weight that the inducing variables explain;
+            default: prior_std.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation.
         learn_residual_scale: Train lambda.
         maximum_residual_scale: Upper bound of a trained lambda.
@@ -54,6 +57,7 @@ class BayesianLora(Method):
         posterior: str = "diagonal",
         posterior_std: float = 1.0,
         prior_std: float = 0.05,
+        inducing_std: float | None = None,
         residual_scale: float = 1.0,
         learn_residual_scale: bool = False,
         maximum_residual_scale: float = 1.0,
@@ -70,6 +74,7 @@ class BayesianLora(Method):
         self.posterior = posterior
         self.posterior_std = posterior_std
         self.prior_std = prior_std
+        self.inducing_std = inducing_std
         self.residual_scale = residual_scale
         self.learn_residual_scale = learn_residual_scale
         self.maximum_residual_scale = maximum_residual_scale
