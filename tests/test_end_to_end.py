@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,3 +60,13 @@ def test_a_reloaded_run_predicts_as_before_and_its_draws_differ(run):
         draw = [factor.weight.clone() for factor in random_factors(loaded.model)]
     means = [factor.weight for factor in random_factors(loaded.model)]
     assert all((a - b).abs().max() > 0 for a, b in zip(draw, means, strict=True))
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert names["prediction"].probabilities.shape == (4, 4)
+    assert "tensor" in capsys.readouterr().out

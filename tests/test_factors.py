@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bayeslora.factors import InducingFamily, Noise, RandomFactor, forget, materialise, stacked_kl, whiten
+from bayeslora.factors import KL, InducingFamily, Noise, RandomFactor, forget, materialise, stacked_kl, whiten
 from bayeslora.factors.whitening import inducing_diagonal
 from bayeslora.objective import negative_elbo
 from helpers import (
@@ -436,6 +436,14 @@ def test_embedding_again_restarts_the_posterior():
     factor.embed(weight)
     torch.testing.assert_close(factor.weight, weight, rtol=0, atol=1e-5)
     torch.testing.assert_close(factor.get_parameter("v_log_std").exp(), torch.full((2, 2), 0.3))
+
+
+@given(nll=st.floats(0, 5), inducing=st.floats(0, 50), conditional=st.floats(0, 50), beta=st.floats(0, 1))
+@FEW
+def test_the_objective_counts_both_parts_once_per_example(nll, inducing, conditional, beta):
+    mean_nll, *parts = torch.tensor([nll, inducing, conditional], dtype=torch.float64)
+    found = negative_elbo(mean_nll, KL(*parts), 25, beta)
+    assert found.item() * 25 == pytest.approx(25 * nll + beta * (inducing + conditional), rel=1e-12, abs=1e-12)
 
 
 # --- a conjugate model ---------------------------------------------------------------------------------------------

@@ -168,25 +168,19 @@ for moment in ("weights", "0", "1"):
 """
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three folders, in each of which a process was killed while it saved over an adapter."""
-    root = tmp_path_factory.mktemp("killed")
-    done = run_python(KILLED, root, str(root))
+def test_a_kill(old: PeftModel, new: PeftModel, tmp_path: Path) -> None:
+    """While the weights are written, before the old folder is set aside, and between the two renames."""
+    done = run_python(KILLED, tmp_path, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    return root
-
-
-@pytest.mark.parametrize("moment", ["weights", "0", "1"], ids=["weights", "before-aside", "between-renames"])
-def test_a_kill(moment: str, killed: Path, old: PeftModel, new: PeftModel) -> None:
-    path = killed / moment / "adapter"
-    assert path.exists() == (moment != "1")
-    recover_folder(path)
-    assert distance(loaded_draws(path), draws(old)) < 1e-6
-    # The next save works, whatever the kill left behind.
-    save_adapter(new, path)
-    assert distance(loaded_draws(path), draws(new)) < 1e-6
-    assert not path.with_name("adapter.previous").exists()
+    for moment in ("weights", "0", "1"):
+        path = tmp_path / moment / "adapter"
+        assert path.exists() == (moment != "1")
+        recover_folder(path)
+        assert distance(loaded_draws(path), draws(old)) < 1e-6
+        # The next save works, whatever the kill left behind.
+        save_adapter(new, path)
+        assert distance(loaded_draws(path), draws(new)) < 1e-6
+        assert not path.with_name("adapter.previous").exists()
 
 
 def test_a_save_after_a_kill_between_the_renames_needs_no_help(

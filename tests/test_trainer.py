@@ -279,7 +279,7 @@ def gradients_by_hand(kind: str, beta: float) -> dict[str, Tensor]:
 
 
 @each_kind
-@pytest.mark.parametrize("beta", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("beta", [0.0, 5.0])
 @pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (2, 4), (1, 8)])
 def test_gradient_is_that_of_the_elbo(kind: str, beta: float, size: int, accumulation: int, tmp_path: Path) -> None:
     seen = Gradients()

@@ -4,6 +4,8 @@ from bayeslora.from_lora import from_lora
 from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.predictive import Predictive, predict
 from bayeslora.sampling import random_factors, sampling
+from bayeslora.scoring import Classification, Cloze, Letter
+from bayeslora.tasks import get_task
 from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 from bayeslora.tuner import BayesianLoraConfig, BayesianLoraModel
 
@@ -13,9 +15,13 @@ __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraModel",
     "BayesianLoraTrainer",
+    "Classification",
+    "Cloze",
     "ELBOTrainerMixin",
+    "Letter",
     "Predictive",
     "from_lora",
+    "get_task",
     "kl_divergence",
     "negative_elbo",
     "predict",
