@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.sampling import random_factors, sampling
+from bayeslora.sampling import find_draws, sampling
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
@@ -110,7 +110,8 @@ def predict(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with _evaluating(model), torch.no_grad():
-        if num_samples == 0 or not random_factors(model):
+        draws = find_draws(model)
+        if num_samples == 0 or draws is None or not draws.factors(in_use=True):
             with serving:
                 return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
         size = chunk_size or _affordable_samples(model, batch, memory_limit)

@@ -60,16 +60,27 @@ class Draws:
         for factor, noise in zip(factors, draw_noise(factors, generators), strict=True):
             factor.set_noise(noise, explicit=explicit)
 
+    def other_adapters(self) -> list[list[RandomFactor]]:
+        """Factors of each adapter that is not active."""
+        found: dict[str, list[RandomFactor]] = {}
+        for layer in self.layers:
+            for container in (layer.lora_A, layer.lora_B):
+                for name, factor in container.items():
+                    if name not in layer.active_adapters and isinstance(factor, RandomFactor):
+                        found.setdefault(name, []).append(factor)
+        return list(found.values())
+
     def clear(self) -> None:
         """Back to the mean (in eval mode) or to a fresh draw per forward (in train mode)."""
         self.held = self.explicit = False
         self.num_samples, self._batch = 1, None
-        for factor in self.factors():
+        for factor in [*self.factors(), *(f for group in self.other_adapters() for f in group)]:
             factor.set_noise(None)
 
     def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         factors = self.factors(in_use=True)
         if not factors:
+            self._batch = None
             return None
         if factors[0].training and not (self.explicit or self.held):
             self.set_noise([None])
@@ -233,10 +244,13 @@ def sampling(
         return
     if draws.explicit:
         raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
-    if draws.held:
-        draws.clear()
+    held = [(factor, factor.noise) for factor in factors] if draws.held else []
     device = next(factors[0].parameters()).device
     draws.set_noise([_generator(seed, first + s, device) for s in range(num_samples)], explicit=True)
+    for others in draws.other_adapters():
+        generators = [_generator(seed, first + s, device) for s in range(num_samples)]
+        for factor, noise in zip(others, draw_noise(others, generators), strict=True):
+            factor.set_noise(noise, explicit=True)
     draws.explicit, draws.num_samples = True, num_samples
     layers = _layers_from_first_random(model) if share_trunk and num_samples > 1 else []
     draws.share_trunk = bool(layers)
@@ -247,6 +261,9 @@ def sampling(
         for handle in handles:
             handle.remove()
         draws.clear()
+        for factor, kept in held:
+            factor.set_noise(kept)
+        draws.held = bool(held)
 
 
 def _layers_from_first_random(model: nn.Module) -> list[nn.Module]:

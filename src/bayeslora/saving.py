@@ -62,7 +62,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
         if path.exists():
             os.rename(path, previous)
-        os.rename(aside, path)
+        try:
+            os.rename(aside, path)
+        except OSError:
+            recover_folder(path)
+            raise
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

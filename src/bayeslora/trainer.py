@@ -71,6 +71,7 @@ class ELBOTrainerMixin(_Parent):
         self._num_examples = num_examples
         self._drawn_step: int | None = None
         self._sums: dict[str, Tensor] = {}
+        self._noted_steps = 0
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -84,6 +85,7 @@ class ELBOTrainerMixin(_Parent):
         if self._drawn_step != state.global_step:
             hold_draw(model, seed=self.args.seed, step=state.global_step)
             self._drawn_step = state.global_step
+            self._noted_steps += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
@@ -118,7 +120,7 @@ class ELBOTrainerMixin(_Parent):
         labels = batch.labels
         if labels is None:
             raise ValueError("training needs a label for every item, but this batch has items without one.")
-        if num_items is None or not self._is_scaled(num_items):
+        if num_items is None or not model.training or not self._is_scaled(num_items):
             loss = nn.functional.cross_entropy(logits, labels)
         else:
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items
@@ -148,11 +150,21 @@ class ELBOTrainerMixin(_Parent):
         assert isinstance(self.model, nn.Module)
         return self.model
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The micro-batches of a step and their number of items; choices are counted as items, not as tokens."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if count is not None and batches and isinstance(batches[0], ChoiceBatch):
+            count = torch.tensor(sum(batch.batch_size for batch in batches), device=device)
+            if self.args.average_tokens_across_devices:
+                count = self.accelerator.reduce(count, "sum")
+        return batches, count
+
     # --- logs ------------------------------------------------------------------------------------------------------
 
     def _note(self, nll: Tensor, kl: KL, steps: int) -> None:
         parts = {
             "nll": nll,
+            "kl_weight": torch.as_tensor(self._kl_weight() / steps, device=nll.device),
             "kl": kl.total.detach() / steps,
             "kl_inducing": kl.inducing.detach() / steps,
             "kl_conditional": kl.conditional.detach() / steps,
@@ -163,15 +175,12 @@ class ELBOTrainerMixin(_Parent):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean nll (nats per example) and kl (nats, whole model, and its two parts) since the last log."""
         if "loss" in logs and self._sums:
-            last = getattr(self, "_last_noted_step", 0)
-            steps = max(1, self.state.global_step - last)
-            self._last_noted_step = self.state.global_step
+            steps = max(1, self._noted_steps)
             names = sorted(self._sums)
             sums = torch.stack([self._sums[name].float() for name in names])
             means = self.accelerator.reduce(sums, "mean") / steps
             logs.update(zip(names, means.tolist(), strict=True))
-            logs["kl_weight"] = self._kl_weight()
-            self._sums = {}
+            self._sums, self._noted_steps = {}, 0
         super().log(logs, *args, **kwargs)
 
     # --- optimizer -------------------------------------------------------------------------------------------------
@@ -202,9 +211,7 @@ class ELBOTrainerMixin(_Parent):
         """As Trainer.train; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is not None:
-                step = int(resume_from_checkpoint.rpartition("-")[2])
-                self._last_noted_step = step
+        self._sums, self._noted_steps = {}, 0
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:

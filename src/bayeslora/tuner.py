@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import nn
 
-from bayeslora.factors import InducingFamily, RandomFactor
+from bayeslora.factors import InducingFamily, Noise, RandomFactor
 from bayeslora.fingerprint import check_fingerprint, fingerprint
 from bayeslora.posteriors import get_posterior
 from bayeslora.sampling import Draws
@@ -190,7 +190,7 @@ class BayesianLoraModel(LoraModel):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        self._check_base_model(lora_config, target)
+        self._check_base_model(lora_config, adapter_name, target)
         training = target.training
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
@@ -217,15 +217,22 @@ class BayesianLoraModel(LoraModel):
             # PEFT leaves new modules in train mode inside a model in eval mode; that would sample unasked.
             container[adapter_name] = factor.train(training)
 
-    def _check_base_model(self, config: BayesianLoraConfig, target: nn.Module) -> None:
-        """Note what the base model looks like, or compare with what the adapter's file noted."""
-        if getattr(config, "_fingerprint_checked_by", None) == id(self.model):
+    def _check_base_model(self, config: BayesianLoraConfig, adapter_name: str, target: nn.Module) -> None:
+        """Note what the base model looks like, or compare with what the adapter's file noted; once per adapter."""
+        # PEFT injects from its own __init__, before anything could be set up in ours.
+        checked: set[str] = self.__dict__.setdefault("_checked_adapters", set())
+        if adapter_name in checked:
             return
         if config._fingerprint_is_own:
             config.base_fingerprint = fingerprint(self.model, target)
         else:
             check_fingerprint(config.base_fingerprint, self.model, target, config.base_model_name_or_path)
-        config._fingerprint_checked_by = id(self.model)  # type: ignore[attr-defined]
+        checked.add(adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT; a new adapter of that name is compared with the base model anew."""
+        super().delete_adapter(adapter_name)
+        self.__dict__["_checked_adapters"].discard(adapter_name)
 
     # --- what merging has to mind ----------------------------------------------------------------------------------
 
@@ -255,7 +262,7 @@ class BayesianLoraModel(LoraModel):
         """Merge the posterior mean, or inside `bayeslora.sampling(num_samples=1)` that draw."""
         with self._mean_in_train_mode(), torch.no_grad():
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        self._merged_noise = self._noise_identity()
+        self._merged_noise = self._explicit_noise()
 
     def unmerge_adapter(self) -> None:
         """Undo `merge_adapter`.
@@ -263,7 +270,7 @@ class BayesianLoraModel(LoraModel):
         Raises:
             RuntimeError: Another draw is active than the one that was merged; subtracting it would corrupt the base.
         """
-        if getattr(self, "_merged_noise", None) != self._noise_identity():
+        if getattr(self, "_merged_noise", None) is not self._explicit_noise():
             raise RuntimeError(
                 "unmerge_adapter was called with another draw than merge_adapter: call both inside the same "
                 "`bayeslora.sampling` context, or both outside."
@@ -271,9 +278,15 @@ class BayesianLoraModel(LoraModel):
         with self._mean_in_train_mode(), torch.no_grad():
             super().unmerge_adapter()
 
-    def _noise_identity(self) -> int | None:
+    def disable_adapter_layers(self) -> None:
+        """As PEFT; a merged adapter is unmerged here, where its draw can be checked, not by the layers' forward."""
+        if any(layer.merged for layer in self._draws().layers):
+            self.unmerge_adapter()
+        super().disable_adapter_layers()
+
+    def _explicit_noise(self) -> Noise | None:
         draws = self._draws()
-        return id(draws.factors()[0].noise) if draws.explicit else None
+        return draws.factors()[0].noise if draws.explicit else None
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         draws = self._draws()

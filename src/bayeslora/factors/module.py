@@ -7,11 +7,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bayeslora.factors.inducing import KL, InducingFamily, Noise
 from bayeslora.factors.whitening import at_least_float32
 
 __all__ = ["RandomFactor", "materialise"]
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimizers (the Trainer's default) do not raise the version of the tensors they change.
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Held(NamedTuple):
@@ -87,7 +100,7 @@ class RandomFactor(nn.Module):
         # A step of the optimizer changes a version, a load may replace the parameter, a cast its storage: weights held
         # from an earlier forward are never used after any of them.
         state = tuple((id(p), p.data_ptr(), p._version) for p in self._parameters.values() if p is not None)
-        return id(self.active_noise), state, torch.is_grad_enabled()
+        return id(self.active_noise), state, torch.is_grad_enabled(), _optimizer_steps
 
     def embed(self, weight: Tensor) -> None:
         """Restart the posterior so that its mean is `weight` `[out, in]` (exact embedding of a LoRA factor)."""

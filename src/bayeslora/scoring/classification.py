@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from bayeslora.scoring.base import (
     ChoiceBatch,
@@ -42,6 +44,12 @@ class Classification(Scoring):
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence_classification"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024):
+        # A copy: the caller's tokenizer goes on cutting on its own side.
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.truncation_side = "left"
+        super().__init__(tokenizer, max_length)
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClassificationBatch:
         """Batch of `items`."""

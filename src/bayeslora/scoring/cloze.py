@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class ClozeBatch(ChoiceBatch):
         logits = model(
             input_ids=self["input_ids"],
             # Additive in the weights' precision: what every attention implementation of transformers takes.
-            attention_mask=_additive(self["attention_mask"], _compute_dtype(model)),
+            attention_mask=_attention_mask(model, self["attention_mask"], self["position_ids"]),
             position_ids=self["position_ids"],
             **options,
         ).logits[:, -keep:]
@@ -61,6 +61,20 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
         inner = inner.module  # type: ignore[assignment]
     dtype = inner.get_input_embeddings().weight.dtype  # type: ignore[operator]
     return dtype if dtype.is_floating_point else torch.float32
+
+
+def _attention_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> Any:
+    """The additive mask, one per kind of attention where some layers look back `sliding_window` tokens only."""
+    dtype = _compute_dtype(model)
+    config: Any = getattr(model, "config", None) or getattr(getattr(model, "module", None), "config", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    full = _additive(allowed, dtype)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return full
+    near = (positions.unsqueeze(-1) - positions.unsqueeze(-2) < window).unsqueeze(1)
+    sliding = _additive(allowed & near, dtype)
+    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
