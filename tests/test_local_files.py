@@ -120,9 +120,7 @@ def test_label_forms(tmp_path: Path, label: Any, choices: Any, index: int | None
 @pytest.mark.parametrize("label", [2, -1, 0.5, "C", "2", "-1", "bird", True, float("inf"), "\ufb06"])
 def test_label_that_means_no_choice(tmp_path: Path, label: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [row(0), row(1, choices=["cat", "dog"], label=label)])
-    with pytest.raises(
-        TaskError, match=r"a\.jsonl, line 2: field 'label' should be .*0 to 1.*A to B.*; correct"
-    ):
+    with pytest.raises(TaskError, match=r"a\.jsonl, line 2: field 'label' should be .*0 to 1.*A to B.*; correct"):
         load_items(path)
 
 
@@ -152,9 +150,7 @@ def test_label_column_may_be_absent_unless_required_or_named(tmp_path: Path) -> 
 
 
 def test_unknown_ending(tmp_path: Path) -> None:
-    with pytest.raises(
-        TaskError, match=r"end in \.jsonl, .*, but this ends in '\.jsonn'; did you mean '\.json"
-    ):
+    with pytest.raises(TaskError, match=r"end in \.jsonl, .*, but this ends in '\.jsonn'; did you mean '\.json"):
         load_items(tmp_path / "a.jsonn")
 
 
@@ -327,6 +323,6 @@ def test_sound_files_do_not_warn(tmp_path: Path) -> None:
 
 
 def test_parse_reads_one_row(tmp_path: Path) -> None:
-    assert LocalFile(tmp_path / "pets.jsonl").parse(
-        {"question": "Why?", "choices": ["a", "b"], "label": "B"}, 4
-    ) == (Item("pets-4", "Why?", ("a", "b"), 1))
+    assert LocalFile(tmp_path / "pets.jsonl").parse({"question": "Why?", "choices": ["a", "b"], "label": "B"}, 4) == (
+        Item("pets-4", "Why?", ("a", "b"), 1)
+    )

@@ -63,11 +63,7 @@ def equal_width_groups(confidence: numpy.ndarray, bins: int) -> list:
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64).tolist()
     last = bins - 1
     return [
-        [
-            item
-            for item, value in enumerate(confidence)
-            if edges[b] <= value and (value < edges[b + 1] or b == last)
-        ]
+        [item for item, value in enumerate(confidence) if edges[b] <= value and (value < edges[b + 1] or b == last)]
         for b in range(bins)
     ]
 
@@ -109,9 +105,7 @@ def test_adaptive_error_agrees_with_a_loop_over_equal_shares(seed: int) -> None:
 def test_expected_error_agrees_with_torchmetrics_away_from_certainty(seed: int) -> None:
     probabilities, labels = predictions(seed)
     expected = multiclass_calibration_error(probabilities, labels, num_classes=4, n_bins=15, norm="l1")
-    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(
-        expected.item(), abs=1e-5
-    )
+    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -192,9 +186,7 @@ def test_every_metric_stays_in_its_range(data: tuple[numpy.ndarray, numpy.ndarra
 
 @settings(max_examples=50, deadline=None)
 @given(small_predictions(), st.randoms(use_true_random=False))
-def test_the_order_of_items_does_not_matter(
-    data: tuple[numpy.ndarray, numpy.ndarray], random: object
-) -> None:
+def test_the_order_of_items_does_not_matter(data: tuple[numpy.ndarray, numpy.ndarray], random: object) -> None:
     probabilities, labels = data
     order = list(range(len(labels)))
     random.shuffle(order)  # type: ignore[attr-defined]
@@ -214,9 +206,7 @@ def test_sure_and_right_costs_nothing(labels: list[int]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(small_predictions(), st.integers(1, 20))
-def test_curve_and_expected_error_use_the_same_bins(
-    data: tuple[numpy.ndarray, numpy.ndarray], bins: int
-) -> None:
+def test_curve_and_expected_error_use_the_same_bins(data: tuple[numpy.ndarray, numpy.ndarray], bins: int) -> None:
     curve = metrics.reliability_curve(*data, bins=bins)
     assert len(curve.count) == bins
     assert curve.count.sum() == len(data[1])

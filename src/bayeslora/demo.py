@@ -23,10 +23,11 @@ def demo_config(method: Method, seed: int = 0) -> RunConfig:
     """ARC-Easy with SmolLM2-135M-Instruct by cloze scoring: few items and many epochs, so that plain LoRA overfits."""
     return RunConfig(
         model=ModelConfig(name="offline:smollm2"),
-        task=TaskConfig(name="arc_easy", scoring="cloze", train_examples=120, test_examples=200),
+        task=TaskConfig(name="arc_easy", scoring="cloze", train_examples=80, test_examples=200),
         method=method,
-        train=TrainConfig(epochs=6, batch_size=8, learning_rate=2e-3, logging_steps=15),
+        train=TrainConfig(epochs=6, batch_size=8, learning_rate=3e-3, logging_steps=10),
         seed=seed,
+        num_samples=6,
     )
 
 
@@ -67,7 +68,7 @@ def demo(output_dir: str | Path, seed: int = 0) -> str:
 
 def _readings(method: Method) -> list[tuple[str, int]]:
     """Names and numbers of samples under which a trained method is evaluated."""
-    return [("LoRA", 0)] if method.name == "lora" else [("Bayesian-LoRA, mean", 0), ("Bayesian-LoRA, 10 samples", 10)]
+    return [("LoRA", 0)] if method.name == "lora" else [("Bayesian-LoRA, mean", 0), ("Bayesian-LoRA, 6 samples", 6)]
 
 
 def _curve(prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:

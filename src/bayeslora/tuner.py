@@ -59,7 +59,7 @@ class BayesianLoraConfig(LoraConfig):
         posterior_options: Fields of that family, such as `{"members": 5}` or `{"transforms": 2, "hidden": 32}`.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's (1 starts at the prior).
         prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
-        inducing_std: tau, the prior standard deviation of the part of a weight that V explains. Default: `prior_std`,
+        inducing_std: tau, the prior standard deviation of the part of a weight that V explains; None: `prior_std`,
             as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation. At 1 the conditional of
             the posterior is the prior's and costs no KL.
@@ -78,9 +78,9 @@ class BayesianLoraConfig(LoraConfig):
 
     posterior: str = field(default="diagonal", metadata={"help": "Family of q(V)."})
     posterior_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of that family."})
-    posterior_std: float = field(default=1.0, metadata={"help": "Standard deviation of q(V) at the start."})
+    posterior_std: float = field(default=0.25, metadata={"help": "Standard deviation of q(V) at the start."})
     prior_std: float = field(default=0.05, metadata={"help": "sigma."})
-    inducing_std: float | None = field(default=None, metadata={"help": "tau; default: sigma."})
+    inducing_std: float | None = field(default=0.2, metadata={"help": "tau; None: sigma."})
     residual_scale: float = field(default=1.0, metadata={"help": "lambda."})
     learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
     maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})

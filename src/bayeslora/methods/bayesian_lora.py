@@ -36,7 +36,7 @@ class BayesianLora(Method):
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's.
         prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
         inducing_std: tau, the prior standard deviation of the part of a weight that the inducing variables explain;
-            default: prior_std.
+            null: prior_std, as in the paper.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation.
         learn_residual_scale: Train lambda.
         maximum_residual_scale: Upper bound of a trained lambda.
@@ -55,9 +55,9 @@ class BayesianLora(Method):
     def __init__(
         self,
         posterior: str = "diagonal",
-        posterior_std: float = 1.0,
+        posterior_std: float = 0.25,
         prior_std: float = 0.05,
-        inducing_std: float | None = None,
+        inducing_std: float | None = 0.2,
         residual_scale: float = 1.0,
         learn_residual_scale: bool = False,
         maximum_residual_scale: float = 1.0,
@@ -66,7 +66,7 @@ class BayesianLora(Method):
         num_inducing: int | None = None,
         beta: float = 1.0,
         kl_warmup: float = 0.0,
-        posterior_learning_rate_scale: float = 1.0,
+        posterior_learning_rate_scale: float = 5.0,
         init_from: str | None = None,
         **kwargs: Any,
     ):
