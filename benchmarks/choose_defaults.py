@@ -26,7 +26,6 @@ CANDIDATES: dict[str, Method] = {
     "tau = sigma = 0.02": BayesianLora(last_layers=4, prior_std=0.02, **PAPER),
     "mean=inducing, tau 0.2, sigma 0.05": BayesianLora(last_layers=4, mean="inducing"),
 }
-EPOCHS = 8
 
 
 def main(path: Path) -> None:
@@ -37,11 +36,10 @@ def main(path: Path) -> None:
         if name in done:
             continue
         config: RunConfig = demo_config(method)
-        config.train.epochs = EPOCHS
         with tempfile.TemporaryDirectory() as folder:
             trained = train(config, folder, evaluate_dev=False, trunk_cache=cache)
         cache = trained.trunk_cache
-        row = {"candidate": name, "arguments": method.arguments, "epochs": EPOCHS}
+        row = {"candidate": name, "arguments": method.arguments, "epochs": config.train.epochs}
         row["train_nll"] = [round(entry["nll"], 3) for entry in trained.metrics.pop("history")]
         for samples in (0,) if method.name == "lora" else (0, 6):
             dev = trained.splits.dev

@@ -643,3 +643,11 @@ def test_labels_in_a_forward_of_several_samples_are_refused() -> None:
         model(input_ids=tokens(), labels=tokens())
     with sampling(model, 1, seed=7):
         assert model(input_ids=tokens(), labels=tokens()).loss.isfinite()
+
+
+def test_preparing_for_a_compiled_hotswap_is_refused():
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    model = bayesian("llama")
+    with pytest.raises(NotImplementedError, match="posterior would be lost"):
+        prepare_model_for_compiled_hotswap(model, target_rank=16)

@@ -25,7 +25,7 @@ def demo_config(method: Method, seed: int = 0) -> RunConfig:
         model=ModelConfig(name="offline:smollm2"),
         task=TaskConfig(name="arc_easy", scoring="cloze", train_examples=80, test_examples=200),
         method=method,
-        train=TrainConfig(epochs=6, batch_size=8, learning_rate=3e-3, logging_steps=10),
+        train=TrainConfig(epochs=8, batch_size=8, learning_rate=3e-3, logging_steps=10),
         seed=seed,
         num_samples=6,
     )

@@ -167,6 +167,22 @@ class BayesianLoraConfig(LoraConfig):
         )
 
 
+class _Factors(nn.ModuleDict):
+    """`lora_A` or `lora_B` of a layer: refuses to have a random factor replaced by fixed weights.
+
+    PEFT's preparation for compiled hot-swapping does that, and the posterior would be gone without a word.
+    """
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        if key in self and isinstance(self[key], RandomFactor) and not isinstance(module, RandomFactor):
+            raise NotImplementedError(
+                f"the random factor of adapter {key!r} cannot be replaced by a {type(module).__name__} (compiled "
+                "hot-swapping does that): the posterior would be lost. Merge the mean or a draw first, and hot-swap "
+                "plain LoRA adapters."
+            )
+        super().__setitem__(key, module)
+
+
 class BayesianLoraModel(LoraModel):
     """PEFT's LoRA tuner with random factors in the place of `lora_A[name]` and `lora_B[name]`.
 
@@ -208,6 +224,9 @@ class BayesianLoraModel(LoraModel):
             layers.append(layer)
 
     def _randomise(self, config: BayesianLoraConfig, adapter_name: str, layer: Any, training: bool) -> None:
+        for name in ("lora_A", "lora_B"):
+            if not isinstance(getattr(layer, name), _Factors):
+                setattr(layer, name, _Factors(getattr(layer, name)))
         sides: tuple[tuple[Literal["A", "B"], Any], ...] = (("A", layer.lora_A), ("B", layer.lora_B))
         for side, container in sides:
             linear = container[adapter_name]
