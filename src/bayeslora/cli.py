@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
+from safetensors import SafetensorError
 
 from bayeslora.config import RunConfig
 from bayeslora.methods import BayesianLora, Lora
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from error
 
 
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError, ArithmeticError, RuntimeError)
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, LookupError, ArithmeticError, RuntimeError, SafetensorError)
 """What wrong input, a broken file or a failed run raise; with BAYESLORA_DEBUG=1 the traceback is shown."""
 
 

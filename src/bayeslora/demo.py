@@ -17,6 +17,7 @@ from bayeslora.saving import atomic_file, write_json
 __all__ = ["demo", "demo_config"]
 
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "train_seconds", "trainable_parameters")
+_SAMPLES = 6
 
 
 def demo_config(method: Method, seed: int = 0) -> RunConfig:
@@ -27,7 +28,7 @@ def demo_config(method: Method, seed: int = 0) -> RunConfig:
         method=method,
         train=TrainConfig(epochs=8, batch_size=8, learning_rate=3e-3, logging_steps=10),
         seed=seed,
-        num_samples=6,
+        num_samples=_SAMPLES,
     )
 
 
@@ -57,7 +58,7 @@ def demo(output_dir: str | Path, seed: int = 0) -> str:
             rows[title] = trained.metrics | {"split": "test"} | prediction.metrics()
             curves[title] = _curve(prediction)
         write_evaluation(output / method.name, prediction, rows[title])
-    reliability_diagram(curves, output / "reliability.png", title="ARC-Easy, 200 test items")
+    reliability_diagram(curves, output / "reliability.png", title=f"ARC-Easy, {len(prediction.items)} test items")
     table = _table(rows)
     with atomic_file(output / "table.md") as aside:
         aside.write_text(table + "\n", encoding="utf-8")
@@ -68,7 +69,11 @@ def demo(output_dir: str | Path, seed: int = 0) -> str:
 
 def _readings(method: Method) -> list[tuple[str, int]]:
     """Names and numbers of samples under which a trained method is evaluated."""
-    return [("LoRA", 0)] if method.name == "lora" else [("Bayesian-LoRA, mean", 0), ("Bayesian-LoRA, 6 samples", 6)]
+    return (
+        [("LoRA", 0)]
+        if method.name == "lora"
+        else [("Bayesian-LoRA, mean", 0), (f"Bayesian-LoRA, {_SAMPLES} samples", _SAMPLES)]
+    )
 
 
 def _curve(prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,6 +36,12 @@ def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "defaul
     lora = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(lora, LoraConfig) or isinstance(lora, BayesianLoraConfig):
         raise ValueError(f"from_lora expects a LoRA adapter, got one of type {lora.peft_type} at {adapter}.")
+    if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights.startswith(_CHANGE_THE_BASE):
+        raise ValueError(
+            f"the LoRA adapter at {adapter} was trained with init_lora_weights={lora.init_lora_weights!r}, which "
+            "changes the base weights; convert it to plain LoRA first (PEFT: save_pretrained with "
+            "path_initial_model_for_weight_conversion)."
+        )
     fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
     shared = {name: value for name, value in fields.items() if name not in _OWN}
     config = BayesianLoraConfig(**shared, **options)
@@ -47,6 +53,8 @@ def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "defaul
         set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
     return peft_model
 
+
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _OWN = (
     "peft_type",

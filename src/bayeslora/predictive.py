@@ -108,6 +108,7 @@ def predict(
         raise ValueError(f"num_samples must be at least 0 (0: posterior mean), got {num_samples}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    batch = _on_device(batch, next(model.parameters()).device)
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with _evaluating(model), torch.no_grad():
         draws = find_draws(model)
@@ -123,6 +124,12 @@ def predict(
                     logits = _choice_logits(model, batch)
                 chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
     return Predictive(torch.cat(chunks))
+
+
+def _on_device(batch: ChoiceBatch | Mapping[str, Any], device: torch.device) -> ChoiceBatch | Mapping[str, Any]:
+    if isinstance(batch, ChoiceBatch):
+        return batch.to(device)
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _choice_logits(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any]) -> Tensor:

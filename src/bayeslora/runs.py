@@ -10,9 +10,10 @@ import json
 import logging
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def build_task(config: TaskConfig) -> Task:
             task.train,
             dev=task.dev,
             test=task.test,
+            name=task.name,
             question_column=config.question_column,
             choices_column=config.choices_column,
             label_column=config.label_column,
@@ -75,6 +77,8 @@ def task_items(config: TaskConfig) -> Splits:
 
 
 def _subset(items: list[Item], count: int | None, seed: int) -> list[Item]:
+    if count is not None and count < 1:
+        raise ValueError(f"the number of examples must be at least 1, got {count}.")
     if count is None or count >= len(items):
         return items
     return random.Random(seed).sample(items, count)
@@ -96,7 +100,8 @@ def load_model(
         revision=config.revision,
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,
     )
-    return model, tokenizer, scoring(tokenizer, max_length=task.max_length)
+    positions = getattr(model.config, "max_position_embeddings", None) or task.max_length
+    return model, tokenizer, scoring(tokenizer, max_length=min(task.max_length, positions))
 
 
 def _dtype(config: ModelConfig) -> Any:
@@ -152,7 +157,8 @@ def train(
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
     trunk_cache = trunk_cache.rebind(model) if trunk_cache is not None else _trunk_cache(config, model)
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
-    write_config(config, output / "config.yaml")
+    if not resume:
+        _set_aside(output / "checkpoints")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     seconds = time.perf_counter() - started
@@ -167,13 +173,22 @@ def train(
         "trainable_parameters": trainable_parameters(model),
         "history": [entry for entry in trainer.state.log_history if "nll" in entry],
     }
+    save_adapter(model, output / "adapter")
+    write_config(config, output / "config.yaml")
     if evaluate_dev and splits.dev:
         prediction = predict_items(config, model, scoring, splits.dev, trunk_cache=trunk_cache)
         metrics |= prediction.metrics() | {"split": "dev"}
-    save_adapter(model, output / "adapter")
     write_model_card(output / "adapter", config, metrics)
     write_json(output / "metrics.json", metrics)
     return Trained(model, scoring, trunk_cache, splits, metrics)
+
+
+def _set_aside(checkpoints: Path) -> None:
+    """Keep an earlier run's checkpoints under another name: a later resume must not take them for this run's."""
+    previous = checkpoints.with_name("checkpoints.previous")
+    if checkpoints.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        checkpoints.rename(previous)
 
 
 def _trunk_cache(config: RunConfig, model: PeftModel) -> TrunkCache | None:
@@ -195,7 +210,7 @@ def _trainer(
 ) -> BayesianLoraTrainer:
     options = config.train
     per_step = options.batch_size * options.gradient_accumulation_steps
-    steps = options.max_steps or math.ceil(len(splits.train) / per_step) * math.ceil(options.epochs)
+    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
     arguments = TrainingArguments(
         output_dir=str(output / "checkpoints"),
         num_train_epochs=options.epochs,
@@ -218,6 +233,8 @@ def _trainer(
         remove_unused_columns=False,
         **options.arguments,
     )
+    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -374,7 +391,9 @@ def evaluate(
         raise ValueError(f"split must be 'test' or 'dev', got {split!r}.")
     run = load_run(folder)
     own = task is None or task == run.config.task.name
-    described = run.config.task if own else TaskConfig(name=str(task), scoring=run.config.task.scoring)
+    described = run.config.task
+    if not own:
+        described = replace(described, name=str(task), train_examples=None, dev_examples=None, test_examples=None)
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
     items = getattr(task_items(described), split)
@@ -383,6 +402,9 @@ def evaluate(
     prediction = predict_items(run.config, run.model, run.scoring, items, num_samples=num_samples)
     target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
     metrics = run.metrics | {"task": described.name, "split": split} | prediction.metrics()
+    if run.metrics.get("split") == "dev":
+        # The dev scores stand nowhere else.
+        metrics["dev"] = {name: run.metrics[name] for name in prediction.metrics()}
     write_evaluation(target, prediction, metrics)
     return metrics
 
@@ -425,6 +447,7 @@ def predict_file(
         label_column=columns.label_column,
         id_column=columns.id_column,
         choices=columns.choices,
+        optional_label=True,
     )
     prediction = predict_items(run.config, run.model, run.scoring, items, num_samples=num_samples)
     write_rows(output, prediction.rows(abstain_above))

@@ -65,9 +65,11 @@ class ELBOTrainerMixin(_Parent):
         self.kl_warmup_steps = kl_warmup_steps
         self.posterior_learning_rate = posterior_learning_rate
         self.trunk_cache = trunk_cache
-        dataset = self.train_dataset
+        dataset: Any = self.train_dataset
+        self._counts_rows = False
         if num_examples is None and dataset is not None:
             num_examples = count_observations(dataset)
+            self._counts_rows = num_examples is not None and num_examples == len(dataset)
         self._num_examples = num_examples
         self._drawn_step: int | None = None
         self._sums: dict[str, Tensor] = {}
@@ -108,6 +110,7 @@ class ELBOTrainerMixin(_Parent):
             # The trainer divides by the accumulation steps unless the loss is already a share of the whole batch.
             steps = max(1, getattr(self, "current_gradient_accumulation_steps", 1))
             scaled = self._is_scaled(num_items_in_batch)
+            self._check_unit(inputs)
             kl = kl_divergence(model)
             self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
             weighted = self._kl_weight() * kl.total / self._observations()
@@ -136,6 +139,15 @@ class ELBOTrainerMixin(_Parent):
             return bool(explicit)
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return bool(counted or self.compute_loss_func is not None)
+
+    def _check_unit(self, inputs: Any) -> None:
+        """Labels made by the collator are not in the dataset: then N would count texts and the loss tokens."""
+        labels = None if isinstance(inputs, ChoiceBatch) else inputs.get("labels")
+        if self._counts_rows and isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+            raise ValueError(
+                "the loss is per target token, but N of beta * KL / N could only be counted in rows of the dataset, "
+                "which has no labels (the collator makes them); pass num_examples=<number of target tokens>."
+            )
 
     def _kl_weight(self) -> float:
         return kl_weight(self.state.global_step + 1, self.beta, self.kl_warmup_steps)

@@ -26,31 +26,30 @@ class TrunkCache:
 
     Args:
         model: A model with adapters.
-
-    Attributes:
-        skipped: Number of layers in the trunk; 0 where caching does not apply (no frozen layers, or dropout in them).
+        limit: Bytes beyond which no further items are kept.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, limit: int = 4 * 2**30):
+        self.limit = limit
         self._layers = frozen_trunk(model)
         self._rows: dict[str, Tensor] = {}
 
     @property
     def skipped(self) -> int:
-        """Layers that a cached item does not run."""
+        """Layers that a cached item does not run; 0 where caching does not apply (nothing frozen, or dropout in it)."""
         return len(self._layers)
 
     @property
     def size(self) -> int:
         """Bytes held."""
-        return sum(row.numel() * row.element_size() for row in self._rows.values())
+        return sum(row.nbytes for row in self._rows.values())
 
     def __len__(self) -> int:
         """Items held."""
         return len(self._rows)
 
     def rebind(self, model: nn.Module) -> TrunkCache:
-        """The same items for another set of adapters on the same base model and the same or a shorter trunk.
+        """The same items for another set of adapters above the same layers of the same base model.
 
         Raises:
             ValueError: The trunk of `model` has another length.
@@ -97,6 +96,9 @@ class TrunkCache:
     @contextmanager
     def _noting(self, batch: ChoiceBatch, keys: list[str]) -> Iterator[None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
+            # A layer that returns more than its hidden states could not be skipped; beyond the limit nothing is added.
+            if not isinstance(output, Tensor) or self.size > self.limit:
+                return
             for index, (key, length) in enumerate(zip(keys, batch["lengths"].tolist(), strict=True)):
                 self._rows[key] = output[index, -length:].detach().to("cpu", copy=True)
 
@@ -123,15 +125,21 @@ def frozen_trunk(model: nn.Module) -> list[nn.Module]:
     while count < len(layers) and not _changes(layers[count]):
         count += 1
     trunk = layers[:count]
-    inside = {id(module) for layer in layers for module in layer.modules()}
     getter: Any = getattr(model, "get_input_embeddings", lambda: None)
     embeddings = getter()
     trained_below = embeddings is not None and _changes(embeddings)
-    dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules() if id(m) not in inside) or any(
-        isinstance(module, nn.Dropout) and module.p > 0 for layer in trunk for module in layer.modules()
-    )
-    attention_dropout = getattr(getattr(model, "config", None), "attention_dropout", 0.0)
-    return [] if trained_below or dropout or attention_dropout else trunk
+    above = {id(module) for layer in layers[count:] for module in layer.modules()}
+    drops = any(_drops(module) for module in model.modules() if id(module) not in above)
+    attention_drops = bool(getattr(getattr(model, "config", None), "attention_dropout", 0))
+    return [] if trained_below or drops or attention_drops else trunk
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether `module` is dropout, or calls it as a function with a probability of its own (OPT, XGLM)."""
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    rates = (module.__dict__.get(name) for name in ("dropout", "hidden_dropout", "activation_dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def _outermost_layers(model: nn.Module) -> list[nn.Module]:

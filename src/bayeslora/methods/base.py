@@ -91,7 +91,8 @@ class Method(ABC):
     def _layers(self, model: nn.Module) -> list[int] | None:
         if self.last_layers is None:
             return None
-        total = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        config: Any = model.config
+        total = int(config.get_text_config().num_hidden_layers)
         if not 0 < self.last_layers <= total:
             raise ValueError(f"last_layers must lie between 1 and the model's {total} layers, got {self.last_layers}.")
         return list(range(total - self.last_layers, total))

@@ -15,6 +15,7 @@ __all__ = ["BayesianLora"]
 
 _CONFIG_FIELDS = (
     "posterior",
+    "posterior_options",
     "posterior_std",
     "prior_std",
     "inducing_std",
@@ -24,6 +25,7 @@ _CONFIG_FIELDS = (
     "mean",
     "bases",
     "num_inducing",
+    "inducing_diagonal",
 )
 """Arguments that are fields of BayesianLoraConfig."""
 
@@ -33,6 +35,7 @@ class BayesianLora(Method):
 
     Args:
         posterior: Family of q(V): diagonal, matrix_normal, full, ensemble or flow.
+        posterior_options: Fields of that family: members for an ensemble, transforms and hidden for a flow.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's.
         prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
         inducing_std: tau, the prior standard deviation of the part of a weight that the inducing variables explain;
@@ -43,11 +46,12 @@ class BayesianLora(Method):
         mean: "lora": an ordinary LoRA matrix is the mean function. "inducing": the paper's, without mean function.
         bases: "lora" ties the inducing inputs to the LoRA matrices, "free" trains them.
         num_inducing: Rows and columns of V; default: the rank.
+        inducing_diagonal: D at the start, in units of the inducing inputs.
         beta: Weight of the KL; 1 is the ELBO.
         kl_warmup: Share of the training steps over which the KL grows to its full weight.
         posterior_learning_rate_scale: Learning rate of the variational parameters, as a multiple of that of the means.
-        init_from: Folder or Hub id of a trained LoRA adapter to start from (exact embedding); its own rank, scale and
-            targets are used. Default: a fresh adapter.
+        init_from: Folder or Hub id of a trained LoRA adapter to start from (exact embedding). Its own rank, scale,
+            targets, layers and saved modules count, not the options above. Default: a fresh adapter.
     """
 
     name: ClassVar[str] = "bayesian_lora"
@@ -55,6 +59,7 @@ class BayesianLora(Method):
     def __init__(
         self,
         posterior: str = "diagonal",
+        posterior_options: dict[str, Any] | None = None,
         posterior_std: float = 0.25,
         prior_std: float = 0.05,
         inducing_std: float | None = 0.2,
@@ -64,6 +69,7 @@ class BayesianLora(Method):
         mean: Literal["lora", "inducing"] = "lora",
         bases: Literal["lora", "free"] = "lora",
         num_inducing: int | None = None,
+        inducing_diagonal: float = 0.1,
         beta: float = 1.0,
         kl_warmup: float = 0.0,
         posterior_learning_rate_scale: float = 5.0,
@@ -72,6 +78,7 @@ class BayesianLora(Method):
     ):
         super().__init__(**kwargs)
         self.posterior = posterior
+        self.posterior_options = posterior_options or {}
         self.posterior_std = posterior_std
         self.prior_std = prior_std
         self.inducing_std = inducing_std
@@ -81,6 +88,7 @@ class BayesianLora(Method):
         self.mean = mean
         self.bases = bases
         self.num_inducing = num_inducing
+        self.inducing_diagonal = inducing_diagonal
         self.beta = beta
         self.kl_warmup = kl_warmup
         self.posterior_learning_rate_scale = posterior_learning_rate_scale

@@ -69,6 +69,11 @@ def _attention_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> Any
     config: Any = getattr(model, "config", None) or getattr(getattr(model, "module", None), "config", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"cloze scoring packs the choices behind one question by an attention mask, but this model has layers of "
+            f"kind {sorted(other)} that carry a state past it; use letter scoring."
+        )
     full = _additive(allowed, dtype)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return full

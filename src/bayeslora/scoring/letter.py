@@ -45,6 +45,8 @@ class Letter(Scoring):
     def __call__(self, items: Sequence[ChoiceItem]) -> LetterBatch:
         """Batch of `items`."""
         mask = choice_mask(items)
+        if mask.shape[1] > len(string.ascii_uppercase):
+            raise ValueError(f"letter scoring has 26 letters, got an item with {mask.shape[1]} choices; use cloze.")
         letters = list(string.ascii_uppercase[: mask.shape[1]])
         rows = [self.encode(self.prompt(item))[-self.max_length :] for item in items]
         ids, attention, positions = self.pad_left(rows)

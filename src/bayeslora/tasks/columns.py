@@ -23,6 +23,8 @@ class Columns:
     shared_choices: tuple[str, ...] | None = None
     """The choices of every item, for a file that has no column of them."""
     require_label: bool = False
+    optional_label: bool = False
+    """Whether a file may lack label and id columns even though they were named: items to predict often do."""
 
     def check(self, known: Iterable[str]) -> None:
         """Raise TaskError unless every column that is needed or was named is among the known ones."""
@@ -60,9 +62,9 @@ class Columns:
         if self.shared_choices is None:
             needed += self._choice_columns(columns)
         # A file may lack the default label and id columns, but not one that was asked for by name.
-        if self.require_label or self.label != Columns.label:
+        if self.require_label or (self.label != Columns.label and not self.optional_label):
             needed.append(self.label)
-        if self.id != Columns.id:
+        if self.id != Columns.id and not self.optional_label:
             needed.append(self.id)
         return needed
 

@@ -25,6 +25,7 @@ def load_items(
     id_column: str = "id",
     choices: Sequence[str] | None = None,
     require_label: bool = False,
+    optional_label: bool = False,
 ) -> list[Item]:
     """Read the items of a .jsonl, .json, .csv or .parquet file.
 
@@ -37,11 +38,14 @@ def load_items(
         id_column: holds an id; where there is none, the id is the file's stem and the row's index.
         choices: the choices of every item, for a file that has no column of them.
         require_label: whether an item without a label is an error.
+        optional_label: whether the file may lack the label and id columns even though they were named.
 
     Raises:
         TaskError: the file, a column or a row is wrong; the message names the line or row.
     """
-    columns = Columns(question_column, choices_column, label_column, id_column, _shared(choices), require_label)
+    columns = Columns(
+        question_column, choices_column, label_column, id_column, _shared(choices), require_label, optional_label
+    )
     return _load(Path(path), columns, Path(path).stem)
 
 
