@@ -180,6 +180,42 @@ def test_evaluating_on_another_task_leaves_the_run_as_it_was(tmp_path, config):
     assert metrics["num_examples"] == 5 and metrics["num_samples"] == 0 and metrics["spread"] == 0
 
 
+def test_a_run_on_named_columns_predicts_files_without_labels_and_scores_others(tmp_path, config):
+    def table(path: Path, count: int, label: bool) -> Path:
+        rows = ["number,text" + (",team" if label else "")]
+        teams = ("iron", "wood")
+        rows += [f"{n},Which is it ({n})?" + (f",{teams[n % 2]}" if label else "") for n in range(count)]
+        path.write_text("\n".join(rows) + "\n")
+        return path
+
+    run, options = tmp_path / "run", ["--task.question_column", "text", "--task.label_column", "team"]
+    options += ["--task.id_column", "number", "--task.choices", "[iron, wood]"]
+    options += ["--task.name", str(table(tmp_path / "a.csv", 60, True))]
+    main(["train", "--config", str(config), "--output_dir", str(run), *options])
+    bare = table(tmp_path / "bare.csv", 3, False)
+    main(["predict", str(run), "--input", str(bare), "--output", str(tmp_path / "out.jsonl")])
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+    main(["evaluate", str(run), "--task", str(table(tmp_path / "b.csv", 60, True)), "--num_samples", "0"])
+    assert (run / "evaluation" / "b" / "metrics.json").is_file()
+
+
+def test_evaluation_keeps_the_dev_scores(tmp_path, config):
+    run = tmp_path / "run"
+    main(["train", "--config", str(config), "--output_dir", str(run)])
+    dev = json.loads((run / "metrics.json").read_text())
+    main(["evaluate", str(run)])
+    main(["evaluate", str(run)])
+    assert json.loads((run / "metrics.json").read_text())["dev"]["nll"] == dev["nll"]
+
+
+def test_a_new_run_in_the_folder_does_not_resume_from_the_old_one(tmp_path, config):
+    run = tmp_path / "run"
+    main(["train", "--config", str(config), "--output_dir", str(run), "--train.save_steps", "1"])
+    main(["train", "--config", str(config), "--output_dir", str(run), "--train.max_steps", "2"])
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"checkpoint-2"}
+    assert (run / "checkpoints.previous" / "checkpoint-3").is_dir()
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_config_runs_two_steps(path, tmp_path, tiny_base, tiny_encoder, monkeypatch):
     monkeypatch.chdir(ROOT)
