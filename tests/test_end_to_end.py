@@ -21,9 +21,12 @@ def run(tmp_path_factory):
         "task.dev_examples": 4,
         "task.test_examples": 12,
         "method.last_layers": 2,
+        # Eight steps are few: under little noise they show.
+        "method.prior_std": 0.01,
+        "method.posterior_std": 0.05,
         "train.epochs": 4,
         "train.batch_size": 8,
-        "train.learning_rate": 0.003,
+        "train.learning_rate": 0.01,
         "train.logging_steps": 2,
         "num_samples": 4,
     }
@@ -35,7 +38,7 @@ def run(tmp_path_factory):
 def test_training_on_real_items_learns(run):
     history = json.loads((run / "metrics.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [2, 4, 6, 8]
-    assert history[-1]["nll"] < history[0]["nll"] - 0.1
+    assert history[-1]["nll"] < history[0]["nll"] - 0.2
     for entry in history:
         assert entry["loss"] == pytest.approx(entry["nll"] + entry["kl"] / 16, rel=1e-4)
 
