@@ -211,6 +211,7 @@ def test_evaluation_keeps_the_dev_scores(tmp_path, config):
 def test_a_new_run_in_the_folder_does_not_resume_from_the_old_one(tmp_path, config):
     run = tmp_path / "run"
     main(["train", "--config", str(config), "--output_dir", str(run), "--train.save_steps", "1"])
+    assert not (run / "checkpoints.previous").exists()
     main(["train", "--config", str(config), "--output_dir", str(run), "--train.max_steps", "2"])
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"checkpoint-2"}
     assert (run / "checkpoints.previous" / "checkpoint-3").is_dir()

@@ -156,9 +156,9 @@ def train(
     set_seed(config.seed)
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
     trunk_cache = trunk_cache.rebind(model) if trunk_cache is not None else _trunk_cache(config, model)
-    trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     if not resume:
         _set_aside(output / "checkpoints")
+    trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     seconds = time.perf_counter() - started
