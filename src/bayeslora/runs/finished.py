@@ -1,0 +1,154 @@
+"""What can be done with a finished run: load it, evaluate it, predict with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from bayeslora.config import RunConfig
+from bayeslora.plots import reliability_diagram
+from bayeslora.runs.config_files import read_config
+from bayeslora.runs.items import task_items
+from bayeslora.runs.loading import load_model
+from bayeslora.runs.prediction import Prediction, predict_items, write_rows
+from bayeslora.saving import recover_folder, write_json
+from bayeslora.scoring import Scoring
+from bayeslora.tasks import load_items
+
+__all__ = ["Run", "evaluate", "load_run", "predict_file", "write_evaluation"]
+
+
+@dataclass
+class Run:
+    """A run folder, loaded."""
+
+    config: RunConfig
+    model: PeftModel
+    scoring: Scoring
+    metrics: dict[str, Any]
+
+
+def load_run(folder: str | Path) -> Run:
+    """Load the adapter of a run folder on its base model, in eval mode.
+
+    Raises:
+        FileNotFoundError: The folder is not a run folder.
+        ValueError: The adapter belongs to another base model, or was written by a newer version.
+    """
+    folder = Path(folder)
+    recover_folder(folder / "adapter")
+    for name in ("config.yaml", "adapter/adapter_config.json", "metrics.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is not a finished run: {name} is missing. Expected the --output_dir of `bayeslora train`."
+            )
+    config = read_config(folder / "config.yaml")
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    base, _, scoring = load_model(config.model, config.task, num_labels=_head_width(folder / "adapter"))
+    model = PeftModel.from_pretrained(base, str(folder / "adapter"))
+    return Run(config, model, scoring, metrics)
+
+
+def _head_width(adapter: Path) -> int | None:
+    """Classes of the saved classification head, if the adapter holds one."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.endswith((".classifier.weight", ".score.weight", ".out_proj.weight")):
+                return int(file.get_slice(key).get_shape()[0])
+    return None
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    task: str | None = None,
+    split: str = "test",
+    num_samples: int | None = None,
+    examples: int | None = None,
+    output_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score a run on a split and write metrics.json, predictions.jsonl and reliability.png.
+
+    Args:
+        folder: The run folder.
+        task: Another task than the run's own, by name or path.
+        split: "test" or "dev".
+        num_samples: Posterior draws; default: the run's.
+        examples: Use only this many items; default: the run's number for its own task, all for another.
+        output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another.
+
+    Raises:
+        ValueError: The split is unknown or empty.
+    """
+    if split not in ("test", "dev"):
+        raise ValueError(f"split must be 'test' or 'dev', got {split!r}.")
+    run = load_run(folder)
+    own = task is None or task == run.config.task.name
+    described = run.config.task
+    if not own:
+        described = replace(described, name=str(task), train_examples=None, dev_examples=None, test_examples=None)
+    if examples is not None:
+        setattr(described, f"{split}_examples", examples)
+    items = getattr(task_items(described), split)
+    if not items:
+        raise ValueError(f"task {described.name!r} has no {split} items.")
+    prediction = predict_items(run.config, run.model, run.scoring, items, num_samples=num_samples)
+    target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
+    metrics = run.metrics | {"task": described.name, "split": split} | prediction.metrics()
+    if run.metrics.get("split") == "dev":
+        # The dev scores stand nowhere else.
+        metrics["dev"] = {name: run.metrics[name] for name in prediction.metrics()}
+    write_evaluation(target, prediction, metrics)
+    return metrics
+
+
+def write_evaluation(target: Path, prediction: Prediction, metrics: dict[str, Any]) -> None:
+    """metrics.json, predictions.jsonl and reliability.png, each atomically."""
+    write_rows(target / "predictions.jsonl", prediction.rows())
+    labels = torch.tensor([item.label for item in prediction.items])
+    curves = {str(metrics["method"]): (prediction.predictive.probabilities, labels)}
+    reliability_diagram(curves, target / "reliability.png", title=f"{metrics['task']} ({metrics['split']})")
+    write_json(target / "metrics.json", metrics)
+
+
+def predict_file(
+    folder: str | Path,
+    input: str | Path,
+    output: str | Path,
+    *,
+    num_samples: int | None = None,
+    abstain_above: float | None = None,
+) -> int:
+    """Predict the items of a local file and write one JSON record each, in the input's order.
+
+    Args:
+        folder: The run folder.
+        input: JSONL, CSV or Parquet file with the run's column names; labels are optional.
+        output: JSONL file to write, atomically.
+        num_samples: Posterior draws; default: the run's.
+        abstain_above: Entropy in nats above which a record says `"abstain": true`.
+
+    Returns:
+        Number of items.
+    """
+    run = load_run(folder)
+    columns = run.config.task
+    items = load_items(
+        input,
+        question_column=columns.question_column,
+        choices_column=columns.choices_column,
+        label_column=columns.label_column,
+        id_column=columns.id_column,
+        choices=columns.choices,
+        optional_label=True,
+    )
+    prediction = predict_items(run.config, run.model, run.scoring, items, num_samples=num_samples)
+    write_rows(output, prediction.rows(abstain_above))
+    return len(items)

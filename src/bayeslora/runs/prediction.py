@@ -1,0 +1,100 @@
+"""Predicting items with a trained model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bayeslora.config import RunConfig
+from bayeslora.metrics import summary
+from bayeslora.predictive import Predictive
+from bayeslora.saving import atomic_file
+from bayeslora.scoring import Scoring
+from bayeslora.tasks import Item
+from bayeslora.trunk import TrunkCache
+
+__all__ = ["Prediction", "predict_items", "write_rows"]
+
+
+@dataclass
+class Prediction:
+    """Predictive distributions of items, in their order."""
+
+    items: Sequence[Item]
+    predictive: Predictive
+    num_samples: int
+    seconds: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Scores on the items, which all need labels; `spread` is the mean of `Predictive.spread`."""
+        labels = torch.tensor([item.label for item in self.items])
+        scores: dict[str, Any] = dict(summary(self.predictive.probabilities, labels))
+        return scores | {
+            "num_samples": self.num_samples,
+            "predict_seconds": round(self.seconds, 2),
+            "spread": float(self.predictive.spread.mean()),
+        }
+
+    def rows(self, abstain_above: float | None = None) -> Iterator[dict[str, Any]]:
+        """One record per item for predictions.jsonl; entropies in nats."""
+        probabilities = self.predictive.probabilities
+        uncertainty = zip(self.predictive.entropy.tolist(), self.predictive.mutual_information.tolist(), strict=True)
+        for item, row, (entropy, information) in zip(self.items, probabilities.tolist(), uncertainty, strict=True):
+            chosen = row[: len(item.choices)]
+            best = max(range(len(chosen)), key=chosen.__getitem__)
+            record: dict[str, Any] = {
+                "id": item.id,
+                "probabilities": chosen,
+                "prediction": best,
+                "choice": item.choices[best],
+                "confidence": chosen[best],
+                "entropy": entropy,
+                "mutual_information": information,
+            }
+            if item.label is not None:
+                record["label"] = item.label
+            if abstain_above is not None:
+                record["abstain"] = entropy > abstain_above
+            yield record
+
+
+def predict_items(
+    config: RunConfig,
+    model: nn.Module,
+    scoring: Scoring,
+    items: Sequence[Item],
+    *,
+    trunk_cache: TrunkCache | None = None,
+    num_samples: int | None = None,
+) -> Prediction:
+    """Predict `items` with the method of `config`; items of similar length share a batch."""
+    samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
+    order = sorted(range(len(items)), key=lambda index: _length(items[index]))
+    device = next(model.parameters()).device
+    started, parts = time.perf_counter(), []
+    for first in tqdm(range(0, len(order), config.batch_size), desc="predict", unit="batch", leave=False):
+        batch = scoring([items[index] for index in order[first : first + config.batch_size]]).to(device)
+        predictive = config.method.predict(model, batch, samples, config.seed, trunk_cache)
+        parts.append(Predictive(predictive.samples.cpu()))
+    joined = Predictive.concatenate(parts)
+    back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+    return Prediction(items, Predictive(joined.samples[:, back]), samples, time.perf_counter() - started)
+
+
+def _length(item: Item) -> int:
+    return len(item.question) + sum(map(len, item.choices))
+
+
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSONL, atomically."""
+    with atomic_file(path) as aside, open(aside, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,165 @@
+"""Training a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainingArguments, set_seed
+
+from bayeslora.config import RunConfig
+from bayeslora.methods import trainable_parameters
+from bayeslora.model_card import write_model_card
+from bayeslora.runs.config_files import write_config
+from bayeslora.runs.items import task_items
+from bayeslora.runs.loading import load_model
+from bayeslora.runs.prediction import predict_items
+from bayeslora.saving import recover_folder, save_adapter, write_json
+from bayeslora.scoring import Scoring
+from bayeslora.tasks import Splits
+from bayeslora.trainer import BayesianLoraTrainer
+from bayeslora.trunk import TrunkCache
+
+__all__ = ["Trained", "train"]
+
+logger = logging.getLogger("bayeslora")
+
+
+@dataclass
+class Trained:
+    """What training leaves in memory."""
+
+    model: PeftModel
+    scoring: Scoring
+    trunk_cache: TrunkCache | None
+    splits: Splits
+    metrics: dict[str, Any]
+
+
+def train(
+    config: RunConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    evaluate_dev: bool = True,
+    trunk_cache: TrunkCache | None = None,
+) -> Trained:
+    """Train an adapter and write `adapter/`, `config.yaml` and `metrics.json` (on the dev split) to `output_dir`.
+
+    Args:
+        config: The run.
+        output_dir: The run folder.
+        resume: Go on from the newest complete checkpoint in `output_dir/checkpoints`, if there is one.
+        evaluate_dev: Whether to predict the dev split at the end.
+        trunk_cache: That of another run on the same base model and layers, to read and add to.
+
+    Raises:
+        NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
+    """
+    output = Path(output_dir)
+    recover_folder(output / "adapter")
+    splits = task_items(config.task)
+    if not splits.train:
+        raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
+    set_seed(config.seed)
+    width = max(len(item.choices) for part in (splits.train, splits.dev, splits.test) for item in part)
+    base, _, scoring = load_model(config.model, config.task, num_labels=width)
+    set_seed(config.seed)
+    model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
+    trunk_cache = trunk_cache.rebind(model) if trunk_cache is not None else _trunk_cache(config, model)
+    if not resume:
+        _set_aside(output / "checkpoints")
+    trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume)
+    seconds = time.perf_counter() - started
+    metrics: dict[str, Any] = {
+        "method": config.method.name,
+        "task": config.task.name,
+        "scoring": config.task.scoring,
+        "model": config.model.name,
+        "seed": config.seed,
+        "train_examples": len(splits.train),
+        "train_seconds": round(seconds, 2),
+        "trainable_parameters": trainable_parameters(model),
+        "history": [entry for entry in trainer.state.log_history if "nll" in entry],
+    }
+    save_adapter(model, output / "adapter")
+    write_config(config, output / "config.yaml")
+    if evaluate_dev and splits.dev:
+        prediction = predict_items(config, model, scoring, splits.dev, trunk_cache=trunk_cache)
+        metrics |= prediction.metrics() | {"split": "dev"}
+    write_model_card(output / "adapter", config, metrics)
+    write_json(output / "metrics.json", metrics)
+    return Trained(model, scoring, trunk_cache, splits, metrics)
+
+
+def _set_aside(checkpoints: Path) -> None:
+    """Keep an earlier run's checkpoints under another name: a later resume must not take them for this run's."""
+    previous = checkpoints.with_name("checkpoints.previous")
+    if checkpoints.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        checkpoints.rename(previous)
+
+
+def _trunk_cache(config: RunConfig, model: PeftModel) -> TrunkCache | None:
+    if not config.train.cache_trunk:
+        return None
+    cache = TrunkCache(model)
+    if cache.skipped:
+        logger.info("caching the output of the %d frozen layers below the first adapter", cache.skipped)
+    return cache if cache.skipped else None
+
+
+def _trainer(
+    config: RunConfig,
+    output: Path,
+    model: PeftModel,
+    scoring: Scoring,
+    splits: Splits,
+    trunk_cache: TrunkCache | None,
+) -> BayesianLoraTrainer:
+    options = config.train
+    per_step = options.batch_size * options.gradient_accumulation_steps
+    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
+    arguments = TrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.lr_scheduler,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        logging_steps=min(options.logging_steps, steps),
+        save_strategy="epoch" if options.save_steps is None else "steps",
+        save_steps=options.save_steps or 500,
+        save_total_limit=2,
+        report_to=options.report_to,
+        seed=config.seed,
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        # Items are not columns of tensors: the scoring reads them whole.
+        remove_unused_columns=False,
+        **options.arguments,
+    )
+    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return BayesianLoraTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits.train,
+        data_collator=scoring,
+        trunk_cache=trunk_cache,
+        **config.method.trainer_options(options.learning_rate, steps),
+    )
