@@ -54,12 +54,6 @@ class Draws:
                     found += [container[name]] if name in container else []
         return [factor for factor in found if isinstance(factor, RandomFactor)]
 
-    def set_noise(self, generators: Sequence[torch.Generator | None], *, explicit: bool = False) -> None:
-        """Give every active factor noise: draw number s from generator s (None: torch's default generator)."""
-        factors = self.factors()
-        for factor, noise in zip(factors, draw_noise(factors, generators), strict=True):
-            factor.set_noise(noise, explicit=explicit)
-
     def other_adapters(self) -> list[list[RandomFactor]]:
         """Factors of each adapter that is not active."""
         found: dict[str, list[RandomFactor]] = {}
@@ -83,7 +77,7 @@ class Draws:
             self._batch = None
             return None
         if factors[0].training and not (self.explicit or self.held):
-            self.set_noise([None])
+            set_noise(self.factors(), [None])
         if self._checkpointable is None:
             self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         if not _recomputes_reentrantly(self._checkpointable):
@@ -180,6 +174,14 @@ def draw_noise(factors: Sequence[RandomFactor], generators: Sequence[torch.Gener
     return noises
 
 
+def set_noise(
+    factors: Sequence[RandomFactor], generators: Sequence[torch.Generator | None], *, explicit: bool = False
+) -> None:
+    """Give each factor noise: draw number s from generator s (None: torch's default generator)."""
+    for factor, noise in zip(factors, draw_noise(factors, generators), strict=True):
+        factor.set_noise(noise, explicit=explicit)
+
+
 def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
     """The generator of draw `index` of `seed`: any pair gives an unrelated stream."""
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
@@ -210,7 +212,7 @@ def hold_draw(model: nn.Module, *, seed: int, step: int) -> None:
     draws = find_draws(model)
     if draws is None or not (factors := draws.factors()):
         return
-    draws.set_noise([_generator(seed, step, next(factors[0].parameters()).device)])
+    set_noise(factors, [_generator(seed, step, next(factors[0].parameters()).device)])
     draws.held = True
 
 
@@ -246,11 +248,8 @@ def sampling(
         raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
     held = [(factor, factor.noise) for factor in factors] if draws.held else []
     device = next(factors[0].parameters()).device
-    draws.set_noise([_generator(seed, first + s, device) for s in range(num_samples)], explicit=True)
-    for others in draws.other_adapters():
-        generators = [_generator(seed, first + s, device) for s in range(num_samples)]
-        for factor, noise in zip(others, draw_noise(others, generators), strict=True):
-            factor.set_noise(noise, explicit=True)
+    for adapter in (factors, *draws.other_adapters()):
+        set_noise(adapter, [_generator(seed, first + s, device) for s in range(num_samples)], explicit=True)
     draws.explicit, draws.num_samples = True, num_samples
     layers = _layers_from_first_random(model) if share_trunk and num_samples > 1 else []
     draws.share_trunk = bool(layers)

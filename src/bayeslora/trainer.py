@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from bayeslora.factors import KL, RandomFactor
-from bayeslora.objective import kl_divergence, kl_weight
+from bayeslora.objective import kl_divergence, kl_weight, negative_elbo
 from bayeslora.sampling import find_draws, hold_draw
 from bayeslora.saving import last_complete_checkpoint
 from bayeslora.scoring import ChoiceBatch
@@ -113,8 +113,8 @@ class ELBOTrainerMixin(_Parent):
             self._check_unit(inputs)
             kl = kl_divergence(model)
             self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
-            weighted = self._kl_weight() * kl.total / self._observations()
-            loss = loss + (weighted / steps if scaled else weighted).to(loss.dtype)
+            beta = self._kl_weight() / steps if scaled else self._kl_weight()
+            loss = negative_elbo(loss, kl, self._observations(), beta).to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
     def _choice_loss(self, model: nn.Module, batch: ChoiceBatch, num_items: Any) -> tuple[Tensor, dict[str, Tensor]]:

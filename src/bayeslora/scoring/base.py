@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChoiceBatch", "ChoiceItem", "Scoring", "choice_labels", "choice_mask", "forward_options"]
+__all__ = ["ChoiceBatch", "ChoiceItem", "Scoring", "choice_labels", "choice_mask", "forward_options", "unwrapped"]
 
 
 class ChoiceItem(Protocol):
@@ -123,11 +123,17 @@ def choice_labels(items: Sequence[ChoiceItem]) -> dict[str, Tensor]:
     return {} if any(label is None for label in labels) else {"labels": torch.tensor(labels)}
 
 
-def forward_options(model: nn.Module, **options: Any) -> dict[str, Any]:
-    """Those of `options` that the model's forward has a parameter for."""
+def unwrapped(model: nn.Module) -> Any:
+    """`model` without what distributed training wraps around it."""
     inner: Any = model
     while hasattr(inner, "module"):
         inner = inner.module
+    return inner
+
+
+def forward_options(model: nn.Module, **options: Any) -> dict[str, Any]:
+    """Those of `options` that the model's forward has a parameter for."""
+    inner = unwrapped(model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     names = inspect.signature(inner.forward).parameters
     return {name: value for name, value in options.items() if name in names}

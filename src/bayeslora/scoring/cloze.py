@@ -15,6 +15,7 @@ from bayeslora.scoring.base import (
     choice_labels,
     choice_mask,
     forward_options,
+    unwrapped,
 )
 
 __all__ = ["Cloze", "ClozeBatch"]
@@ -56,17 +57,14 @@ class ClozeBatch(ChoiceBatch):
 
 def _compute_dtype(model: nn.Module) -> torch.dtype:
     """Precision of the base model's activations: that of its (often frozen, 16-bit) embeddings."""
-    inner = model
-    while hasattr(inner, "module"):
-        inner = inner.module  # type: ignore[assignment]
-    dtype = inner.get_input_embeddings().weight.dtype  # type: ignore[operator]
+    dtype: torch.dtype = unwrapped(model).get_input_embeddings().weight.dtype
     return dtype if dtype.is_floating_point else torch.float32
 
 
 def _attention_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> Any:
     """The additive mask, one per kind of attention where some layers look back `sliding_window` tokens only."""
     dtype = _compute_dtype(model)
-    config: Any = getattr(model, "config", None) or getattr(getattr(model, "module", None), "config", None)
+    config: Any = getattr(unwrapped(model), "config", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if other := kinds - {"full_attention", "sliding_attention"}:
