@@ -57,7 +57,7 @@ def factor_parameters(
 def noise_like(family: InducingFamily, source: torch.Generator, samples: int, stack: Sequence[int] = ()) -> Noise:
     """Noise of some draws in float64."""
     parts = [normal(source, samples, *stack, *shape) for shape in family.noise_shapes]
-    return Noise(*parts, uniform=torch.rand(samples, generator=source, dtype=torch.float64))
+    return Noise(tuple(parts), torch.rand(samples, generator=source, dtype=torch.float64), torch.arange(samples))
 
 
 def noise_from_rows(family: InducingFamily, rows: Tensor) -> Noise:
@@ -65,7 +65,7 @@ def noise_from_rows(family: InducingFamily, rows: Tensor) -> Noise:
     shapes = family.noise_shapes
     pieces = rows.split([prod(shape) for shape in shapes], dim=1)
     parts = [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    return Noise(*parts, uniform=torch.zeros(len(rows), dtype=rows.dtype))
+    return Noise(tuple(parts), torch.zeros(len(rows), dtype=rows.dtype), torch.arange(len(rows)))
 
 
 def noise_count(family: InducingFamily) -> int:
@@ -158,11 +158,13 @@ def factor_of(family: InducingFamily, seed: int = 0, scale: float = 0.3) -> Rand
 
 def float_noise(family: InducingFamily, seed: int, samples: int = 1) -> Noise:
     """Noise of one factor in float32."""
-    return Noise(*(part.float() for part in noise_like(family, generator(seed), samples)))
+    noise = noise_like(family, generator(seed), samples)
+    return Noise(tuple(part.float() for part in noise.normal), noise.uniform.float(), noise.number)
 
 
 def draw_of(noise: Noise, index: int) -> Noise:
-    return Noise(*(part[index : index + 1] for part in noise))
+    one = slice(index, index + 1)
+    return Noise(tuple(part[one] for part in noise.normal), noise.uniform[one], noise.number[one])
 
 
 def as_leaves(parameters: Parameters) -> Parameters:

@@ -235,8 +235,11 @@ def test_a_flow_is_carried_to_the_weight_as_every_other_v_is(side):
     family = family_of("free", side, rows, columns, 2, posterior="flow", mean="inducing")
     parameters = factor_parameters(family, 2, scale=0.5)
     sides, noise = Projections(family, parameters), noise_like(family, generator(0), 7)
-    silent = Noise(*(part if name == "inducing" else torch.zeros_like(part) for name, part in noise._asdict().items()))
-    values = family.q.sample(parameters, noise.inducing, noise.uniform)
+    weight, inducing, square, side = noise.normal
+    silent = noise._replace(
+        normal=(torch.zeros_like(weight), inducing, torch.zeros_like(square), torch.zeros_like(side))
+    )
+    values = family.q.sample(parameters, noise.normal[1], noise.uniform)
     expected = family.prior_std * sides.row.mT @ values @ sides.column
     torch.testing.assert_close(family.sample_weight(parameters, silent), expected)
     mean = family.prior_std * sides.row.mT @ family.q.mean(parameters) @ sides.column
@@ -258,10 +261,10 @@ def test_the_conditional_part_is_the_divergence_of_the_conditionals(case, residu
     covariance = Projections(family, parameters).residual
     mean = normal(generator(seed), covariance.shape[0])
     q, p = MultivariateNormal(mean, residual_scale**2 * covariance), MultivariateNormal(mean, covariance)
-    noise = noise_like(family, generator(0), 1).inducing
+    noise = noise_like(family, generator(0), 1)
     found = family.kl(parameters, noise)
     torch.testing.assert_close(found.conditional, kl_divergence(q, p), rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(found.inducing, family.q.kl(parameters, noise))
+    torch.testing.assert_close(found.inducing, family.q.kl(parameters, noise.normal[1]))
     torch.testing.assert_close(found.total, found.inducing + found.conditional)
 
 
@@ -271,11 +274,11 @@ def test_the_divergence_is_zero_where_q_is_the_prior(posterior, mean):
     family = family_of("free", "B", 5, 2, 2, posterior=posterior, mean=mean, posterior_std=1.0)
     weight = normal(generator(0), 5, 2) if mean == "lora" else torch.zeros(5, 2)
     parameters = seeded(lambda: family.initial(weight), 0)
-    kl = family.kl(parameters, noise_like(family, generator(0), 1).inducing)
+    kl = family.kl(parameters, noise_like(family, generator(0), 1))
     assert kl.conditional.item() == 0
     assert abs(kl.total.item()) < 1e-12
     moved = {**parameters, "v_loc": parameters["v_loc"] + 0.1}
-    assert family.kl(moved, noise_like(family, generator(0), 1).inducing).total > 1e-3
+    assert family.kl(moved, noise_like(family, generator(0), 1)).total > 1e-3
 
 
 def learned(bound: float, start: float = 0.1, **options: Any) -> InducingFamily:
@@ -293,7 +296,7 @@ def test_a_trained_scale_starts_where_asked_and_replaces_the_fixed_one():
     torch.testing.assert_close(
         family.sample_weight(parameters, noise), fixed.sample_weight(parameters, noise), rtol=1e-6, atol=1e-6
     )
-    found, expected = family.kl(parameters, noise.inducing), fixed.kl(parameters, noise.inducing)
+    found, expected = family.kl(parameters, noise), fixed.kl(parameters, noise)
     assert found.conditional.shape == expected.conditional.shape == (3,)
     torch.testing.assert_close(found.conditional, expected.conditional, rtol=1e-5, atol=0)
 
@@ -304,7 +307,7 @@ def test_the_scale_stays_below_its_bound_and_keeps_a_gradient(logit, bound):
     """A clamp would stop the gradient at the bound; its sign there must pull lambda up, towards the prior's."""
     family = learned(bound, bound / 2)
     parameters = {**factor_parameters(family, 0), "residual_logit": torch.tensor([[logit]]).double()}
-    noise = noise_like(family, generator(0), 1).inducing
+    noise = noise_like(family, generator(0), 1)
 
     def conditional(value: Tensor) -> Tensor:
         return family.kl({**parameters, "residual_logit": value}, noise).conditional
@@ -340,7 +343,7 @@ def test_draws_mean_and_divergence_differentiate(bases, side, rows, columns, ind
 
     def outputs(*values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(names, values, strict=True))
-        kl = family.kl(given, noise.inducing)
+        kl = family.kl(given, noise)
         return family.sample_weight(given, noise), family.mean_weight(given), kl.inducing, kl.conditional
 
     assert gradcheck(outputs, tuple(parameters.values()))
@@ -486,7 +489,7 @@ def test_bayesian_linear_regression_is_recovered(side, rows, columns):
         current = {**parameters, **trained}
         predicted = inputs @ family.sample_weight(current, points).mT
         mean_nll = -observed.log_prob(predicted).sum((-2, -1)).mean() / examples
-        return negative_elbo(mean_nll, family.kl(current, points.inducing), examples)
+        return negative_elbo(mean_nll, family.kl(current, points), examples)
 
     optimizer = torch.optim.LBFGS(
         trained.values(), max_iter=400, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-15
@@ -576,7 +579,7 @@ def test_stacked_divergences_are_those_of_each_factor(posterior):
         factor.train().set_noise(float_noise(factor.family, seed))
     for factor, found in zip(factors, stacked_kl(factors), strict=True):
         parameters = {name: value.detach() for name, value in factor.named_parameters()}
-        expected = factor.family.kl(parameters, factor.noise.inducing)
+        expected = factor.family.kl(parameters, factor.noise)
         for one in (found, factor.kl()):
             assert one.inducing.shape == one.conditional.shape == ()
             torch.testing.assert_close(one.inducing, expected.inducing, rtol=1e-5, atol=1e-5)

@@ -235,7 +235,7 @@ def test_same_seed_same_numbers_other_seed_other_numbers() -> None:
 def test_factors_of_one_shape_have_noise_of_their_own() -> None:
     model = bayesian()
     with sampling(model, 1, seed=7):
-        noises = [factor.noise.weight.flatten() for factor in random_factors(model) if factor.family.side == "A"]
+        noises = [factor.noise.normal[0].flatten() for factor in random_factors(model) if factor.family.side == "A"]
     same = [noise for noise in noises if noise.shape == noises[0].shape]
     assert len(same) == 2 * LAYERS
     correlation = torch.corrcoef(torch.stack(same)) - torch.eye(len(same))

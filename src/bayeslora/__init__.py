@@ -7,19 +7,20 @@ from bayeslora.sampling import random_factors, sampling
 from bayeslora.scoring import Classification, Cloze, Letter
 from bayeslora.tasks import get_task
 from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
-from bayeslora.tuner import BayesianLoraConfig, BayesianLoraModel
+from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig, RandomLoraModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesianLoraConfig",
-    "BayesianLoraModel",
     "BayesianLoraTrainer",
     "Classification",
     "Cloze",
     "ELBOTrainerMixin",
     "Letter",
     "Predictive",
+    "RandomLoraConfig",
+    "RandomLoraModel",
     "from_lora",
     "get_task",
     "kl_divergence",

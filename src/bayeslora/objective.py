@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, stacked_kl
-from bayeslora.sampling import random_factors
+from bayeslora.factors import KL, RandomFactor, stacked_kl
+from bayeslora.sampling import random_modules
 
 __all__ = ["kl_divergence", "kl_weight", "negative_elbo"]
 
@@ -15,9 +15,11 @@ def kl_divergence(model: nn.Module) -> KL:
     """KL from the posterior of all active adapters to their prior, in nats, in its two parts.
 
     Exact, except for the flow posterior (Monte Carlo at the training step's noise) and the ensemble (a MAP penalty).
-    Zero for a model without Bayesian-LoRA adapters.
+    Zero for a model without random modules.
     """
-    parts = stacked_kl(random_factors(model))
+    modules = random_modules(model)
+    factors = [module for module in modules if isinstance(module, RandomFactor)]
+    parts = stacked_kl(factors) + [module.kl() for module in modules if not isinstance(module, RandomFactor)]
     if not parts:
         zero = torch.zeros((), device=next(model.parameters()).device)
         return KL(zero, zero)

@@ -112,7 +112,7 @@ def predict(
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with _evaluating(model), torch.no_grad():
         draws = find_draws(model)
-        if num_samples == 0 or draws is None or not draws.factors(in_use=True):
+        if num_samples == 0 or draws is None or not draws.modules(in_use=True):
             with serving:
                 return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
         size = chunk_size or _affordable_samples(model, batch, memory_limit)

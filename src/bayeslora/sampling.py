@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bayeslora.factors import Noise, RandomFactor, forget, materialise
+from bayeslora.factors import Noise, RandomFactor, RandomModule, forget, materialise
 
-__all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "sampling"]
+__all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
 
 
 class Draws:
@@ -32,6 +33,7 @@ class Draws:
         self.num_samples = 1
         self.share_trunk = True
         self._batch: int | None = None
+        self._repeating: list[Any] = []
         self._checkpointable: list[nn.Module] | None = None
         self._handles = [
             root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -43,51 +45,57 @@ class Draws:
         for handle in self._handles:
             handle.remove()
 
-    def factors(self, *, in_use: bool = False) -> list[RandomFactor]:
-        """Factors of the active adapters, in the order of the model; `in_use`: not disabled and not merged."""
+    def modules(self, *, in_use: bool = False) -> list[RandomModule]:
+        """Random modules of the active adapters, in the order of the model; `in_use`: not disabled and not merged."""
         found: list[nn.Module] = []
         for layer in self.layers:
             if in_use and (layer.disable_adapters or layer.merged):
                 continue
             for name in layer.active_adapters:
-                for container in (layer.lora_A, layer.lora_B):
-                    found += [container[name]] if name in container else []
-        return [factor for factor in found if isinstance(factor, RandomFactor)]
+                found += [container[name] for container in _containers(layer) if name in container]
+        return [module for module in found if isinstance(module, RandomModule)]
 
-    def other_adapters(self) -> list[list[RandomFactor]]:
-        """Factors of each adapter that is not active."""
-        found: dict[str, list[RandomFactor]] = {}
+    def other_adapters(self) -> list[list[RandomModule]]:
+        """Random modules of each adapter that is not active."""
+        found: dict[str, list[RandomModule]] = {}
         for layer in self.layers:
-            for container in (layer.lora_A, layer.lora_B):
-                for name, factor in container.items():
-                    if name not in layer.active_adapters and isinstance(factor, RandomFactor):
-                        found.setdefault(name, []).append(factor)
+            for container in _containers(layer):
+                for name, module in container.items():
+                    if name not in layer.active_adapters and isinstance(module, RandomModule):
+                        found.setdefault(name, []).append(module)
         return list(found.values())
 
     def clear(self) -> None:
         """Back to the mean (in eval mode) or to a fresh draw per forward (in train mode)."""
         self.held = self.explicit = False
-        self.num_samples, self._batch = 1, None
-        for factor in [*self.factors(), *(f for group in self.other_adapters() for f in group)]:
-            factor.set_noise(None)
+        self.set_copies(1, [])
+        for module in [*self.modules(), *(m for group in self.other_adapters() for m in group)]:
+            module.set_noise(None)
+
+    def set_copies(self, num_samples: int, layers: Sequence[nn.Module]) -> None:
+        """Repeat the input of each of `layers` `num_samples` times; without layers, the input of the model."""
+        for handle in self._repeating:
+            handle.remove()
+        self.num_samples, self._batch, self.share_trunk = num_samples, None, bool(layers)
+        self._repeating = [layer.register_forward_pre_hook(self._repeat_inputs, with_kwargs=True) for layer in layers]
 
     def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        factors = self.factors(in_use=True)
-        if not factors:
+        modules = self.modules(in_use=True)
+        if not modules:
             self._batch = None
             return None
-        if factors[0].training and not (self.explicit or self.held):
-            set_noise(self.factors(), [None])
+        if modules[0].training and not (self.explicit or self.held):
+            set_noise(self.modules(), [None])
         if self._checkpointable is None:
             self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         if not _recomputes_reentrantly(self._checkpointable):
-            materialise(factors)
+            materialise(_factors(modules))
         if self.num_samples == 1:
             return None
         return self._prepare_samples(root, args, kwargs)
 
     def _after_forward(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        factors = self.factors(in_use=True)
+        factors = _factors(self.modules(in_use=True))
         # A graph still needs the weights: gradient checkpointing reads them again in the backward pass.
         if factors and not (torch.is_grad_enabled() and factors[0].training):
             forget(factors)
@@ -131,9 +139,18 @@ class Draws:
             return {key: self._repeat(entry) for key, entry in value.items()}
         return value
 
-    def repeat_before_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _repeat_inputs(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the layers from the first random one on."""
         return self._repeat(args), self._repeat(kwargs)
+
+
+def _containers(layer: Any) -> tuple[nn.ModuleDict, ...]:
+    """Where a PEFT layer keeps what belongs to its adapters, by adapter."""
+    return layer.lora_dropout, layer.lora_A, layer.lora_B
+
+
+def _factors(modules: Sequence[RandomModule]) -> list[RandomFactor]:
+    return [module for module in modules if isinstance(module, RandomFactor)]
 
 
 def _recomputes_reentrantly(layers: Sequence[nn.Module]) -> bool:
@@ -147,39 +164,42 @@ def _recomputes_reentrantly(layers: Sequence[nn.Module]) -> bool:
     return False
 
 
-def draw_noise(factors: Sequence[RandomFactor], generators: Sequence[torch.Generator | None]) -> list[Noise]:
-    """Noise of `len(generators)` draws for each factor.
+def draw_noise(
+    modules: Sequence[RandomModule], generators: Sequence[torch.Generator | None], first: int = 0
+) -> list[Noise]:
+    """Noise of `len(generators)` draws, numbered from `first`, for each module.
 
-    All numbers of a draw come from one call, so a draw depends on its generator and on the factors only, not on how
+    All numbers of a draw come from one call, so a draw depends on its generator and on the modules only, not on how
     many draws are made together.
     """
-    if not factors:
+    if not modules:
         return []
-    device = next(factors[0].parameters()).device
-    sizes = [[int(np.prod(shape)) for shape in factor.family.noise_shapes] for factor in factors]
-    total = sum(map(sum, sizes))
+    device = modules[0].device
+    sizes = [math.prod(shape) for module in modules for shape in module.noise_shapes]
     flat, uniform = [], []
     for generator in generators:
         at = device if generator is None else generator.device
-        flat.append(torch.randn(total, generator=generator, device=at).to(device))
+        flat.append(torch.randn(sum(sizes), generator=generator, device=at).to(device))
         uniform.append(torch.rand(1, generator=generator, device=at).to(device))
-    pieces = iter(torch.stack(flat).split([size for row in sizes for size in row], dim=1))
+    pieces = iter(torch.stack(flat).split(sizes, dim=1) if sizes else ())
+    index = torch.arange(first, first + len(generators))
     noises = []
-    for factor in factors:
-        target = next(factor.parameters()).device
-        weight, inducing, square, side = (
-            next(pieces).unflatten(1, shape).to(target) for shape in factor.family.noise_shapes
-        )
-        noises.append(Noise(weight, inducing, square, side, torch.cat(uniform).to(target)))
+    for module in modules:
+        normal = tuple(next(pieces).unflatten(1, shape).to(module.device) for shape in module.noise_shapes)
+        noises.append(Noise(normal, torch.cat(uniform).to(module.device), index.to(module.device)))
     return noises
 
 
 def set_noise(
-    factors: Sequence[RandomFactor], generators: Sequence[torch.Generator | None], *, explicit: bool = False
+    modules: Sequence[RandomModule],
+    generators: Sequence[torch.Generator | None],
+    *,
+    first: int = 0,
+    explicit: bool = False,
 ) -> None:
-    """Give each factor noise: draw number s from generator s (None: torch's default generator)."""
-    for factor, noise in zip(factors, draw_noise(factors, generators), strict=True):
-        factor.set_noise(noise, explicit=explicit)
+    """Give each module noise: draw number first + s from generator s (None: torch's default generator)."""
+    for module, noise in zip(modules, draw_noise(modules, generators, first), strict=True):
+        module.set_noise(noise, explicit=explicit)
 
 
 def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
@@ -199,21 +219,31 @@ def find_draws(model: nn.Module) -> Draws | None:
 
 def random_factors(model: nn.Module) -> list[RandomFactor]:
     """The random factors of the active adapters of `model`, in a fixed order; empty for a model without any."""
+    return _factors(random_modules(model))
+
+
+def random_modules(model: nn.Module) -> list[RandomModule]:
+    """The random modules of the active adapters of `model`, its random factors among them, in a fixed order."""
     draws = find_draws(model)
-    return [] if draws is None else draws.factors()
+    return [] if draws is None else draws.modules()
 
 
-def hold_draw(model: nn.Module, *, seed: int, step: int) -> None:
-    """Use one draw for all training forwards until the next call.
+def hold_draw(model: nn.Module, *, seed: int, step: int, num_samples: int = 1) -> None:
+    """Use the same draw, or draws, for all training forwards until the next call.
 
-    The draw is a function of `(seed, step)` and of nothing else: the micro-batches of an accumulated batch, the
-    processes of a distributed run and a run resumed from a checkpoint all see the same one.
+    It is a function of `(seed, step)` and of nothing else: the micro-batches of an accumulated batch, the processes of
+    a distributed run and a run resumed from a checkpoint all see the same one. With several draws a forward gives
+    outputs with leading dimension `num_samples * batch`, as in `sampling`.
     """
     draws = find_draws(model)
-    if draws is None or not (factors := draws.factors()):
+    if draws is None or not (modules := draws.modules()):
         return
-    set_noise(factors, [_generator(seed, step, next(factors[0].parameters()).device)])
+    device = modules[0].device
+    numbers = [step * num_samples + s for s in range(num_samples)]
+    set_noise(modules, [_generator(seed, number, device) for number in numbers])
     draws.held = True
+    if num_samples != draws.num_samples:
+        draws.set_copies(num_samples, _layers_from_first_random(model) if num_samples > 1 else [])
 
 
 @contextmanager
@@ -241,28 +271,27 @@ def sampling(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}; outside `sampling` the mean is used.")
     draws = find_draws(model)
-    if draws is None or not (factors := draws.factors()):
+    if draws is None or not (modules := draws.modules()):
         yield
         return
     if draws.explicit:
         raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
-    held = [(factor, factor.noise) for factor in factors] if draws.held else []
-    device = next(factors[0].parameters()).device
-    for adapter in (factors, *draws.other_adapters()):
-        set_noise(adapter, [_generator(seed, first + s, device) for s in range(num_samples)], explicit=True)
-    draws.explicit, draws.num_samples = True, num_samples
-    layers = _layers_from_first_random(model) if share_trunk and num_samples > 1 else []
-    draws.share_trunk = bool(layers)
-    handles = [layer.register_forward_pre_hook(draws.repeat_before_layer, with_kwargs=True) for layer in layers]
+    held = [(module, module.noise) for module in modules] if draws.held else []
+    copies = draws.num_samples
+    for adapter in (modules, *draws.other_adapters()):
+        generators = [_generator(seed, first + s, modules[0].device) for s in range(num_samples)]
+        set_noise(adapter, generators, first=first, explicit=True)
+    draws.explicit = True
+    draws.set_copies(num_samples, _layers_from_first_random(model) if share_trunk and num_samples > 1 else [])
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
         draws.clear()
-        for factor, kept in held:
-            factor.set_noise(kept)
-        draws.held = bool(held)
+        for module, kept in held:
+            module.set_noise(kept)
+        if held:
+            draws.held = True
+            draws.set_copies(copies, _layers_from_first_random(model) if copies > 1 else [])
 
 
 def _layers_from_first_random(model: nn.Module) -> list[nn.Module]:
@@ -273,7 +302,7 @@ def _layers_from_first_random(model: nn.Module) -> list[nn.Module]:
     """
     if _head_counts_inputs(model):
         return []
-    active = set(map(id, random_factors(model)))
+    active = set(map(id, random_modules(model)))
     layers: list[nn.Module] = []
     covered: set[int] = set()
     for module in model.modules():

@@ -251,13 +251,13 @@ class BayesianLoraTrainer(ELBOTrainerMixin, Trainer):
 
 
 def variational_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters of q(V), Z, D and lambda of all random factors; not their LoRA means."""
+    """Names and parameters of all random factors, such as q(V), Z, D and lambda; not their LoRA means."""
     return [
         (f"{prefix}.{name}", parameter)
         for prefix, module in model.named_modules()
         if isinstance(module, RandomFactor)
         for name, parameter in module.named_parameters(recurse=False)
-        if name != "mean"
+        if name not in module.family.location
     ]
 
 

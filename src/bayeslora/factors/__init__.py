@@ -1,14 +1,21 @@
 """The mathematics of random LoRA factors, free of PEFT."""
 
-from bayeslora.factors.inducing import KL, InducingFamily, Noise
-from bayeslora.factors.module import RandomFactor, forget, materialise, stacked_kl
+from bayeslora.factors.family import KL, Family, Noise
+from bayeslora.factors.gaussian import GaussianFamily
+from bayeslora.factors.inducing import InducingFamily
+from bayeslora.factors.members import MembersFamily
+from bayeslora.factors.module import RandomFactor, RandomModule, forget, materialise, stacked_kl
 from bayeslora.factors.whitening import Whitening, whiten
 
 __all__ = [
     "KL",
+    "Family",
+    "GaussianFamily",
     "InducingFamily",
+    "MembersFamily",
     "Noise",
     "RandomFactor",
+    "RandomModule",
     "Whitening",
     "forget",
     "materialise",

@@ -9,52 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.whitening import DIAGONAL_FLOOR, Whitening, whiten
 from bayeslora.posteriors import Posterior, get_posterior
 
-__all__ = ["KL", "InducingFamily", "Noise"]
+__all__ = ["InducingFamily"]
 
 Bases = Literal["lora", "free"]
 Mean = Literal["lora", "inducing"]
 Side = Literal["A", "B"]
 
 
-class KL(NamedTuple):
-    """The two parts of KL[q(V, W) || p(V, W)], in nats."""
-
-    inducing: Tensor
-    """KL[q(V) || p(V)]."""
-    conditional: Tensor
-    """E_q(V) KL[q(W | V) || p(W | V)]; exactly 0 at lambda = 1."""
-
-    @property
-    def total(self) -> Tensor:
-        """The sum of both parts."""
-        return self.inducing + self.conditional
-
-
-class Noise(NamedTuple):
-    """Standard normal noise of some draws of stacked factors; leading dimensions `[samples, ...]`."""
-
-    weight: Tensor
-    """E `[samples, ..., o, i]`."""
-    inducing: Tensor
-    """For V `[samples, ..., *posterior.noise_shape]`."""
-    square: Tensor
-    """`[samples, ..., m_r, m_c]`, for the residual."""
-    side: Tensor
-    """`[samples, ..., o, m_c]` or `[samples, ..., m_r, i]`, whichever is smaller, for the residual."""
-    uniform: Tensor
-    """One number in [0, 1) per draw `[samples]`."""
-
-
 @dataclass(frozen=True)
-class InducingFamily:
+class InducingFamily(Family):
     """q(W) of one factor shape: what is fixed about it, and the functions of its parameters.
 
     A factor W `[rows, columns]` has the sample
@@ -84,8 +56,6 @@ class InducingFamily:
         inducing_diagonal: D at the start, in the units of Z.
     """
 
-    rows: int
-    columns: int
     side: Side
     inducing: int
     posterior: str = "diagonal"
@@ -200,32 +170,36 @@ class InducingFamily:
         I (x) N_r + N_c (x) M_r and also N_c (x) I + M_c (x) N_r: two small products, no further Cholesky, and exact
         also where Z Z^T is singular.
         """
+        weight, inducing, square, side = noise.normal
         row, column = self._whitenings(parameters)
         scale = self.prior_std * self.residual_scale_of(parameters)
-        projected = row.projection @ noise.weight @ column.projection.mT
+        projected = row.projection @ weight @ column.projection.mT
         if self.rows <= self.columns:
-            extra = row.remainder @ noise.square + row.projection @ noise.side @ column.remainder.mT
+            extra = row.remainder @ square + row.projection @ side @ column.remainder.mT
         else:
-            extra = noise.square @ column.remainder.mT + row.remainder @ noise.side @ column.projection.mT
-        values = self.tau * self.q.sample(parameters, noise.inducing, noise.uniform)
+            extra = square @ column.remainder.mT + row.remainder @ side @ column.projection.mT
+        values = self.tau * self.q.sample(parameters, inducing, noise.uniform)
         core = values - scale * (projected + extra)
-        draw = scale * noise.weight + row.projection.mT @ core @ column.projection
+        draw = scale * weight + row.projection.mT @ core @ column.projection
         return parameters["mean"] + draw if self.mean == "lora" else draw
 
-    def kl(self, parameters: Mapping[str, Tensor], noise: Tensor) -> KL:
-        """Both parts in nats, `[...]`; `noise` as in `Posterior.kl`."""
-        inducing = self.q.kl(parameters, noise)
+    def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
+        """KL[q(V) || p(V)] and, exactly 0 at lambda = 1, that of W given V; nats, `[...]`."""
+        inducing = self.q.kl(parameters, None if noise is None else noise.normal[1])
         scale = torch.as_tensor(self.residual_scale_of(parameters), dtype=inducing.dtype, device=inducing.device)
         per_weight = 0.5 * scale.square() - scale.log() - 0.5
         conditional = self.rows * self.columns * per_weight
         conditional = conditional.squeeze((-2, -1)) if self.learn_residual_scale else conditional.expand(inducing.shape)
         return KL(inducing, conditional)
 
-    # --- noise -----------------------------------------------------------------------------------------------------
+    @property
+    def kl_is_estimate(self) -> bool:
+        """Only the flow's."""
+        return self.q.kl_is_estimate
 
     @property
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the normal parts of `Noise` for one draw of one factor."""
+        """E [o, i]; for V; for the residual [m, m], and [o, m] or [m, i], whichever is smaller."""
         m = self.inducing
         side = (self.rows, m) if self.rows <= self.columns else (m, self.columns)
         return (self.rows, self.columns), self.q.noise_shape, (m, m), side

@@ -1,7 +1,8 @@
-"""The module that takes the place of `lora_A[name]` or `lora_B[name]` inside a PEFT layer."""
+"""Random modules of a PEFT LoRA layer, above all the factor in the place of `lora_A[name]` or `lora_B[name]`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bayeslora.factors.inducing import KL, InducingFamily, Noise
+from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.whitening import at_least_float32
 
-__all__ = ["RandomFactor", "materialise"]
+__all__ = ["RandomFactor", "RandomModule", "forget", "materialise", "stacked_kl"]
 
 
 _optimizer_steps = 0
@@ -27,6 +28,48 @@ def _count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
+class RandomModule(nn.Module, ABC):
+    """A part of an adapter whose forward depends on a draw.
+
+    Noise is kept, not what is computed from it, so that gradient checkpointing recomputes the same forward; it is a
+    plain attribute because DDP would broadcast a buffer from rank 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise: Noise | None = None
+        self.explicit = False
+
+    @property
+    @abstractmethod
+    def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the normal noise of one draw."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the noise belongs."""
+
+    @property
+    def draws_in_training(self) -> bool:
+        """Whether training uses draws too, and not prediction alone."""
+        return True
+
+    @property
+    def active_noise(self) -> Noise | None:
+        """Noise of an explicit sampling context, else of the training step, else None: the mean."""
+        return self.noise if self.explicit or (self.training and self.draws_in_training) else None
+
+    def set_noise(self, noise: Noise | None, *, explicit: bool = False) -> None:
+        """Use `noise` from now on; `explicit` noise also counts in eval mode."""
+        self.noise, self.explicit = noise, explicit
+
+    def kl(self) -> KL:
+        """KL from posterior to prior in nats, scalars; none where there is nothing to learn."""
+        zero = torch.zeros((), device=self.device)
+        return KL(zero, zero)
+
+
 class _Held(NamedTuple):
     """Weights computed for the forward under way, and what they were computed from."""
 
@@ -34,26 +77,27 @@ class _Held(NamedTuple):
     key: tuple[Any, ...]
 
 
-class RandomFactor(nn.Module):
+class RandomFactor(RandomModule):
     """A random matrix W `[out_features, in_features]` applied as a linear map without bias.
 
     Its parameters are flat (PEFT strips the adapter's name only from the last or second-last part of a key) and have
-    at least two dimensions (PEFT takes smaller LoRA tensors for broken shards).
+    at least two dimensions (PEFT takes smaller LoRA tensors for broken shards). Those that no optimizer trains are
+    buffers, since PEFT makes every parameter of an adapter trainable.
 
     Which W a forward uses is decided by `noise`: the posterior mean without noise, else the draw or draws it stands
-    for. Noise is kept, not weights, so that gradient checkpointing recomputes the same forward; it is a plain
-    attribute because DDP would broadcast a buffer from rank 0.
+    for.
     """
 
     bias = None
 
-    def __init__(self, family: InducingFamily, weight: Tensor):
+    def __init__(self, family: Family, weight: Tensor):
         super().__init__()
         self.family = family
         for name, value in family.initial(weight).items():
-            self.register_parameter(name, nn.Parameter(value))
-        self.noise: Noise | None = None
-        self.explicit = False
+            if name in family.fixed:
+                self.register_buffer(name, value)
+            else:
+                self.register_parameter(name, nn.Parameter(value))
         self._held: _Held | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,23 +115,35 @@ class RandomFactor(nn.Module):
         return self.family.rows
 
     @property
+    def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The family's."""
+        return self.family.noise_shapes
+
+    @property
+    def draws_in_training(self) -> bool:
+        """The family's."""
+        return self.family.draws_in_training
+
+    @property
     def reference(self) -> Tensor:
-        """A parameter that every family has, for its device and precision."""
-        return self.get_parameter("row_log_diagonal")
+        """One of the parameters, for their device and precision."""
+        return next(iter(self._parameters.values()))  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """That of the parameters."""
+        return self.reference.device
 
     @property
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The tensors that the family's functions take."""
-        return {name: value for name, value in self._parameters.items() if value is not None}
-
-    @property
-    def active_noise(self) -> Noise | None:
-        """Noise of an explicit sampling context, else of the training step, else None: the mean."""
-        return self.noise if self.explicit or self.training else None
+        held = {**self._parameters, **self._buffers}
+        return {name: value for name, value in held.items() if value is not None}
 
     def set_noise(self, noise: Noise | None, *, explicit: bool = False) -> None:
-        """Use `noise` from now on; `explicit` noise also counts in eval mode."""
-        self.noise, self.explicit, self._held = noise, explicit, None
+        """As the base class; weights of an earlier forward are dropped."""
+        super().set_noise(noise, explicit=explicit)
+        self._held = None
 
     @property
     def weight(self) -> Tensor:
@@ -99,14 +155,14 @@ class RandomFactor(nn.Module):
     def _key(self) -> tuple[Any, ...]:
         # A step of the optimizer changes a version, a load may replace the parameter, a cast its storage: weights held
         # from an earlier forward are never used after any of them.
-        state = tuple((id(p), p.data_ptr(), p._version) for p in self._parameters.values() if p is not None)
+        state = tuple((id(p), p.data_ptr(), p._version) for p in self.parameters_by_name.values())
         return id(self.active_noise), state, torch.is_grad_enabled(), _optimizer_steps
 
     def embed(self, weight: Tensor) -> None:
         """Restart the posterior so that its mean is `weight` `[out, in]` (exact embedding of a LoRA factor)."""
         with torch.no_grad():
-            for name, value in self.family.initial(weight.to(self.reference.device)).items():
-                self.get_parameter(name).copy_(value)
+            for name, value in self.family.initial(weight.to(self.device)).items():
+                self.parameters_by_name[name].copy_(value)
 
     def kl(self) -> KL:
         """KL to the prior in nats, scalars, at the current noise (which only a flow needs)."""
@@ -114,9 +170,16 @@ class RandomFactor(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """W x: value `[batch, ..., in]`, or `[samples * batch, ..., in]` sample-major when there are several draws."""
-        weight = self.weight
-        if value.dtype != weight.dtype:
-            weight = weight.to(value.dtype)
+        weight = self.weight.to(value.dtype)
+        if not (self.family.flipout and self.training and not self.explicit and self.noise is not None):
+            return self._apply_weight(weight, value)
+        # One draw for the step, with signs of its own for each row: s o (dW (r o x)). Checkpointing restores the
+        # state of torch's generator, so the signs are the same when the forward is computed again.
+        mean = self.family.mean_weight(self.parameters_by_name).to(value.dtype)
+        signs = [_signs(value, features) for features in (self.in_features, self.out_features)]
+        return nn.functional.linear(value, mean) + signs[1] * self._apply_weight(weight - mean, signs[0] * value)
+
+    def _apply_weight(self, weight: Tensor, value: Tensor) -> Tensor:
         if weight.dim() == 2:
             return nn.functional.linear(value, weight)
         samples = weight.shape[0]
@@ -131,7 +194,13 @@ class RandomFactor(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and family."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, posterior={self.family.posterior}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, family={type(self.family).__name__}"
+
+
+def _signs(value: Tensor, features: int) -> Tensor:
+    """Random signs `[rows, 1, ..., features]`, one vector per row of `value` `[rows, ..., *]`."""
+    shape = (value.shape[0], *(1 for _ in value.shape[1:-1]), features)
+    return torch.randint(0, 2, shape, device=value.device).to(value.dtype) * 2 - 1
 
 
 def _groups(factors: Sequence[RandomFactor]) -> list[list[int]]:
@@ -155,10 +224,9 @@ def _stack_noise(factors: Sequence[RandomFactor]) -> Noise:
     """Noise `[samples, factors, *]` in the precision that the parameters are stacked to."""
     noises = [noise for factor in factors if (noise := factor.active_noise) is not None]
     precision = at_least_float32(factors[0].reference).dtype
-    weight, inducing, square, side = (
-        torch.stack(parts, dim=1).to(precision) for parts in zip(*(noise[:-1] for noise in noises), strict=True)
-    )
-    return Noise(weight, inducing, square, side, noises[0].uniform)
+    parts = zip(*(noise.normal for noise in noises), strict=True)
+    normal = tuple(torch.stack(part, dim=1).to(precision) for part in parts)
+    return noises[0]._replace(normal=normal)
 
 
 def _compute(factors: Sequence[RandomFactor]) -> list[Tensor]:
@@ -189,19 +257,24 @@ def forget(factors: Sequence[RandomFactor]) -> None:
 def stacked_kl(factors: Sequence[RandomFactor]) -> list[KL]:
     """KL of each factor in nats, batched by shape.
 
-    A flow takes the noise of the step under way; without any, 16 draws of a fixed seed of its own.
+    An estimated KL takes the noise of the step under way; without any, 16 draws of a fixed seed of its own.
     """
     result: dict[int, KL] = {}
     for group in _groups(factors):
         members = [factors[position] for position in group]
-        parameters = _stack_parameters(members)
-        if members[0].active_noise is None:
-            shape = members[0].family.q.noise_shape
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(16, len(members), *shape, generator=generator).to(members[0].reference)
-        else:
-            noise = _stack_noise(members).inducing
-        parts = members[0].family.kl(parameters, noise)
+        parts = members[0].family.kl(_stack_parameters(members), _kl_noise(members))
         for index, position in enumerate(group):
             result[position] = KL(parts.inducing[index], parts.conditional[index])
     return [result[position] for position in range(len(factors))]
+
+
+def _kl_noise(factors: Sequence[RandomFactor], draws: int = 16) -> Noise | None:
+    if not factors[0].family.kl_is_estimate:
+        return None
+    if factors[0].active_noise is not None:
+        return _stack_noise(factors)
+    generator, to = torch.Generator().manual_seed(0), factors[0].reference
+    shapes = ((draws, len(factors), *shape) for shape in factors[0].noise_shapes)
+    normal = tuple(torch.randn(shape, generator=generator).to(to) for shape in shapes)
+    uniform = torch.rand(draws, generator=generator).to(to)
+    return Noise(normal, uniform, torch.arange(draws, device=to.device))

@@ -36,6 +36,8 @@ class Posterior(ABC):
     name: ClassVar[str]
     has_kl: ClassVar[bool] = True
     """False where `kl` is a MAP penalty (the negative log-density of point masses) and not a divergence."""
+    kl_is_estimate: ClassVar[bool] = False
+    """True where `kl` needs noise."""
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -65,10 +67,10 @@ class Posterior(ABC):
         """
 
     @abstractmethod
-    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+    def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, `[...]`; exact unless the class says otherwise.
 
-        `noise` `[samples, ..., *noise_shape]` serves the families that need a Monte Carlo estimate.
+        `noise` `[samples, ..., *noise_shape]` serves the families whose `kl_is_estimate`.
         """
 
 

@@ -30,7 +30,7 @@ class Diagonal(Posterior):
         """V = loc + std * noise."""
         return parameters["v_loc"] + parameters["v_log_std"].exp() * noise
 
-    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+    def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """Closed form."""
         log_std = parameters["v_log_std"]
         return gaussian_kl(parameters["v_loc"], (2 * log_std).exp().sum((-2, -1)), 2 * log_std.sum((-2, -1)))

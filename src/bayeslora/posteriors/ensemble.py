@@ -44,7 +44,7 @@ class Ensemble(Posterior):
         index = (uniform * self.members).long().clamp(max=self.members - 1)
         return parameters["v_members"].movedim(-3, 0).index_select(0, index)
 
-    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+    def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """MAP penalty: mean over members of log N(0; 0, I) - log N(V_k; 0, I), in nats."""
         members = parameters["v_members"]
         return (log_standard_normal(torch.zeros_like(members)) - log_standard_normal(members)).mean(-1)

@@ -61,6 +61,7 @@ class Flow(Posterior):
     hidden: int = 32
 
     name: ClassVar[str] = "flow"
+    kl_is_estimate: ClassVar[bool] = True
 
     @cached_property
     def _module(self) -> _MaskedAutoregressive:
@@ -115,8 +116,9 @@ class Flow(Posterior):
         base = parameters["v_loc"] + parameters["v_log_std"].exp() * noise
         return self._transform(parameters["v_flow"], base)[0]
 
-    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+    def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """Monte Carlo estimate from `noise` [samples, ..., rows, columns], averaged over samples."""
+        assert noise is not None, "the KL of a flow is estimated from noise"
         log_std = parameters["v_log_std"]
         value, log_determinant = self._transform(parameters["v_flow"], parameters["v_loc"] + log_std.exp() * noise)
         log_base = log_standard_normal(noise) - log_std.sum((-2, -1))

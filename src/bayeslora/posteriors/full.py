@@ -34,7 +34,7 @@ class Full(Posterior):
         deviation = factor @ noise.flatten(-2).unsqueeze(-1)
         return parameters["v_loc"] + deviation.squeeze(-1).unflatten(-1, (self.rows, self.columns))
 
-    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+    def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """Closed form."""
         raw = parameters["v_factor"]
         log_determinant = 2 * raw.diagonal(dim1=-2, dim2=-1).sum(-1)

@@ -42,7 +42,7 @@ class MatrixNormal(Posterior):
         columns = lower_triangular(parameters["v_column_factor"])
         return parameters["v_loc"] + rows @ noise @ columns.mT
 
-    def kl(self, parameters: Parameters, noise: Tensor) -> Tensor:
+    def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """Closed form: tr(C C^T (x) R R^T) factorises, log det = 2 (columns log|R| + rows log|C|)."""
         raw_rows, raw_columns = parameters["v_row_factor"], parameters["v_column_factor"]
         trace = lower_triangular(raw_rows).square().sum((-2, -1)) * lower_triangular(raw_columns).square().sum((-2, -1))

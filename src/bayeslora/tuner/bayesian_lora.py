@@ -1,0 +1,125 @@
+"""The config of Bayesian-LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from bayeslora.factors import InducingFamily, RandomFactor
+from bayeslora.posteriors import get_posterior
+from bayeslora.tuner.config import Part, RandomLoraConfig, register
+
+__all__ = ["BayesianLoraConfig"]
+
+
+@register("BAYES_LORA")
+@dataclass
+class BayesianLoraConfig(RandomLoraConfig):
+    """Config of Bayesian-LoRA (arXiv 2601.21003); every field of `peft.LoraConfig` works as there, and:
+
+    Args:
+        posterior: Family of q(V): "diagonal", "matrix_normal", "full", "ensemble" or "flow".
+        posterior_options: Fields of that family, such as `{"members": 5}` or `{"transforms": 2, "hidden": 32}`.
+        posterior_std: Standard deviation of q(V) at the start, relative to the prior's (1 starts at the prior).
+        prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
+        inducing_std: tau, the prior standard deviation of the part of a weight that V explains; None: `prior_std`,
+            as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
+        residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation. At 1 the conditional of
+            the posterior is the prior's and costs no KL.
+        learn_residual_scale: Train lambda, bounded above by `maximum_residual_scale` through a sigmoid.
+        maximum_residual_scale: That bound.
+        mean: "lora" (an ordinary trainable LoRA matrix is the mean function; learns as LoRA does) or "inducing" (the
+            paper: the mean of W comes from V alone).
+        bases: "lora" ties the inducing inputs Z to the LoRA matrices and adds only m x m parameters per factor;
+            "free" trains them.
+        num_inducing: m, rows and columns of V. Default: the rank r of each adapted layer.
+        inducing_diagonal: D at the start, in units of Z.
+
+    Raises:
+        ValueError: A value out of range, an unknown posterior, or an option of LoRA that cannot be combined.
+    """
+
+    posterior: str = field(default="diagonal", metadata={"help": "Family of q(V)."})
+    posterior_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of that family."})
+    posterior_std: float = field(default=0.25, metadata={"help": "Standard deviation of q(V) at the start."})
+    prior_std: float = field(default=0.05, metadata={"help": "sigma."})
+    inducing_std: float | None = field(default=0.2, metadata={"help": "tau; None: sigma."})
+    residual_scale: float = field(default=1.0, metadata={"help": "lambda."})
+    learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
+    maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
+    mean: Literal["lora", "inducing"] = field(default="lora", metadata={"help": "Where the mean of W comes from."})
+    bases: Literal["lora", "free"] = field(default="lora", metadata={"help": "Inducing inputs."})
+    num_inducing: int | None = field(default=None, metadata={"help": "m; default: the rank."})
+    inducing_diagonal: float = field(default=0.1, metadata={"help": "D at the start."})
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.mean == "inducing" and self.bases == "lora":
+            self.bases = "free"
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("posterior_std", "prior_std", "inducing_diagonal"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.inducing_std is not None and not self.inducing_std > 0:
+            raise ValueError(f"inducing_std must be positive, got {self.inducing_std}.")
+        if self.inducing_diagonal <= 2e-3:
+            raise ValueError(f"inducing_diagonal must be above 0.002, got {self.inducing_diagonal}.")
+        for name, allowed in (("mean", ("lora", "inducing")), ("bases", ("lora", "free"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        self._check_residual_scale()
+        get_posterior(self.posterior, 2, 2, self.posterior_std, **self.posterior_options)
+
+    def _check_residual_scale(self) -> None:
+        bound = self.maximum_residual_scale
+        if not 0 < bound <= 1:
+            raise ValueError(f"maximum_residual_scale must lie in (0, 1], got {bound}.")
+        if not 0 < self.residual_scale <= 1:
+            raise ValueError(f"residual_scale (lambda) must lie in (0, 1], got {self.residual_scale}.")
+        if self.learn_residual_scale and not self.residual_scale < bound:
+            raise ValueError(
+                f"a trained residual_scale must start below maximum_residual_scale, got {self.residual_scale} and "
+                f"{bound}; lower residual_scale, for example to {0.9 * bound:.3g}."
+            )
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """Both factors."""
+        if part == "lora_dropout" or not isinstance(module, nn.Linear):
+            return None
+        side: Literal["A", "B"] = "A" if part == "lora_A" else "B"
+        return RandomFactor(self.family(side, module.out_features, module.in_features), module.weight.data)
+
+    def family(self, side: Literal["A", "B"], rows: int, columns: int) -> InducingFamily:
+        """q(W) of one factor `[rows, columns]`.
+
+        Raises:
+            ValueError: `num_inducing` differs from the rank while the bases are tied to the LoRA matrices.
+        """
+        rank = rows if side == "A" else columns
+        inducing = rank if self.num_inducing is None else self.num_inducing
+        if self.bases == "lora" and inducing != rank:
+            raise ValueError(
+                f"num_inducing={inducing} needs bases='free': with bases='lora' it is the rank of the layer ({rank})."
+            )
+        return InducingFamily(
+            rows,
+            columns,
+            side,
+            inducing,
+            posterior=self.posterior,
+            posterior_options=tuple(sorted(self.posterior_options.items())),
+            posterior_std=self.posterior_std,
+            prior_std=self.prior_std,
+            inducing_std=self.inducing_std,
+            residual_scale=self.residual_scale,
+            learn_residual_scale=self.learn_residual_scale,
+            maximum_residual_scale=self.maximum_residual_scale,
+            mean=self.mean,
+            bases=self.bases,
+            inducing_diagonal=self.inducing_diagonal,
+        )
