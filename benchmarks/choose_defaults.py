@@ -15,7 +15,7 @@ from pathlib import Path
 from bayeslora.config import RunConfig
 from bayeslora.demo import demo_config
 from bayeslora.methods import BayesianLora, Lora, Method
-from bayeslora.runs import predict_items, train
+from bayeslora.runs import train
 from bayeslora.trunk import TrunkCache
 
 PAPER = {"inducing_std": None, "posterior_std": 1.0, "posterior_learning_rate_scale": 1.0}
@@ -43,7 +43,7 @@ def main(path: Path) -> None:
         row["train_nll"] = [round(entry["nll"], 3) for entry in trained.metrics.pop("history")]
         for samples in (0,) if method.name == "lora" else (0, 6):
             dev = trained.splits.dev
-            scored = predict_items(config, trained.model, trained.scoring, dev, trunk_cache=cache, num_samples=samples)
+            scored = trained.predict(dev, samples)
             row[f"dev, {samples} samples"] = scored.metrics()
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | {"run": trained.metrics}) + "\n")

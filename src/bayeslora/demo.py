@@ -11,7 +11,7 @@ import torch
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.plots import reliability_diagram
-from bayeslora.runs import Prediction, Trained, predict_items, train, write_evaluation
+from bayeslora.runs import Prediction, Trained, train, write_evaluation
 from bayeslora.saving import atomic_file, write_json
 
 __all__ = ["demo", "demo_config"]
@@ -47,14 +47,7 @@ def demo(output_dir: str | Path, seed: int = 0) -> str:
         cache = trained.trunk_cache if trained is not None else None
         trained = train(config, output / method.name, evaluate_dev=False, trunk_cache=cache)
         for title, num_samples in _readings(method):
-            prediction = predict_items(
-                config,
-                trained.model,
-                trained.scoring,
-                trained.splits.test,
-                trunk_cache=trained.trunk_cache,
-                num_samples=num_samples,
-            )
+            prediction = trained.predict(trained.splits.test, num_samples)
             rows[title] = trained.metrics | {"split": "test"} | prediction.metrics()
             curves[title] = _curve(prediction)
         write_evaluation(output / method.name, prediction, rows[title])

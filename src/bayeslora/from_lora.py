@@ -11,21 +11,28 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 
 from bayeslora.factors import RandomFactor
-from bayeslora.tuner import BayesianLoraConfig
+from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
-__all__ = ["from_lora"]
+__all__ = ["adapter_folder", "from_lora"]
 
 
-def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "default", **options: Any) -> PeftModel:
-    """Turn a trained LoRA adapter into the mean of a Bayesian-LoRA posterior on `model`.
+def from_lora(
+    model: nn.Module,
+    adapter: str | Path,
+    adapter_name: str = "default",
+    config_class: type[LoraConfig] = BayesianLoraConfig,
+    **options: Any,
+) -> PeftModel:
+    """Turn a trained LoRA adapter into the mean of a posterior on `model`.
 
     The embedding is exact: before any training the model's mean prediction is that of the LoRA adapter.
 
     Args:
         model: The base model, without adapters.
-        adapter: Folder or Hub id of the LoRA adapter.
+        adapter: Folder or Hub id of the LoRA adapter, or the run folder that holds it.
         adapter_name: Name of the new adapter.
-        options: Fields of `BayesianLoraConfig` that plain LoRA does not have, such as `prior_std`.
+        config_class: Kind of posterior.
+        options: Fields of `config_class` that plain LoRA does not have, such as `prior_std`.
 
     Returns:
         A trainable PeftModel.
@@ -33,8 +40,9 @@ def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "defaul
     Raises:
         ValueError: The adapter is not a plain LoRA adapter, or does not fit the model.
     """
+    adapter = adapter_folder(adapter)
     lora = PeftConfig.from_pretrained(str(adapter))
-    if not isinstance(lora, LoraConfig) or isinstance(lora, BayesianLoraConfig):
+    if not isinstance(lora, LoraConfig) or isinstance(lora, RandomLoraConfig):
         raise ValueError(f"from_lora expects a LoRA adapter, got one of type {lora.peft_type} at {adapter}.")
     if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights.startswith(_CHANGE_THE_BASE):
         raise ValueError(
@@ -44,7 +52,7 @@ def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "defaul
         )
     fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
     shared = {name: value for name, value in fields.items() if name not in _OWN}
-    config = BayesianLoraConfig(**shared, **options)
+    config = config_class(**shared, **options)
     peft_model = get_peft_model(model, config, adapter_name=adapter_name)
     weights = load_peft_weights(str(adapter), device="cpu")
     _embed(peft_model, weights, adapter_name, adapter)
@@ -52,6 +60,12 @@ def from_lora(model: nn.Module, adapter: str | Path, adapter_name: str = "defaul
     if others:
         set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
     return peft_model
+
+
+def adapter_folder(path: str | Path) -> str | Path:
+    """The adapter inside a run folder; any other path or Hub id as it is."""
+    inside = Path(path) / "adapter"
+    return inside if inside.is_dir() else path
 
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -71,7 +85,7 @@ def _embed(model: PeftModel, weights: dict[str, Any], adapter_name: str, adapter
     factors = {
         name.removesuffix(f".{adapter_name}"): module
         for name, module in model.named_modules()
-        if isinstance(module, RandomFactor)
+        if name.endswith((f".lora_A.{adapter_name}", f".lora_B.{adapter_name}"))
     }
     given = {
         key.removesuffix(".weight"): value for key, value in weights.items() if ".lora_A." in key or ".lora_B." in key
@@ -84,4 +98,7 @@ def _embed(model: PeftModel, weights: dict[str, Any], adapter_name: str, adapter
             "base model it was trained on."
         )
     for name, factor in factors.items():
-        factor.embed(given[name])
+        if isinstance(factor, RandomFactor):
+            factor.embed(given[name])
+        else:
+            factor.load_state_dict({"weight": given[name]})

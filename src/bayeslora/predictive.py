@@ -60,6 +60,12 @@ class Predictive:
         chosen = self.samples.exp().gather(-1, top.expand(self.samples.shape[0], -1).unsqueeze(-1)).squeeze(-1)
         return chosen.std(0, correction=0)
 
+    def tempered(self, temperature: float) -> Predictive:
+        """Each draw's log-probabilities divided by `temperature` and normalised (arXiv 1706.04599)."""
+        if temperature == 1:
+            return self
+        return Predictive(torch.log_softmax(self.samples / temperature, -1))
+
     @staticmethod
     def concatenate(parts: list[Predictive]) -> Predictive:
         """One predictive of several batches; narrower batches get choices of probability 0."""

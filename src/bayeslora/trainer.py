@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +46,12 @@ class ELBOTrainerMixin(_Parent):
         kl_warmup_steps: Steps until the KL has its full weight.
         posterior_learning_rate: Learning rate of the variational parameters (all of a factor but its LoRA mean).
             Default: that of the others.
+        label_smoothing: Share of each item's target spread evenly over its choices (`ChoiceBatch`; for other inputs
+            use TrainingArguments.label_smoothing_factor).
+        train_samples: Draws per forward (`ChoiceBatch` only); the NLL is their mean.
         trunk_cache: Serves the frozen layers' output for batches of items (`ChoiceBatch`).
+
+    An optimizer with a context `sampled_params(train=True)` (IVON) has each forward and backward run inside it.
     """
 
     def __init__(
@@ -55,15 +61,23 @@ class ELBOTrainerMixin(_Parent):
         num_examples: int | None = None,
         kl_warmup_steps: int = 0,
         posterior_learning_rate: float | None = None,
+        label_smoothing: float = 0.0,
+        train_samples: int = 1,
         trunk_cache: TrunkCache | None = None,
         **kwargs: Any,
     ):
         if beta < 0:
             raise ValueError(f"beta must be at least 0, got {beta}.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
+        if train_samples < 1:
+            raise ValueError(f"train_samples must be at least 1, got {train_samples}.")
         super().__init__(*args, **kwargs)
         self.beta = beta
         self.kl_warmup_steps = kl_warmup_steps
         self.posterior_learning_rate = posterior_learning_rate
+        self.label_smoothing = label_smoothing
+        self.train_samples = train_samples
         self.trunk_cache = trunk_cache
         dataset: Any = self.train_dataset
         self._counts_rows = False
@@ -85,10 +99,11 @@ class ELBOTrainerMixin(_Parent):
         """
         state = self.state
         if self._drawn_step != state.global_step:
-            hold_draw(model, seed=self.args.seed, step=state.global_step)
+            hold_draw(model, seed=self.args.seed, step=state.global_step, num_samples=self.train_samples)
             self._drawn_step = state.global_step
             self._noted_steps += 1
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with _sampled_weights(self.optimizer):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss became {loss.item()} at step {state.global_step + 1} of {state.max_steps}; training stopped "
@@ -123,10 +138,12 @@ class ELBOTrainerMixin(_Parent):
         labels = batch.labels
         if labels is None:
             raise ValueError("training needs a label for every item, but this batch has items without one.")
+        copies = logits.shape[0] // labels.shape[0]
+        losses = smoothed_cross_entropy(logits, labels.repeat(copies), self.label_smoothing if model.training else 0.0)
         if num_items is None or not model.training or not self._is_scaled(num_items):
-            loss = nn.functional.cross_entropy(logits, labels)
+            loss = losses.mean()
         else:
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items
+            loss = losses.sum() / (copies * num_items)
             if self.args.average_tokens_across_devices:
                 # num_items counts all processes, and DDP averages the gradients over them.
                 loss = loss * self.accelerator.num_processes
@@ -248,6 +265,32 @@ class ELBOTrainerMixin(_Parent):
 
 class BayesianLoraTrainer(ELBOTrainerMixin, Trainer):
     """transformers' Trainer with the ELBO; plain PEFT adapters train in it as usual (their KL is zero)."""
+
+
+@contextmanager
+def _sampled_weights(optimizer: Any) -> Iterator[None]:
+    """The optimizer's own perturbation of the weights, if it has one (IVON: arXiv 2402.17641)."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    context = getattr(inner, "sampled_params", None)
+    if context is None:
+        yield
+        return
+    with context(train=True):
+        yield
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy [rows] in nats of logits [rows, choices], whose -inf mark choices that an item does not have.
+
+    The target is (1 - smoothing) on the label plus smoothing spread evenly over the item's choices.
+    """
+    log_probabilities = torch.log_softmax(logits, -1)
+    nll = nn.functional.nll_loss(log_probabilities, labels, reduction="none")
+    if smoothing == 0:
+        return nll
+    available = logits > -torch.inf
+    uniform = -log_probabilities.masked_fill(~available, 0).sum(-1) / available.sum(-1)
+    return (1 - smoothing) * nll + smoothing * uniform
 
 
 def variational_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

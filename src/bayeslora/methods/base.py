@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from abc import ABC, abstractmethod
+from abc import ABC
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
+from bayeslora.from_lora import adapter_folder, from_lora
 from bayeslora.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
+from bayeslora.tuner import RandomLoraConfig
 
-__all__ = ["Method", "trainable_parameters"]
+__all__ = ["Method", "State", "Training", "VariationalMethod", "trainable_parameters"]
 
 _TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
+State = dict[str, Tensor]
+"""What a method knows beyond its adapter; saved as posterior.safetensors."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run at its end, for methods that go on from there."""
+
+    batches: Callable[[], Iterable[ChoiceBatch]]
+    """The training items in batches on the model's device, each time anew and in the same order."""
+    num_examples: int
+    """N."""
+    optimizer: Any
+    """The torch optimizer as it ended; None where nothing was trained."""
+    trunk_cache: TrunkCache | None
+    """To serve the batches with."""
+    seed: int
+    """The run's."""
+
+
 class Method(ABC):
-    """A way to adapt a base model with low-rank adapters.
+    """A way to adapt a base model with low-rank adapters, to train it and to predict with it.
 
     A subclass keeps each argument of its `__init__` as an attribute of the same name.
 
@@ -30,9 +55,15 @@ class Method(ABC):
         target_modules: Names of the linear layers to adapt; default: PEFT's choice for the model (query and value).
         last_layers: Adapt only this many layers, counted from the top; default: all.
         modules_to_save: Further modules to train and save whole, such as a new head.
+        init_from: Run folder, adapter folder or Hub id of a trained LoRA adapter to start from. Its own rank, scale,
+            targets, layers and saved modules count, not the options above. Default: a fresh adapter.
     """
 
     name: ClassVar[str]
+    config_class: ClassVar[type[LoraConfig]] = LoraConfig
+    """The PEFT config; arguments of the method that are fields of it are handed on."""
+    train_samples: int = 1
+    """Draws per training forward; the loss is their mean."""
 
     def __init__(
         self,
@@ -42,6 +73,7 @@ class Method(ABC):
         target_modules: list[str] | None = None,
         last_layers: int | None = None,
         modules_to_save: list[str] | None = None,
+        init_from: str | None = None,
     ):
         self.r = r
         self.lora_alpha = lora_alpha
@@ -49,33 +81,47 @@ class Method(ABC):
         self.target_modules = target_modules
         self.last_layers = last_layers
         self.modules_to_save = modules_to_save
+        self.init_from = init_from
 
     @classmethod
     def argument_names(cls) -> list[str]:
         """Names of all arguments, those of the base classes included; each is also an attribute."""
-        return [
+        names = [
             name
             for base in reversed(cls.__mro__)
             if base is not object and "__init__" in vars(base)
             for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
             if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
+        return list(dict.fromkeys(names))
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What the method was built with, defaults included, for the run's config.yaml."""
         return {name: getattr(self, name) for name in self.argument_names()}
 
-    @abstractmethod
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Arguments that are fields of the config and that plain LoRA does not have."""
+        plain = {field.name for field in dataclasses.fields(LoraConfig)}
+        fields = {field.name for field in dataclasses.fields(self.config_class)} - plain
+        return {name: value for name, value in self.arguments.items() if name in fields}
+
     def config(self, **lora_options: Any) -> LoraConfig:
         """The PEFT config with these LoRA options."""
+        return self.config_class(**lora_options, **self.own_options)
 
     def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
-        """`model` with fresh adapters.
+        """`model` with fresh adapters, or with those of `init_from`.
 
         Raises:
-            ValueError: The target modules match nothing, or `last_layers` exceeds the model's layers.
+            ValueError: The target modules match nothing, `last_layers` exceeds the model's layers, or `init_from` is
+                no LoRA adapter that fits the model.
         """
+        if self.init_from is not None:
+            if issubclass(self.config_class, RandomLoraConfig):
+                return from_lora(model, self.init_from, config_class=self.config_class, **self.own_options)
+            return PeftModel.from_pretrained(model, str(adapter_folder(self.init_from)), is_trainable=True)
         return get_peft_model(model, self.config(**self._lora_options(model), task_type=_TASK_TYPES[kind]))
 
     def _lora_options(self, model: nn.Module) -> dict[str, Any]:
@@ -97,8 +143,12 @@ class Method(ABC):
             raise ValueError(f"last_layers must lie between 1 and the model's {total} layers, got {self.last_layers}.")
         return list(range(total - self.last_layers, total))
 
-    def trainer_options(self, learning_rate: float, total_steps: int) -> dict[str, Any]:
+    def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
         """Arguments for `BayesianLoraTrainer` beyond the usual ones."""
+        return {}
+
+    def finish(self, model: PeftModel, training: Training) -> State:
+        """What is left to do when the adapter is trained: it may change `model`, and returns what else to keep."""
         return {}
 
     def predict(
@@ -108,13 +158,48 @@ class Method(ABC):
         num_samples: int,
         seed: int,
         trunk_cache: TrunkCache | None = None,
+        state: State | None = None,
     ) -> Predictive:
-        """The predictive distribution of `batch`."""
+        """The predictive distribution of `batch`; `num_samples` 0 asks for the point estimate."""
         return predict(model, batch, num_samples=num_samples, seed=seed, trunk_cache=trunk_cache)
 
     def samples_used(self, num_samples: int) -> int:
         """How many posterior samples a prediction asked for `num_samples` is made of; 0: a point estimate."""
         return num_samples
+
+
+class VariationalMethod(Method):
+    """A method that minimises mean NLL + beta * KL / N.
+
+    Args:
+        beta: Weight of the KL; 1 is the ELBO.
+        kl_warmup: Share of the training steps over which the KL grows to its full weight.
+        posterior_learning_rate_scale: Learning rate of the variational parameters, as a multiple of that of the means.
+        train_samples: Draws per training forward; the loss is their mean.
+    """
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        kl_warmup: float = 0.0,
+        posterior_learning_rate_scale: float = 1.0,
+        train_samples: int = 1,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.beta = beta
+        self.kl_warmup = kl_warmup
+        self.posterior_learning_rate_scale = posterior_learning_rate_scale
+        self.train_samples = train_samples
+
+    def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
+        """The ELBO's."""
+        return {
+            "beta": self.beta,
+            "kl_warmup_steps": round(self.kl_warmup * total_steps),
+            "posterior_learning_rate": learning_rate * self.posterior_learning_rate_scale,
+            "train_samples": self.train_samples,
+        }
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from peft import PeftModel
-from torch import nn
+from peft import LoraConfig
 
-from bayeslora.from_lora import from_lora
-from bayeslora.methods.base import Method
+from bayeslora.methods.base import VariationalMethod
 from bayeslora.tuner import BayesianLoraConfig
 
 __all__ = ["BayesianLora"]
 
-_CONFIG_FIELDS = (
-    "posterior",
-    "posterior_options",
-    "posterior_std",
-    "prior_std",
-    "inducing_std",
-    "residual_scale",
-    "learn_residual_scale",
-    "maximum_residual_scale",
-    "mean",
-    "bases",
-    "num_inducing",
-    "inducing_diagonal",
-)
-"""Arguments that are fields of BayesianLoraConfig."""
 
-
-class BayesianLora(Method):
+class BayesianLora(VariationalMethod):
     """Variational inference with the ELBO; see `bayeslora.BayesianLoraConfig` for the model.
 
     Args:
@@ -47,14 +29,10 @@ class BayesianLora(Method):
         bases: "lora" ties the inducing inputs to the LoRA matrices, "free" trains them.
         num_inducing: Rows and columns of V; default: the rank.
         inducing_diagonal: D at the start, in units of the inducing inputs.
-        beta: Weight of the KL; 1 is the ELBO.
-        kl_warmup: Share of the training steps over which the KL grows to its full weight.
-        posterior_learning_rate_scale: Learning rate of the variational parameters, as a multiple of that of the means.
-        init_from: Folder or Hub id of a trained LoRA adapter to start from (exact embedding). Its own rank, scale,
-            targets, layers and saved modules count, not the options above. Default: a fresh adapter.
     """
 
     name: ClassVar[str] = "bayesian_lora"
+    config_class: ClassVar[type[LoraConfig]] = BayesianLoraConfig
 
     def __init__(
         self,
@@ -70,13 +48,10 @@ class BayesianLora(Method):
         bases: Literal["lora", "free"] = "lora",
         num_inducing: int | None = None,
         inducing_diagonal: float = 0.1,
-        beta: float = 1.0,
-        kl_warmup: float = 0.0,
         posterior_learning_rate_scale: float = 5.0,
-        init_from: str | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)
         self.posterior = posterior
         self.posterior_options = posterior_options or {}
         self.posterior_std = posterior_std
@@ -89,28 +64,3 @@ class BayesianLora(Method):
         self.bases = bases
         self.num_inducing = num_inducing
         self.inducing_diagonal = inducing_diagonal
-        self.beta = beta
-        self.kl_warmup = kl_warmup
-        self.posterior_learning_rate_scale = posterior_learning_rate_scale
-        self.init_from = init_from
-
-    def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _CONFIG_FIELDS}
-
-    def config(self, **lora_options: Any) -> BayesianLoraConfig:
-        """The library's PEFT config."""
-        return BayesianLoraConfig(**lora_options, **self._options())
-
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
-        """Fresh adapters, or a posterior around the adapter of `init_from`."""
-        if self.init_from is not None:
-            return from_lora(model, self.init_from, **self._options())
-        return super().adapt(model, kind)
-
-    def trainer_options(self, learning_rate: float, total_steps: int) -> dict[str, Any]:
-        """The ELBO's."""
-        return {
-            "beta": self.beta,
-            "kl_warmup_steps": round(self.kl_warmup * total_steps),
-            "posterior_learning_rate": learning_rate * self.posterior_learning_rate_scale,
-        }

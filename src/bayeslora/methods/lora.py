@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from peft import LoraConfig
+from typing import ClassVar
 
 from bayeslora.methods.base import Method
 
@@ -15,10 +13,6 @@ class Lora(Method):
     """Maximum likelihood with PEFT's own LoRA layers. It has no posterior: predictions are a single pass."""
 
     name: ClassVar[str] = "lora"
-
-    def config(self, **lora_options: Any) -> LoraConfig:
-        """PEFT's LoraConfig."""
-        return LoraConfig(**lora_options)
 
     def samples_used(self, num_samples: int) -> int:
         """Always 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import torch
 from peft import PeftModel
 
 from bayeslora.config import RunConfig
+from bayeslora.conformal import ConformalSets, check_coverage
+from bayeslora.methods import State
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
 from bayeslora.runs.loading import load_model
 from bayeslora.runs.prediction import Prediction, predict_items, write_rows
+from bayeslora.runs.state import load_state
 from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring import Scoring
-from bayeslora.tasks import load_items
+from bayeslora.scoring.base import choice_mask
+from bayeslora.tasks import Item, load_items
 
 __all__ = ["Run", "evaluate", "load_run", "predict_file", "write_evaluation"]
 
@@ -31,6 +36,19 @@ class Run:
     model: PeftModel
     scoring: Scoring
     metrics: dict[str, Any]
+    state: State
+
+    def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
+        """`predict_items` with the run's adapter, state and temperature."""
+        return predict_items(
+            self.config,
+            self.model,
+            self.scoring,
+            items,
+            num_samples=num_samples,
+            state=self.state,
+            temperature=self.metrics.get("temperature", 1.0),
+        )
 
 
 def load_run(folder: str | Path) -> Run:
@@ -51,7 +69,7 @@ def load_run(folder: str | Path) -> Run:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     base, _, scoring = load_model(config.model, config.task, num_labels=_head_width(folder / "adapter"))
     model = PeftModel.from_pretrained(base, str(folder / "adapter"))
-    return Run(config, model, scoring, metrics)
+    return Run(config, model, scoring, metrics, load_state(folder))
 
 
 def _head_width(adapter: Path) -> int | None:
@@ -99,7 +117,7 @@ def evaluate(
     items = getattr(task_items(described), split)
     if not items:
         raise ValueError(f"task {described.name!r} has no {split} items.")
-    prediction = predict_items(run.config, run.model, run.scoring, items, num_samples=num_samples)
+    prediction = run.predict(items, num_samples)
     target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
     metrics = run.metrics | {"task": described.name, "split": split} | prediction.metrics()
     if run.metrics.get("split") == "dev":
@@ -125,7 +143,8 @@ def predict_file(
     *,
     num_samples: int | None = None,
     abstain_above: float | None = None,
-) -> int:
+    coverage: float | None = None,
+) -> list[dict[str, Any]]:
     """Predict the items of a local file and write one JSON record each, in the input's order.
 
     Args:
@@ -134,10 +153,18 @@ def predict_file(
         output: JSONL file to write, atomically.
         num_samples: Posterior draws; default: the run's.
         abstain_above: Entropy in nats above which a record says `"abstain": true`.
+        coverage: Add to each record a set of choices, `"set"` (indices) and `"set_choices"` (texts), that holds the
+            right one with this probability in (0, 1): split-conformal, score "lac", calibrated on the dev split of the
+            run's task (docs/prediction_sets.md).
 
     Returns:
-        Number of items.
+        The records.
+
+    Raises:
+        ValueError: `coverage` is not in (0, 1), or the run's task has no dev items to calibrate on.
     """
+    if coverage is not None:
+        check_coverage(coverage)
     run = load_run(folder)
     columns = run.config.task
     items = load_items(
@@ -149,6 +176,26 @@ def predict_file(
         choices=columns.choices,
         optional_label=True,
     )
-    prediction = predict_items(run.config, run.model, run.scoring, items, num_samples=num_samples)
-    write_rows(output, prediction.rows(abstain_above))
-    return len(items)
+    rule = None if coverage is None else _calibrated_on_dev(run, coverage, num_samples)
+    prediction = run.predict(items, num_samples)
+    rows = list(prediction.rows(abstain_above))
+    if rule is not None:
+        sets = rule.sets(prediction.predictive.probabilities, choice_mask(items))
+        for item, row, inside in zip(items, rows, sets, strict=True):
+            row["set"] = inside.nonzero().flatten().tolist()
+            row["set_choices"] = [item.choices[index] for index in row["set"]]
+    write_rows(output, rows)
+    return rows
+
+
+def _calibrated_on_dev(run: Run, coverage: float, num_samples: int | None) -> ConformalSets:
+    """Prediction sets calibrated on the dev split of the run's task."""
+    dev = task_items(run.config.task).dev
+    if not dev:
+        raise ValueError(
+            f"coverage needs dev items to calibrate on, but the run's task {run.config.task.name!r} has none; leave "
+            "coverage out, or train on a task with a dev split."
+        )
+    prediction = run.predict(dev, num_samples)
+    labels = torch.tensor([item.label for item in dev])
+    return ConformalSets.calibrate(prediction.predictive.probabilities, labels, coverage, choice_mask=choice_mask(dev))

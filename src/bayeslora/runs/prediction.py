@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bayeslora.config import RunConfig
+from bayeslora.methods import State
 from bayeslora.metrics import summary
 from bayeslora.predictive import Predictive
 from bayeslora.saving import atomic_file
@@ -74,19 +75,33 @@ def predict_items(
     *,
     trunk_cache: TrunkCache | None = None,
     num_samples: int | None = None,
+    state: State | None = None,
+    temperature: float = 1.0,
 ) -> Prediction:
-    """Predict `items` with the method of `config`; items of similar length share a batch."""
+    """Predict `items` with the method of `config`; items of similar length share a batch.
+
+    Args:
+        config: The run's.
+        model: With the trained adapter.
+        scoring: Reads the items.
+        items: Any number of them.
+        trunk_cache: Serves the frozen layers' output.
+        num_samples: Draws; default: the config's.
+        state: What the method's `finish` returned.
+        temperature: Divides the log-probabilities.
+    """
     samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
     order = sorted(range(len(items)), key=lambda index: _length(items[index]))
     device = next(model.parameters()).device
     started, parts = time.perf_counter(), []
     for first in tqdm(range(0, len(order), config.batch_size), desc="predict", unit="batch", leave=False):
         batch = scoring([items[index] for index in order[first : first + config.batch_size]]).to(device)
-        predictive = config.method.predict(model, batch, samples, config.seed, trunk_cache)
+        predictive = config.method.predict(model, batch, samples, config.seed, trunk_cache, state)
         parts.append(Predictive(predictive.samples.cpu()))
     joined = Predictive.concatenate(parts)
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
-    return Prediction(items, Predictive(joined.samples[:, back]), samples, time.perf_counter() - started)
+    predictive = Predictive(joined.samples[:, back]).tempered(temperature)
+    return Prediction(items, predictive, samples, time.perf_counter() - started)
 
 
 def _length(item: Item) -> int:

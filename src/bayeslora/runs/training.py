@@ -6,23 +6,27 @@ import logging
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 
 from bayeslora.config import RunConfig
-from bayeslora.methods import trainable_parameters
+from bayeslora.methods import State, Training, trainable_parameters
 from bayeslora.model_card import write_model_card
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items
 from bayeslora.runs.loading import load_model
-from bayeslora.runs.prediction import predict_items
+from bayeslora.runs.prediction import Prediction, predict_items
+from bayeslora.runs.state import save_state
 from bayeslora.saving import recover_folder, save_adapter, write_json
-from bayeslora.scoring import Scoring
-from bayeslora.tasks import Splits
+from bayeslora.scoring import ChoiceBatch, Scoring
+from bayeslora.tasks import Item, Splits
+from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import BayesianLoraTrainer
 from bayeslora.trunk import TrunkCache
 
@@ -35,11 +39,27 @@ logger = logging.getLogger("bayeslora")
 class Trained:
     """What training leaves in memory."""
 
+    config: RunConfig
     model: PeftModel
     scoring: Scoring
     trunk_cache: TrunkCache | None
     splits: Splits
     metrics: dict[str, Any]
+    state: State
+    temperature: float = 1.0
+
+    def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
+        """`predict_items` with what was trained."""
+        return predict_items(
+            self.config,
+            self.model,
+            self.scoring,
+            items,
+            trunk_cache=self.trunk_cache,
+            num_samples=num_samples,
+            state=self.state,
+            temperature=self.temperature,
+        )
 
 
 def train(
@@ -50,7 +70,10 @@ def train(
     evaluate_dev: bool = True,
     trunk_cache: TrunkCache | None = None,
 ) -> Trained:
-    """Train an adapter and write `adapter/`, `config.yaml` and `metrics.json` (on the dev split) to `output_dir`.
+    """Train an adapter and write it to `output_dir`.
+
+    Writes `adapter/`, `config.yaml`, `metrics.json` (on the dev split), and where the method knows more than its
+    adapter `posterior.safetensors`. With 0 epochs nothing is trained: for methods that go on from `init_from`.
 
     Args:
         config: The run.
@@ -77,7 +100,9 @@ def train(
         _set_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
+    if config.train.epochs or config.train.max_steps:
+        trainer.train(resume_from_checkpoint=resume)
+    state = config.method.finish(model, _training(config, trainer, scoring, splits, trunk_cache))
     seconds = time.perf_counter() - started
     metrics: dict[str, Any] = {
         "method": config.method.name,
@@ -91,13 +116,34 @@ def train(
         "history": [entry for entry in trainer.state.log_history if "nll" in entry],
     }
     save_adapter(model, output / "adapter")
+    save_state(state, output)
     write_config(config, output / "config.yaml")
-    if evaluate_dev and splits.dev:
-        prediction = predict_items(config, model, scoring, splits.dev, trunk_cache=trunk_cache)
+    trained = Trained(config, model, scoring, trunk_cache, splits, metrics, state)
+    if splits.dev and (evaluate_dev or config.temperature_scaling):
+        prediction = trained.predict(splits.dev)
+        if config.temperature_scaling:
+            labels = torch.tensor([item.label for item in splits.dev])
+            trained.temperature = metrics["temperature"] = fit_temperature(prediction.predictive, labels)
+            prediction = replace(prediction, predictive=prediction.predictive.tempered(trained.temperature))
         metrics |= prediction.metrics() | {"split": "dev"}
+    elif config.temperature_scaling:
+        raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
     write_model_card(output / "adapter", config, metrics)
     write_json(output / "metrics.json", metrics)
-    return Trained(model, scoring, trunk_cache, splits, metrics)
+    return trained
+
+
+def _training(
+    config: RunConfig, trainer: BayesianLoraTrainer, scoring: Scoring, splits: Splits, trunk_cache: TrunkCache | None
+) -> Training:
+    size, device = config.batch_size, trainer.args.device
+
+    def batches() -> Iterator[ChoiceBatch]:
+        for first in range(0, len(splits.train), size):
+            yield scoring(splits.train[first : first + size]).to(device)
+
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return Training(batches, len(splits.train), optimizer, trunk_cache, config.seed)
 
 
 def _set_aside(checkpoints: Path) -> None:
@@ -161,5 +207,6 @@ def _trainer(
         train_dataset=splits.train,
         data_collator=scoring,
         trunk_cache=trunk_cache,
-        **config.method.trainer_options(options.learning_rate, steps),
+        label_smoothing=options.label_smoothing,
+        **config.method.trainer_options(options.learning_rate, steps, len(splits.train)),
     )

@@ -1,0 +1,29 @@
+"""posterior.safetensors of a run folder: what a method knows beyond its adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from bayeslora.methods import State
+from bayeslora.saving import atomic_file
+
+__all__ = ["load_state", "save_state"]
+
+_NAME = "posterior.safetensors"
+
+
+def save_state(state: State, folder: Path) -> None:
+    """Write it atomically; without anything to keep, an earlier run's file is removed."""
+    if not state:
+        (folder / _NAME).unlink(missing_ok=True)
+        return
+    with atomic_file(folder / _NAME) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside)
+
+
+def load_state(folder: Path) -> State:
+    """What `save_state` wrote; empty where there is no file."""
+    path = folder / _NAME
+    return load_file(path) if path.is_file() else {}
