@@ -1,5 +1,7 @@
 """Metrics against a second implementation, by hand, and by property; the picture they are drawn in."""
 
+import itertools
+import json
 import math
 import warnings
 from pathlib import Path
@@ -10,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from scipy.stats import entropy as scipy_entropy
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 from bayeslora import metrics, plots
 
@@ -21,7 +24,8 @@ CALIBRATION_ERRORS = (
     metrics.maximum_calibration_error,
     metrics.adaptive_calibration_error,
 )
-METRICS = (metrics.accuracy, metrics.nll, metrics.brier, *CALIBRATION_ERRORS)
+SELECTIVE = (metrics.correctness_auroc, metrics.aurc, metrics.selective_accuracy)
+METRICS = (metrics.accuracy, metrics.nll, metrics.brier, *CALIBRATION_ERRORS, *SELECTIVE)
 
 
 def predictions(seed: int, items: int = 400, choices: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,9 +37,9 @@ def predictions(seed: int, items: int = 400, choices: int = 4) -> tuple[torch.Te
 
 
 @st.composite
-def small_predictions(draw: st.DrawFn) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Up to 30 items; weights of zero give padded choices, certain rows and ties."""
-    items, choices = draw(st.integers(1, 30)), draw(st.integers(1, 5))
+def small_predictions(draw: st.DrawFn, most: int = 30) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Up to `most` items; weights of zero give padded choices, certain rows and ties."""
+    items, choices = draw(st.integers(1, most)), draw(st.integers(1, 5))
     weight = st.sampled_from([0.0, 0.0, 1.0, 1.0, 2.0, 3.5, 100.0])
     row = st.lists(weight, min_size=choices, max_size=choices).filter(any)
     weights = numpy.array(draw(st.lists(row, min_size=items, max_size=items)))
@@ -120,6 +124,76 @@ def test_reliability_curve_agrees_with_scikit_learn(seed: int) -> None:
     assert curve.accuracy[~filled].isnan().all()
 
 
+def ranked_pairs(low: numpy.ndarray, high: numpy.ndarray) -> float:
+    """Share of pairs in which the number of `high` is the larger one; equal ones count half. NaN without a pair."""
+    wins = [1.0 if h > l else 0.5 if h == l else 0.0 for l in low for h in high]  # noqa: E741
+    return sum(wins) / len(wins) if wins else math.nan
+
+
+def looped_risks(confidence: numpy.ndarray, correct: numpy.ndarray) -> numpy.ndarray:
+    """Risk at each coverage, averaged over every order of the items in which confidence never rises."""
+    orders = [
+        [1 - correct[item] for item in order]
+        for order in itertools.permutations(range(len(confidence)))
+        if all(confidence[first] >= confidence[second] for first, second in itertools.pairwise(order))
+    ]
+    return numpy.mean([numpy.cumsum(wrong) / numpy.arange(1, len(wrong) + 1) for wrong in orders], axis=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(small_predictions())
+def test_auroc_of_correctness_agrees_with_a_loop_over_pairs(data: tuple[numpy.ndarray, numpy.ndarray]) -> None:
+    confidence, correct = top_choice(*data)
+    expected = ranked_pairs(confidence[correct == 0], confidence[correct == 1])
+    assert metrics.correctness_auroc(*data) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_aurocs_agree_with_torchmetrics(seed: int) -> None:
+    probabilities, labels = predictions(seed)
+    confidence, correct = top_choice(probabilities.numpy(), labels.numpy())
+    expected = binary_auroc(torch.tensor(confidence), torch.tensor(correct).long()).item()
+    assert metrics.correctness_auroc(probabilities, labels) == pytest.approx(expected, abs=1e-6)
+    # As a detector of wrong predictions by uncertainty, it is the same number.
+    inside, outside = 1 - confidence[correct == 1], 1 - confidence[correct == 0]
+    assert metrics.out_of_distribution_auroc(inside, outside) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(small_predictions(most=6))
+def test_risks_agree_with_the_mean_over_all_orders_of_ties(data: tuple[numpy.ndarray, numpy.ndarray]) -> None:
+    expected = looped_risks(*top_choice(*data))
+    curve = metrics.risk_coverage_curve(*data)
+    numpy.testing.assert_allclose(curve.risk, expected, atol=1e-12)
+    numpy.testing.assert_allclose(curve.coverage, numpy.arange(1, len(expected) + 1) / len(expected))
+    assert metrics.aurc(*data) == pytest.approx(expected.mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("coverage", [0.05, 0.5, 0.8, 1.0])
+def test_selective_accuracy_is_that_of_the_most_confident_items(seed: int, coverage: float) -> None:
+    probabilities, labels = (array.numpy() for array in predictions(seed, items=200))
+    chosen = numpy.argsort(-probabilities.max(axis=1))[: int(coverage * 200)]
+    expected = accuracy_score(labels[chosen], probabilities[chosen].argmax(axis=1))
+    assert metrics.selective_accuracy(probabilities, labels, coverage) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(small_predictions())
+def test_entropy_agrees_with_scipy(data: tuple[numpy.ndarray, numpy.ndarray]) -> None:
+    numpy.testing.assert_allclose(metrics.entropy(data[0]), scipy_entropy(data[0], axis=1), atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 0.5 + 1e-12, 1.0, 3.0]), min_size=1, max_size=12),
+    st.lists(st.sampled_from([0.0, 0.5, 0.5 + 1e-12, 1.0, 3.0]), min_size=1, max_size=12),
+)
+def test_detection_auroc_agrees_with_a_loop_over_pairs(inside: list[float], outside: list[float]) -> None:
+    arrays = numpy.array(inside), numpy.array(outside)
+    assert metrics.out_of_distribution_auroc(*arrays) == pytest.approx(ranked_pairs(*arrays), abs=1e-12)
+
+
 # --- by hand --------------------------------------------------------------------------------------------
 
 # Three items: sure and right, sure and wrong, unsure and right; the last choice of item two is padding.
@@ -157,12 +231,82 @@ def test_nll_of_an_impossible_label_is_finite() -> None:
     assert impossible == pytest.approx(87.3, abs=0.05)
 
 
+def test_selective_values_by_hand() -> None:
+    by_hand = (BY_HAND, BY_HAND_LABELS)
+    # Two items at 0.9, one of them right, then a right one at 0.6.
+    assert metrics.risk_coverage_curve(*by_hand).risk.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 3])
+    assert metrics.aurc(*by_hand) == pytest.approx(4 / 9)
+    assert metrics.selective_accuracy(*by_hand, coverage=0.8) == pytest.approx(2 / 3)
+    assert metrics.selective_accuracy(*by_hand, coverage=0.6) == pytest.approx(1 / 2)
+    # The wrong one at 0.9 ties with one right prediction and beats the other.
+    assert metrics.correctness_auroc(*by_hand) == pytest.approx(1 / 4)
+
+
+def test_entropy_by_hand() -> None:
+    rows = numpy.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    assert metrics.entropy(rows).tolist() == pytest.approx([math.log(4), math.log(2), 0])
+
+
+def test_detection_auroc_by_hand() -> None:
+    # Of six pairs the outside item is larger in four and equal in one.
+    auroc = metrics.out_of_distribution_auroc(torch.tensor([0.1, 0.2, 0.7]), torch.tensor([0.2, 0.9]))
+    assert auroc == pytest.approx(4.5 / 6)
+
+
+def test_detection_by_an_uncertainty_that_is_always_zero_is_chance() -> None:
+    assert metrics.out_of_distribution_auroc(torch.zeros(5), torch.zeros(3)) == 0.5
+
+
+def test_large_uncertainties_keep_their_order() -> None:
+    # A sigmoid, which torchmetrics applies outside [0, 1], makes 40 and 41 the same.
+    assert metrics.out_of_distribution_auroc(torch.tensor([40.0]), torch.tensor([41.0])) == 1
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_auroc_of_correctness_needs_right_and_wrong_predictions(label: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NaN is the documented answer, not an accident to warn of
+        auroc = metrics.correctness_auroc(numpy.array([[0.9, 0.1], [0.7, 0.3]]), numpy.array([label, label]))
+    assert math.isnan(auroc)
+
+
+def test_coverage_counts_items_in_decimals() -> None:
+    # 0.55 * 100 is 55.00000000000001 in floats; the 56th item is the first wrong one.
+    confidence = numpy.linspace(0.99, 0.6, 100)
+    labels = (numpy.arange(100) >= 55).astype(int)
+    assert metrics.selective_accuracy(numpy.stack([confidence, 1 - confidence], axis=1), labels, coverage=0.55) == 1
+
+
+def test_confidences_rounded_past_one_are_equal_to_one() -> None:
+    probabilities = torch.tensor([[1.0 + 1e-6, 0.0], [1.0, 0.0]])
+    assert metrics.correctness_auroc(probabilities, torch.tensor([1, 0])) == 0.5
+
+
 def test_summary_holds_plain_numbers() -> None:
     result = metrics.summary(BY_HAND, BY_HAND_LABELS)
-    assert list(result) == ["accuracy", "nll", "ece", "brier", "num_examples"]
-    assert result["ece"] == metrics.expected_calibration_error(BY_HAND, BY_HAND_LABELS)
-    assert result["num_examples"] == 3
+    assert list(result) == [
+        *("accuracy", "nll", "ece", "brier", "num_examples"),
+        *("adaptive_ece", "mce", "auroc", "aurc", "accuracy_at_80"),
+    ]
+    assert result == {
+        "accuracy": metrics.accuracy(BY_HAND, BY_HAND_LABELS),
+        "nll": metrics.nll(BY_HAND, BY_HAND_LABELS),
+        "ece": metrics.expected_calibration_error(BY_HAND, BY_HAND_LABELS),
+        "brier": metrics.brier(BY_HAND, BY_HAND_LABELS),
+        "num_examples": 3,
+        "adaptive_ece": metrics.adaptive_calibration_error(BY_HAND, BY_HAND_LABELS),
+        "mce": metrics.maximum_calibration_error(BY_HAND, BY_HAND_LABELS),
+        "auroc": metrics.correctness_auroc(BY_HAND, BY_HAND_LABELS),
+        "aurc": metrics.aurc(BY_HAND, BY_HAND_LABELS),
+        "accuracy_at_80": metrics.selective_accuracy(BY_HAND, BY_HAND_LABELS, coverage=0.8),
+    }
     assert all(type(value) in (int, float) for value in result.values())
+
+
+def test_summary_of_one_item_is_valid_json() -> None:
+    result = metrics.summary(numpy.array([[1.0, 0.0]]), numpy.array([0]))
+    assert result["auroc"] is None
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -177,8 +321,11 @@ def test_tensors_with_gradients_and_other_number_types_are_taken(dtype: torch.dt
 @settings(max_examples=50, deadline=None)
 @given(small_predictions())
 def test_every_metric_stays_in_its_range(data: tuple[numpy.ndarray, numpy.ndarray]) -> None:
-    for error in (metrics.accuracy, *CALIBRATION_ERRORS):
-        assert 0 <= error(*data) <= 1
+    for share in (metrics.accuracy, *CALIBRATION_ERRORS, metrics.aurc, metrics.selective_accuracy):
+        assert 0 <= share(*data) <= 1
+    auroc = metrics.correctness_auroc(*data)
+    assert math.isnan(auroc) or 0 <= auroc <= 1
+    assert metrics.selective_accuracy(*data, coverage=1.0) == pytest.approx(metrics.accuracy(*data), abs=1e-12)
     assert 0 <= metrics.brier(*data) <= 2
     assert 0 <= metrics.nll(*data) < 88
     assert metrics.expected_calibration_error(*data) <= metrics.maximum_calibration_error(*data) + 1e-12
@@ -192,7 +339,16 @@ def test_the_order_of_items_does_not_matter(data: tuple[numpy.ndarray, numpy.nda
     random.shuffle(order)  # type: ignore[attr-defined]
     for metric in METRICS:
         shuffled = metric(probabilities[order], labels[order])
-        assert shuffled == pytest.approx(metric(probabilities, labels), abs=1e-12)
+        assert shuffled == pytest.approx(metric(probabilities, labels), abs=1e-12, nan_ok=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(small_predictions(), st.integers(1, 3))
+def test_padded_choices_change_nothing(data: tuple[numpy.ndarray, numpy.ndarray], more: int) -> None:
+    probabilities, labels = data
+    padded = numpy.pad(probabilities, ((0, 0), (0, more)))
+    assert metrics.summary(padded, labels) == pytest.approx(metrics.summary(probabilities, labels), abs=1e-12)
+    assert metrics.entropy(padded).tolist() == pytest.approx(metrics.entropy(probabilities).tolist(), abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -200,7 +356,8 @@ def test_the_order_of_items_does_not_matter(data: tuple[numpy.ndarray, numpy.nda
 def test_sure_and_right_costs_nothing(labels: list[int]) -> None:
     probabilities = numpy.eye(4)[labels]
     assert metrics.accuracy(probabilities, numpy.array(labels)) == 1
-    for metric in (metrics.nll, metrics.brier, *CALIBRATION_ERRORS):
+    assert metrics.selective_accuracy(probabilities, numpy.array(labels)) == 1
+    for metric in (metrics.nll, metrics.brier, *CALIBRATION_ERRORS, metrics.aurc):
         assert metric(probabilities, numpy.array(labels)) == pytest.approx(0, abs=1e-12)
 
 
@@ -219,7 +376,7 @@ def test_curve_and_expected_error_use_the_same_bins(data: tuple[numpy.ndarray, n
 GOOD = [[0.5, 0.5], [0.25, 0.75]]
 
 
-@pytest.mark.parametrize("metric", [*METRICS, metrics.reliability_curve, metrics.summary])
+@pytest.mark.parametrize("metric", [*METRICS, metrics.reliability_curve, metrics.risk_coverage_curve, metrics.summary])
 @pytest.mark.parametrize(
     ("probabilities", "labels", "message"),
     [
@@ -247,6 +404,34 @@ def test_labels_must_be_integers() -> None:
 def test_there_must_be_a_bin(function: object) -> None:
     with pytest.raises(ValueError, match="bin"):
         function(BY_HAND, BY_HAND_LABELS, bins=0)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("coverage", [0.0, -0.1, 1.1, 80, math.nan])
+def test_a_coverage_is_a_share(coverage: float) -> None:
+    with pytest.raises(ValueError, match=rf"above 0 and at most 1, but got {coverage}"):
+        metrics.selective_accuracy(BY_HAND, BY_HAND_LABELS, coverage)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([0.5, 0.5], r"got shape \[2\]"), ([[0.5, 0.6]], r"row 0 .* sum 1\.1"), ([[math.nan, 1.0]], r"finite .* row 0")],
+)
+def test_entropy_is_of_distributions(rows: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.entropy(numpy.array(rows))
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "message"),
+    [
+        ([], [1.0], r"inside \[items\] with at least one item, but got shape \[0\]"),
+        ([1.0], [[1.0]], r"outside \[items\] .* shape \[1, 1\]"),
+        ([1.0], [0.0, math.inf], r"outside\[1\] is inf"),
+    ],
+)
+def test_detection_needs_uncertainties_of_both_kinds(inside: list, outside: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.out_of_distribution_auroc(torch.tensor(inside), torch.tensor(outside))
 
 
 # --- the picture ----------------------------------------------------------------------------------------

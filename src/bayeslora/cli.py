@@ -1,4 +1,4 @@
-"""The command line: `bayeslora train | evaluate | predict | demo`."""
+"""The command line: `bayeslora train | evaluate | predict | compare | report | demo`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 from safetensors import SafetensorError
 
+from bayeslora.comparison.config import CompareConfig
 from bayeslora.config import RunConfig
-from bayeslora.methods import BayesianLora, Lora
+from bayeslora.methods import method_classes
 
 __all__ = ["dump_config", "main", "parse_config"]
 
@@ -36,7 +37,7 @@ class _Parser(ArgumentParser):
 
 def _nearest(message: str) -> str:
     """A hint for the unknown name in an error message of jsonargparse; "" where nothing is near."""
-    methods = {method.__name__: method.argument_names() for method in (BayesianLora, Lora)}
+    methods = {method.__name__: method.argument_names() for method in method_classes()}
     options = [action.dest for parser in _parsers()[1].values() for action in parser._actions]
     options += [name for names in methods.values() for name in names]
     named = {
@@ -86,15 +87,32 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         default=None,
         help="Entropy (nats) above which an item says abstain.",
     )
+    predict.add_argument(
+        "--coverage",
+        type=float | None,
+        default=None,
+        help="Add sets of choices that hold the right one with this probability (conformal, calibrated on dev).",
+    )
 
     demo = _Parser(description="Plain LoRA and Bayesian-LoRA on a small split of ARC-Easy, compared.")
     demo.add_argument("--output_dir", type=str, default="runs/demo", help="Folder for both runs, table and picture.")
     demo.add_argument("--seed", type=int, default=0, help="Seed of initialisation, data order and draws.")
 
+    compare = _Parser(description="Methods x tasks x seeds under one protocol; goes on where it stopped.")
+    compare.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    compare.add_class_arguments(CompareConfig, nested_key=None)
+    compare.add_argument("--output_dir", type=str, required=True, help="Folder for results.jsonl, report and runs.")
+
+    report = _Parser(description="Tables and pictures of a comparison: report.html, report.md, pictures/.")
+    report.add_argument("results", type=str, help="Results file of a comparison, or the folder with results.jsonl.")
+    report.add_argument("--output_dir", type=str | None, default=None, help="Default: the folder of the results file.")
+
     parsers: dict[str, ArgumentParser] = {
         "train": train,
         "evaluate": evaluate,
         "predict": predict,
+        "compare": compare,
+        "report": report,
         "demo": demo,
     }
     parser = _Parser(prog="bayeslora", description="Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003).")
@@ -177,14 +195,37 @@ def _evaluate(options: Namespace, parser: ArgumentParser) -> None:
 def _predict(options: Namespace, parser: ArgumentParser) -> None:
     from bayeslora.runs import predict_file
 
-    count = predict_file(
+    rows = predict_file(
         options.run,
         options.input,
         options.output,
         num_samples=options.num_samples,
         abstain_above=options.abstain_above,
+        coverage=options.coverage,
     )
-    print(f"{count} predictions: {options.output}")
+    print(f"{len(rows)} predictions: {options.output}")
+    if options.coverage is not None:
+        alone = sum(len(row["set"]) == 1 for row in rows)
+        print(f"{alone} of {len(rows)} items have a set of one choice (coverage {options.coverage})")
+
+
+def _compare(options: Namespace, parser: ArgumentParser) -> None:
+    from bayeslora.comparison.runner import compare
+    from bayeslora.report import write_report
+
+    names = CompareConfig.__dataclass_fields__
+    described = {
+        name: value for name, value in json.loads(parser.dump(options, format="json")).items() if name in names
+    }
+    built = parser.instantiate_classes(options)
+    compare(CompareConfig(**{name: built[name] for name in names}), options.output_dir, described)
+    print(f"report: {write_report(options.output_dir)}")
+
+
+def _report(options: Namespace, parser: ArgumentParser) -> None:
+    from bayeslora.report import write_report
+
+    print(f"report: {write_report(options.results, options.output_dir)}")
 
 
 def _demo(options: Namespace, parser: ArgumentParser) -> None:
@@ -198,4 +239,11 @@ def _line(metrics: dict[str, Any]) -> str:
     return json.dumps({name: metrics[name] for name in names if name in metrics})
 
 
-_COMMANDS = {"train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+_COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "compare": _compare,
+    "report": _report,
+    "demo": _demo,
+}

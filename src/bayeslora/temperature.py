@@ -25,7 +25,8 @@ def fit_temperature(predictive: Predictive, labels: Tensor) -> float:
     """
     if len(labels) == 0:
         raise ValueError("temperature scaling needs dev items with labels, got none; give the task a dev split.")
-    samples = predictive.samples.double()
+    # Finite, or the gradient at choices that an item does not have is not a number.
+    samples = predictive.samples.double().clamp_min(-1e4)
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 

@@ -1,7 +1,37 @@
-"""Methods behind one interface: one file each."""
+"""Methods behind one interface: one file each.
+
+Every file of this folder is imported, so that the command line knows the method in it by its class name.
+"""
+
+import importlib
+import inspect
+import pkgutil
 
 from bayeslora.methods.base import Method, State, Training, VariationalMethod, trainable_parameters
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.methods.lora import Lora
 
-__all__ = ["BayesianLora", "Lora", "Method", "State", "Training", "VariationalMethod", "trainable_parameters"]
+__all__ = [
+    "BayesianLora",
+    "Lora",
+    "Method",
+    "State",
+    "Training",
+    "VariationalMethod",
+    "method_classes",
+    "trainable_parameters",
+]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def method_classes() -> list[type[Method]]:
+    """The methods known so far, those of other packages that were imported included, by name."""
+    found, todo = set[type[Method]](), [Method]
+    while todo:
+        for subclass in todo.pop().__subclasses__():
+            todo.append(subclass)
+            if "name" in vars(subclass) and not inspect.isabstract(subclass):
+                found.add(subclass)
+    return sorted(found, key=lambda method: method.name)

@@ -24,6 +24,7 @@ from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import Item, load_items
+from bayeslora.trunk import TrunkCache
 
 __all__ = ["Run", "evaluate", "load_run", "predict_file", "write_evaluation"]
 
@@ -37,6 +38,7 @@ class Run:
     scoring: Scoring
     metrics: dict[str, Any]
     state: State
+    trunk_cache: TrunkCache | None = None
 
     def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
         """`predict_items` with the run's adapter, state and temperature."""
@@ -45,6 +47,7 @@ class Run:
             self.model,
             self.scoring,
             items,
+            trunk_cache=self.trunk_cache,
             num_samples=num_samples,
             state=self.state,
             temperature=self.metrics.get("temperature", 1.0),

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 
 from bayeslora.config import RunConfig
+from bayeslora.memory import peak_memory
 from bayeslora.methods import State, Training, trainable_parameters
 from bayeslora.model_card import write_model_card
 from bayeslora.runs.config_files import write_config
@@ -100,9 +101,10 @@ def train(
         _set_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     started = time.perf_counter()
-    if config.train.epochs or config.train.max_steps:
-        trainer.train(resume_from_checkpoint=resume)
-    state = config.method.finish(model, _training(config, trainer, scoring, splits, trunk_cache))
+    with peak_memory(trainer.args.device) as memory:
+        if config.train.epochs or config.train.max_steps:
+            trainer.train(resume_from_checkpoint=resume)
+        state = config.method.finish(model, _training(config, trainer, scoring, splits, trunk_cache))
     seconds = time.perf_counter() - started
     metrics: dict[str, Any] = {
         "method": config.method.name,
@@ -112,6 +114,7 @@ def train(
         "seed": config.seed,
         "train_examples": len(splits.train),
         "train_seconds": round(seconds, 2),
+        "peak_memory_bytes": memory.peak,
         "trainable_parameters": trainable_parameters(model),
         "history": [entry for entry in trainer.state.log_history if "nll" in entry],
     }

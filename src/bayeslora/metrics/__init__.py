@@ -1,0 +1,47 @@
+"""Accuracy, likelihood, calibration, selective prediction and out-of-distribution detection, from probabilities.
+
+Nearly every function takes `probabilities [items, choices]`, a torch tensor or numpy array whose rows sum to one (a
+choice an item does not have carries probability zero), and integer `labels [items]`. They raise `ValueError` when the
+two do not fit together, when a row is no distribution, or when a label is out of range; `TypeError` when the labels
+are not integers. The work is done in float64 on the CPU. docs/metrics.md has the formulas and their limits.
+"""
+
+from bayeslora.metrics.calibration import (
+    ReliabilityCurve,
+    adaptive_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+    reliability_curve,
+)
+from bayeslora.metrics.inputs import Array
+from bayeslora.metrics.report import summary
+from bayeslora.metrics.scores import SMALLEST_PROBABILITY, accuracy, brier, nll
+from bayeslora.metrics.selective import (
+    RiskCoverageCurve,
+    aurc,
+    correctness_auroc,
+    risk_coverage_curve,
+    selective_accuracy,
+)
+from bayeslora.metrics.uncertainty import entropy, out_of_distribution_auroc
+
+__all__ = [
+    "SMALLEST_PROBABILITY",
+    "Array",
+    "ReliabilityCurve",
+    "RiskCoverageCurve",
+    "accuracy",
+    "adaptive_calibration_error",
+    "aurc",
+    "brier",
+    "correctness_auroc",
+    "entropy",
+    "expected_calibration_error",
+    "maximum_calibration_error",
+    "nll",
+    "out_of_distribution_auroc",
+    "reliability_curve",
+    "risk_coverage_curve",
+    "selective_accuracy",
+    "summary",
+]

@@ -1,0 +1,72 @@
+"""Does confidence tell right predictions from wrong ones, so that the doubtful ones can be left to someone else?"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from sklearn.metrics import roc_auc_score
+
+from bayeslora.metrics.inputs import Array, checked, share_of, top_choice
+
+
+@dataclass(frozen=True)
+class RiskCoverageCurve:
+    """What is got wrong when only the most confident items are answered.
+
+    Attributes:
+        coverage: Share of items answered `[items]`: 1 / items, 2 / items, ..., 1.
+        risk: Share of the answered items whose top choice is wrong `[items]`.
+    """
+
+    coverage: torch.Tensor
+    risk: torch.Tensor
+
+
+def correctness_auroc(probabilities: Array, labels: Array) -> float:
+    """Area under the ROC curve of the top choice's confidence for "the top choice is right"; in [0, 1].
+
+    It is the probability that a right prediction is more confident than a wrong one, where equal confidence counts
+    half. NaN where all predictions are right or all are wrong.
+
+    Source: Hendrycks and Gimpel (arXiv:1610.02136), section 2.
+    """
+    confidence, correct = top_choice(*checked(probabilities, labels))
+    if correct.all() or not correct.any():
+        return math.nan
+    return float(roc_auc_score(correct.numpy(), confidence.numpy()))
+
+
+def risk_coverage_curve(probabilities: Array, labels: Array) -> RiskCoverageCurve:
+    """Error rate among the k most confident items, for k = 1 to all.
+
+    Where the k-th place falls among items of equal confidence, the risk is its mean over the orders they could stand
+    in, so the order of the items never matters.
+
+    Source: Geifman and El-Yaniv (arXiv:1705.08500).
+    """
+    confidence, correct = top_choice(*checked(probabilities, labels))
+    _, group, size = confidence.unique(return_inverse=True, return_counts=True)
+    error_rate = torch.bincount(group, weights=(~correct).double()) / size
+    answered = torch.arange(1, len(confidence) + 1, dtype=torch.float64)
+    errors = error_rate[group.sort(descending=True).values].cumsum(dim=0)
+    return RiskCoverageCurve(coverage=answered / len(confidence), risk=errors / answered)
+
+
+def aurc(probabilities: Array, labels: Array) -> float:
+    """Area under the risk-coverage curve: its risk averaged over all coverages; in [0, 1], lower is better.
+
+    Source: Geifman et al. (arXiv:1805.08206).
+    """
+    return risk_coverage_curve(probabilities, labels).risk.mean().item()
+
+
+def selective_accuracy(probabilities: Array, labels: Array, coverage: float = 0.8) -> float:
+    """Accuracy on the most confident items: the fewest that are at least a share `coverage` of all.
+
+    Raises:
+        ValueError: `coverage` is not in (0, 1].
+    """
+    if not 0 < coverage <= 1:
+        raise ValueError(f"Expected a coverage above 0 and at most 1, but got {coverage}. Pass a share, such as 0.8.")
+    risk = risk_coverage_curve(probabilities, labels).risk
+    return 1 - risk[share_of(len(risk), coverage) - 1].item()

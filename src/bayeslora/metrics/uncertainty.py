@@ -1,0 +1,48 @@
+"""How uncertain a prediction is, and whether unfamiliar items are the uncertain ones."""
+
+import numpy
+import torch
+from sklearn.metrics import roc_auc_score
+
+from bayeslora.metrics.inputs import Array, checked_probabilities
+
+
+def entropy(probabilities: Array) -> torch.Tensor:
+    """Entropy of each row `[items]` in nats, where 0 log 0 = 0; from 0 to log(choices)."""
+    return torch.special.entr(checked_probabilities(probabilities)).sum(dim=1)
+
+
+def out_of_distribution_auroc(inside: Array, outside: Array) -> float:
+    """How well an uncertainty tells unfamiliar items from familiar ones: area under the ROC curve, in [0, 1].
+
+    It is the probability that an item from outside is more uncertain than one from inside, where equal uncertainty
+    counts half; 0.5 is chance.
+
+    Args:
+        inside: Uncertainty (entropy or mutual information, nats) of items like the training items `[inside items]`.
+        outside: The same of items from elsewhere `[outside items]`.
+
+    Raises:
+        ValueError: An array is not one-dimensional, is empty, or holds a number that is not finite.
+
+    Source: Hendrycks and Gimpel (arXiv:1610.02136), section 2.
+    """
+    scores = [_checked_scores("inside", inside), _checked_scores("outside", outside)]
+    is_outside = numpy.repeat([False, True], [len(part) for part in scores])
+    return float(roc_auc_score(is_outside, numpy.concatenate(scores)))
+
+
+def _checked_scores(name: str, scores: Array) -> numpy.ndarray:
+    values = torch.as_tensor(scores).detach().cpu().double()
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"Expected {name} [items] with at least one item, but got shape {list(values.shape)}. "
+            "Pass one uncertainty per item."
+        )
+    if not values.isfinite().all():
+        item = int((~values.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"Expected finite uncertainties, but {name}[{item}] is {values[item].item()}. Look for the item's "
+            "prediction."
+        )
+    return values.numpy()
