@@ -168,6 +168,23 @@ def test_another_config_is_refused_with_what_differs(config, tmp_path, capsys):
     assert "train.max_steps" in capsys.readouterr().err
 
 
+def test_rows_and_seeds_can_be_added_and_what_is_there_is_kept(config, tmp_path, monkeypatch):
+    first = compare(config, tmp_path / "out")
+    content = yaml.safe_load(config.read_text())
+    content["rows"] = {"map": {"method": {"class_path": "Lora"}, "train": {"weight_decay": 0.1}}}
+    content["seeds"] = [0, 2]
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    trained, original = [], runner.train
+    monkeypatch.setattr(
+        runner, "train", lambda run, folder, **o: trained.append(folder.name) or original(run, folder, **o)
+    )
+    results = compare(config, tmp_path / "out")
+    assert len(trained) == 3 and all("map" in name for name in trained)
+    assert [cell.key for cell in results.cells()][: len(first.cells())] == [cell.key for cell in first.cells()]
+    assert list(results.header.config["rows"]) == ["lora", "bayesian_lora", "map"]
+    assert results.header.config["seeds"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -88,7 +88,7 @@ class TrainConfig:
         cache_trunk: Keep the output of the frozen layers below the first adapter in memory, so that later epochs do
             not compute it again (exact up to rounding; needs cloze or letter scoring).
         report_to: Trackers that transformers knows, such as tensorboard or wandb.
-        arguments: Further fields of transformers.TrainingArguments.
+        arguments: Fields of transformers.TrainingArguments, which win over those above.
     """
 
     epochs: float = 3.0

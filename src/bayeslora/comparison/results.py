@@ -200,8 +200,9 @@ class Cell:
         stage: "selection" or "final".
         num_samples: Posterior draws of a prediction; 0 for a deterministic one.
         train_seconds: Training alone.
-        predict_seconds: Prediction of all items of `predictions`.
+        predict_seconds: Prediction of `predict_items` items, all draws included.
         deterministic_seconds: One deterministic pass over the same items; None where it was not measured.
+        predict_items: How many items the two were measured on; None where that is not known.
         peak_memory_bytes: Peak memory of the training; None where it was not measured.
         trainable_parameters: Numbers that the training changes.
         extra_parameters: Numbers that the saved adapter has beyond those of LoRA.
@@ -221,6 +222,7 @@ class Cell:
     train_seconds: float
     predict_seconds: float
     deterministic_seconds: float | None = None
+    predict_items: int | None = None
     peak_memory_bytes: int | None = None
     trainable_parameters: int
     extra_parameters: int = 0
@@ -300,8 +302,12 @@ class Results:
             with atomic_file(path) as aside:
                 aside.write_bytes(whole)
         results = cls._parse(path, whole)
-        _check_same_config(results.header, header, path)
+        grown = _grown_config(results.header, header, path)
         _warn_of_other_versions(results.header, header, path)
+        if grown != results.header.config:
+            results.header = dataclasses.replace(results.header, config=grown)
+            with atomic_file(path) as aside:
+                aside.write_bytes(_line(results.header.to_json(), "header") + whole.partition(b"\n")[2])
         results._file = FileIO(path, "a")
         return results
 
@@ -525,13 +531,31 @@ def _check_fit(predictions: Predictions, items: Items, cell: Cell) -> None:
         )
 
 
-def _check_same_config(present: Header, wanted: Header, path: Path) -> None:
-    differences = _differences(present.config, json.loads(json.dumps(wanted.config)))
-    if differences:
+def _grown_config(present: Header, wanted: Header, path: Path) -> dict[str, Any]:
+    """The config of the file with the rows, tasks and seeds that are new; nothing else may differ.
+
+    Rows, tasks and seeds do not depend on each other, so the cells that are there stay what they are.
+    """
+    old, new = present.config, json.loads(json.dumps(wanted.config))
+    if differences := _differences(_fixed_part(old, new), _fixed_part(new, old)):
         raise ValueError(
-            f"{path} was made under another config: {'; '.join(differences)}. "
-            "Choose another output folder, or go back to the config of the file."
+            f"{path} was made under another config: {'; '.join(differences)}. Rows, tasks and seeds can be added; for "
+            "another change choose another output folder, or go back to the config of the file."
         )
+    grown = {name: old[name] | new[name] for name in ("rows", "tasks") if name in old}
+    if "seeds" in old:
+        grown["seeds"] = list(dict.fromkeys([*old["seeds"], *new["seeds"]]))
+    return new | grown
+
+
+def _fixed_part(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What must not change: the rows and tasks that `other` has too, and the first seed, which selects."""
+    common = {
+        name: {title: value for title, value in config[name].items() if title in other.get(name, {})}
+        for name in ("rows", "tasks")
+        if name in config
+    }
+    return config | common | ({"seeds": config["seeds"][:1]} if "seeds" in config else {})
 
 
 def _differences(present: Any, wanted: Any, name: str = "") -> list[str]:

@@ -177,28 +177,28 @@ def _trainer(
     options = config.train
     per_step = options.batch_size * options.gradient_accumulation_steps
     steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
-    arguments = TrainingArguments(
-        output_dir=str(output / "checkpoints"),
-        num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.lr_scheduler,
-        warmup_steps=options.warmup,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        logging_steps=min(options.logging_steps, steps),
-        save_strategy="epoch" if options.save_steps is None else "steps",
-        save_steps=options.save_steps or 500,
-        save_total_limit=2,
-        report_to=options.report_to,
-        seed=config.seed,
-        use_cpu=next(model.parameters()).device.type == "cpu",
+    fields: dict[str, Any] = {
+        "output_dir": str(output / "checkpoints"),
+        "num_train_epochs": options.epochs,
+        "max_steps": options.max_steps or -1,
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": options.lr_scheduler,
+        "warmup_steps": options.warmup,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        "logging_steps": min(options.logging_steps, steps),
+        "save_strategy": "epoch" if options.save_steps is None else "steps",
+        "save_steps": options.save_steps or 500,
+        "save_total_limit": 2,
+        "report_to": options.report_to,
+        "seed": config.seed,
+        "use_cpu": next(model.parameters()).device.type == "cpu",
         # Items are not columns of tensors: the scoring reads them whole.
-        remove_unused_columns=False,
-        **options.arguments,
-    )
+        "remove_unused_columns": False,
+    }
+    arguments = TrainingArguments(**fields | options.arguments)
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.
     arguments._n_gpu = min(1, arguments.n_gpu)
     if config.model.gradient_checkpointing:
