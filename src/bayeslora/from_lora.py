@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_mod
 from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 
-from bayeslora.factors import RandomFactor
+from bayeslora.factors import RandomModule
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
 __all__ = ["adapter_folder", "from_lora"]
@@ -98,7 +98,7 @@ def _embed(model: PeftModel, weights: dict[str, Any], adapter_name: str, adapter
             "base model it was trained on."
         )
     for name, factor in factors.items():
-        if isinstance(factor, RandomFactor):
+        if isinstance(factor, RandomModule):
             factor.embed(given[name])
         else:
             factor.load_state_dict({"weight": given[name]})

@@ -11,15 +11,24 @@ from bayeslora.sampling import random_modules
 __all__ = ["kl_divergence", "kl_weight", "negative_elbo"]
 
 
-def kl_divergence(model: nn.Module) -> KL:
+def kl_divergence(model: nn.Module, rows: int = 1) -> KL:
     """KL from the posterior of all active adapters to their prior, in nats, in its two parts.
 
     Exact, except for the flow posterior (Monte Carlo at the training step's noise) and the ensemble (a MAP penalty).
     Zero for a model without random modules.
+
+    Args:
+        model: With adapters.
+        rows: How many rows there are, for posteriors over latent variables of each row (C-LoRA): their KL is `rows`
+            times its mean over the rows of the last forward. Others do not depend on it.
     """
     modules = random_modules(model)
     factors = [module for module in modules if isinstance(module, RandomFactor)]
-    parts = stacked_kl(factors) + [module.kl() for module in modules if not isinstance(module, RandomFactor)]
+    parts = stacked_kl(factors)
+    for module in modules:
+        if not isinstance(module, RandomFactor):
+            kl, count = module.kl(), rows if module.local else 1
+            parts.append(KL(count * kl.inducing, count * kl.conditional))
     if not parts:
         zero = torch.zeros((), device=next(model.parameters()).device)
         return KL(zero, zero)

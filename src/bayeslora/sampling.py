@@ -84,13 +84,16 @@ class Draws:
         if not modules:
             self._batch = None
             return None
+        for module in modules:
+            module.begin_forward(kwargs)
         if modules[0].training and not (self.explicit or self.held):
             set_noise(self.modules(), [None])
         if self._checkpointable is None:
             self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         if not _recomputes_reentrantly(self._checkpointable):
             materialise(_factors(modules))
-        if self.num_samples == 1:
+        if self.num_samples == 1 or not (self.explicit or modules[0].training):
+            self._batch = None
             return None
         return self._prepare_samples(root, args, kwargs)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from bayeslora.factors import KL, RandomFactor
+from bayeslora.factors import KL, RandomModule
 from bayeslora.objective import kl_divergence, kl_weight, negative_elbo
 from bayeslora.sampling import find_draws, hold_draw
 from bayeslora.saving import last_complete_checkpoint
@@ -126,7 +126,7 @@ class ELBOTrainerMixin(_Parent):
             steps = max(1, getattr(self, "current_gradient_accumulation_steps", 1))
             scaled = self._is_scaled(num_items_in_batch)
             self._check_unit(inputs)
-            kl = kl_divergence(model)
+            kl = kl_divergence(model, self._rows(inputs))
             self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
             beta = self._kl_weight() / steps if scaled else self._kl_weight()
             loss = negative_elbo(loss, kl, self._observations(), beta).to(loss.dtype)
@@ -173,6 +173,16 @@ class ELBOTrainerMixin(_Parent):
         if self._num_examples is None:
             raise ValueError("num_examples (N in beta * KL / N) is unknown for this dataset; pass num_examples=...")
         return self._num_examples
+
+    def _rows(self, inputs: Any) -> int:
+        """Rows of the training set: N, or where N counts tokens the length of the data set."""
+        dataset: Any = self.train_dataset
+        if isinstance(inputs, ChoiceBatch):
+            return self._observations()
+        try:
+            return len(dataset)
+        except TypeError:
+            return self._observations()
 
     @property
     def _module(self) -> nn.Module:
@@ -269,12 +279,21 @@ class BayesianLoraTrainer(ELBOTrainerMixin, Trainer):
 
 @contextmanager
 def _sampled_weights(optimizer: Any) -> Iterator[None]:
-    """The optimizer's own perturbation of the weights, if it has one (IVON: arXiv 2402.17641)."""
+    """The optimizer's own perturbation of the weights, if it has one (IVON: arXiv 2402.17641).
+
+    Raises:
+        ValueError: Float16 training scales the loss, and such an optimizer would read the scaled gradients.
+    """
     inner = getattr(optimizer, "optimizer", optimizer)
     context = getattr(inner, "sampled_params", None)
     if context is None:
         yield
         return
+    if getattr(optimizer, "scaler", None) is not None:
+        raise ValueError(
+            f"{type(inner).__name__} notes the gradients of the backward pass, which float16 training scales; train in "
+            "bfloat16 or float32."
+        )
     with context(train=True):
         yield
 
@@ -298,9 +317,9 @@ def variational_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [
         (f"{prefix}.{name}", parameter)
         for prefix, module in model.named_modules()
-        if isinstance(module, RandomFactor)
+        if isinstance(module, RandomModule)
         for name, parameter in module.named_parameters(recurse=False)
-        if name not in module.family.location
+        if name not in module.location
     ]
 
 

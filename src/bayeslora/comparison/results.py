@@ -542,7 +542,7 @@ def _grown_config(present: Header, wanted: Header, path: Path) -> dict[str, Any]
             f"{path} was made under another config: {'; '.join(differences)}. Rows, tasks and seeds can be added; for "
             "another change choose another output folder, or go back to the config of the file."
         )
-    grown = {name: old[name] | new[name] for name in ("rows", "tasks") if name in old}
+    grown = {name: old[name] | new[name] for name in ("rows", "tasks") if isinstance(old.get(name), dict)}
     if "seeds" in old:
         grown["seeds"] = list(dict.fromkeys([*old["seeds"], *new["seeds"]]))
     return new | grown
@@ -553,7 +553,7 @@ def _fixed_part(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]
     common = {
         name: {title: value for title, value in config[name].items() if title in other.get(name, {})}
         for name in ("rows", "tasks")
-        if name in config
+        if isinstance(config.get(name), dict)
     }
     return config | common | ({"seeds": config["seeds"][:1]} if "seeds" in config else {})
 

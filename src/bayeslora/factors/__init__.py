@@ -4,7 +4,7 @@ from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.gaussian import GaussianFamily
 from bayeslora.factors.inducing import InducingFamily
 from bayeslora.factors.members import MembersFamily
-from bayeslora.factors.module import RandomFactor, RandomModule, forget, materialise, stacked_kl
+from bayeslora.factors.module import RandomFactor, RandomModule, forget, materialise, random_signs, stacked_kl
 from bayeslora.factors.whitening import Whitening, whiten
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Whitening",
     "forget",
     "materialise",
+    "random_signs",
     "stacked_kl",
     "whiten",
 ]

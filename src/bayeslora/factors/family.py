@@ -87,6 +87,10 @@ class Family(ABC):
     def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """Draws of W `[samples, ..., rows, columns]`."""
 
+    def training_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """What training uses in the place of those draws: a relaxation where they are discrete, else the draws."""
+        return self.sample_weight(parameters, noise)
+
     @abstractmethod
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
         """KL from posterior to prior, `[...]` each; `noise` serves the families that estimate it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.factors.family import KL, Family, Noise
+from bayeslora.factors.whitening import at_least_float32
 
 __all__ = ["GaussianFamily"]
 
@@ -24,11 +25,20 @@ class GaussianFamily(Family):
         std: Standard deviation at the start, in units of the weight.
         prior_std: That of the prior.
         flipout: Whether each row of a training batch has its own signs of the perturbation.
+
+    Raises:
+        ValueError: A standard deviation is not positive.
     """
 
     std: float = 0.01
     prior_std: float = 0.2
     flipout: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("std", "prior_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
 
     @property
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -37,7 +47,7 @@ class GaussianFamily(Family):
 
     def initial(self, weight: Tensor) -> dict[str, Tensor]:
         """`mean` and `log_std`, `[rows, columns]` each."""
-        mean = weight.detach().float().clone()
+        mean = at_least_float32(weight.detach()).clone()
         return {"mean": mean, "log_std": torch.full_like(mean, math.log(self.std))}
 
     def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:

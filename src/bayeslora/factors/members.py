@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayeslora.factors.family import KL, Family, Noise
+from bayeslora.factors.whitening import at_least_float32
 
 __all__ = ["MembersFamily"]
 
@@ -34,15 +34,8 @@ class MembersFamily(Family):
         return ()
 
     def initial(self, weight: Tensor) -> dict[str, Tensor]:
-        """`members` `[K, rows, columns]`: `weight`, or where it is random K matrices of its spread.
-
-        PEFT starts A at random (kaiming_uniform_ with a = sqrt(5)) and B at zero; a zero factor stays zero for all.
-        """
-        weight = weight.detach().float()
-        if weight.is_meta or not weight.any():
-            return {"members": weight.repeat(self.members, 1, 1)}
-        others = [nn.init.kaiming_uniform_(torch.empty_like(weight), a=5**0.5) for _ in range(self.members - 1)]
-        return {"members": torch.stack([weight, *others])}
+        """`members` `[K, rows, columns]`: K times `weight`."""
+        return {"members": at_least_float32(weight.detach()).repeat(self.members, 1, 1)}
 
     def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The first member: a mean of factors is no trained model."""
@@ -50,8 +43,7 @@ class MembersFamily(Family):
 
     def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """The members of the draws' numbers."""
-        members = parameters["members"].movedim(-3, 0)
-        return members[noise.number % self.members]
+        return parameters["members"].movedim(-3, 0)[noise.number % self.members]
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
         """None: point masses have no density."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.whitening import at_least_float32
 
-__all__ = ["RandomFactor", "RandomModule", "forget", "materialise", "stacked_kl"]
+__all__ = ["RandomFactor", "RandomModule", "forget", "materialise", "random_signs", "stacked_kl"]
 
 
 _optimizer_steps = 0
@@ -34,6 +34,11 @@ class RandomModule(nn.Module, ABC):
     Noise is kept, not what is computed from it, so that gradient checkpointing recomputes the same forward; it is a
     plain attribute because DDP would broadcast a buffer from rank 0.
     """
+
+    local: ClassVar[bool] = False
+    """Whether `kl` is that of latent variables of each row of a batch, and not of the whole data set."""
+    location: tuple[str, ...] = ()
+    """Names of the parameters that are ordinary LoRA matrices; the others are variational."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +69,22 @@ class RandomModule(nn.Module, ABC):
         """Use `noise` from now on; `explicit` noise also counts in eval mode."""
         self.noise, self.explicit = noise, explicit
 
+    def begin_forward(self, inputs: Mapping[str, Any]) -> None:
+        """A forward of the model begins, with these keyword arguments."""
+
+    def embed(self, weight: Tensor) -> None:
+        """Restart such that the mean is the LoRA matrix `weight` `[out, in]`.
+
+        Raises:
+            NotImplementedError: The module does not take the place of a LoRA matrix.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not take the place of a LoRA matrix.")
+
     def kl(self) -> KL:
-        """KL from posterior to prior in nats, scalars; none where there is nothing to learn."""
+        """KL from posterior to prior in nats, scalars; none where there is nothing to learn.
+
+        Where it is `local`, the mean over the rows of the last forward.
+        """
         zero = torch.zeros((), device=self.device)
         return KL(zero, zero)
 
@@ -93,6 +112,7 @@ class RandomFactor(RandomModule):
     def __init__(self, family: Family, weight: Tensor):
         super().__init__()
         self.family = family
+        self.location = family.location
         for name, value in family.initial(weight).items():
             if name in family.fixed:
                 self.register_buffer(name, value)
@@ -176,7 +196,7 @@ class RandomFactor(RandomModule):
         # One draw for the step, with signs of its own for each row: s o (dW (r o x)). Checkpointing restores the
         # state of torch's generator, so the signs are the same when the forward is computed again.
         mean = self.family.mean_weight(self.parameters_by_name).to(value.dtype)
-        signs = [_signs(value, features) for features in (self.in_features, self.out_features)]
+        signs = [random_signs(value, features) for features in (self.in_features, self.out_features)]
         return nn.functional.linear(value, mean) + signs[1] * self._apply_weight(weight - mean, signs[0] * value)
 
     def _apply_weight(self, weight: Tensor, value: Tensor) -> Tensor:
@@ -197,7 +217,7 @@ class RandomFactor(RandomModule):
         return f"in_features={self.in_features}, out_features={self.out_features}, family={type(self.family).__name__}"
 
 
-def _signs(value: Tensor, features: int) -> Tensor:
+def random_signs(value: Tensor, features: int) -> Tensor:
     """Random signs `[rows, 1, ..., features]`, one vector per row of `value` `[rows, ..., *]`."""
     shape = (value.shape[0], *(1 for _ in value.shape[1:-1]), features)
     return torch.randint(0, 2, shape, device=value.device).to(value.dtype) * 2 - 1
@@ -234,7 +254,8 @@ def _compute(factors: Sequence[RandomFactor]) -> list[Tensor]:
     family, parameters = factors[0].family, _stack_parameters(factors)
     if factors[0].active_noise is None:
         return list(family.mean_weight(parameters).unbind(0))
-    draws = family.sample_weight(parameters, _stack_noise(factors))
+    draw = family.sample_weight if factors[0].explicit else family.training_weight
+    draws = draw(parameters, _stack_noise(factors))
     if draws.shape[0] == 1:
         return list(draws.squeeze(0).unbind(0))
     return list(draws.unbind(1))

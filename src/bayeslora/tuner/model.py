@@ -119,6 +119,12 @@ class RandomLoraModel(LoraModel):
                 "the posterior mean."
             )
 
+        if draws.explicit and not all(isinstance(module, RandomFactor) for module in draws.modules()):
+            raise ValueError(
+                "Cannot merge a draw that is not one of weights (dropout masks depend on the input); leave "
+                "`bayeslora.sampling` to merge the mean."
+            )
+
     @contextmanager
     def _mean_in_train_mode(self) -> Iterator[None]:
         """Merge the mean, or the explicit draw, also while the model is in train mode."""

@@ -1,0 +1,100 @@
+"""BLoB (arXiv 2406.11675): a mean-field Gaussian posterior on the LoRA factor A, trained by backpropagation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from bayeslora.factors import GaussianFamily, RandomFactor
+from bayeslora.methods.base import VariationalMethod
+from bayeslora.tuner import Part, RandomLoraConfig, register
+
+__all__ = ["Blob", "BlobConfig", "BlobFamily"]
+
+
+@dataclass(frozen=True)
+class BlobFamily(GaussianFamily):
+    """A Gaussian whose standard deviation is the square of a parameter, Omega = G^2.
+
+    Args:
+        std: Largest standard deviation at the start, epsilon^2; they lie between half of it and it.
+        flipout: Whether each row of a training batch has its own signs of the perturbation.
+    """
+
+    flipout: bool = True
+
+    def initial(self, weight: Tensor) -> dict[str, Tensor]:
+        """`mean` and `root_std` (G), `[rows, columns]` each; G ~ U(epsilon / sqrt(2), epsilon)."""
+        mean = super().initial(weight)["mean"]
+        root = torch.empty_like(mean).uniform_(math.sqrt(self.std / 2), math.sqrt(self.std))
+        return {"mean": mean, "root_std": root}
+
+    def standard_deviation(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Omega `[..., rows, columns]`."""
+        return parameters["root_std"].square()
+
+
+@register("BLOB_LORA")
+@dataclass
+class BlobConfig(RandomLoraConfig):
+    """Config of BLoB (arXiv 2406.11675); every field of `peft.LoraConfig` works as there, and:
+
+    Args:
+        epsilon: Start of G ~ U(epsilon / sqrt(2), epsilon), the root of the standard deviation of a weight of A.
+        prior_std: Standard deviation of the prior N(0, prior_std^2) of a weight of A.
+        flipout: Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386).
+
+    Raises:
+        ValueError: A value out of range, or an option of LoRA that cannot be combined.
+    """
+
+    epsilon: float = field(default=0.05, metadata={"help": "Start of G."})
+    prior_std: float = field(default=0.2, metadata={"help": "Standard deviation of the prior."})
+    flipout: bool = field(default=True, metadata={"help": "Signs of its own for each row of a training batch."})
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be positive, got {self.epsilon}; the paper's value is 0.05.")
+        self.family(1, 1)
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """A alone; B stays deterministic."""
+        if part != "lora_A" or not isinstance(module, nn.Linear):
+            return None
+        return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
+
+    def family(self, rows: int, columns: int) -> BlobFamily:
+        """q(A) of a factor `[rows, columns]`."""
+        return BlobFamily(rows, columns, std=self.epsilon**2, prior_std=self.prior_std, flipout=self.flipout)
+
+
+class Blob(VariationalMethod):
+    """BLoB: q(A) = N(M, Omega^2) with Omega = G^2 and independent weights, B deterministic (arXiv 2406.11675).
+
+    The posterior, its parameterisation and start, the prior and Flipout are those of the paper. It takes turns between
+    an AdamW step for the likelihood and an SGD step for the KL, weighted 2^i / (2^(M + 1) - 1) in batch i of M; here
+    both are one loss, mean NLL + beta * KL / N, and one AdamW step.
+
+    Args:
+        epsilon: Start of G ~ U(epsilon / sqrt(2), epsilon), the root of the standard deviation of a weight of A.
+        prior_std: Standard deviation of the prior N(0, prior_std^2) of a weight of A.
+        flipout: Whether each row of a training batch has its own signs of the perturbation. Off, a batch split into
+            micro-batches gives exactly the same update.
+    """
+
+    name: ClassVar[str] = "blob"
+    config_class: ClassVar[type[LoraConfig]] = BlobConfig
+
+    def __init__(self, epsilon: float = 0.05, prior_std: float = 0.2, flipout: bool = True, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+        self.prior_std = prior_std
+        self.flipout = flipout

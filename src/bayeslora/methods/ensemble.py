@@ -1,0 +1,100 @@
+"""A deep ensemble of LoRA adapters (arXiv 1612.01474), trained at once and kept in one file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from bayeslora.factors import MembersFamily, RandomFactor
+from bayeslora.methods.base import Method
+from bayeslora.tuner import Part, RandomLoraConfig, register
+
+__all__ = ["DeepEnsemble", "EnsembleConfig"]
+
+logger = logging.getLogger("bayeslora")
+
+
+@register("ENSEMBLE_LORA")
+@dataclass
+class EnsembleConfig(RandomLoraConfig):
+    """Config of an ensemble of LoRA adapters; every field of `peft.LoraConfig` works as there, and:
+
+    Args:
+        members: K, the number of adapters.
+
+    Raises:
+        ValueError: `members` is not positive, an initialisation of which there is only one, or another option of LoRA
+            that cannot be combined.
+    """
+
+    members: int = field(default=5, metadata={"help": "Number of adapters."})
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.members < 1:
+            raise ValueError(f"members must be at least 1, got {self.members}.")
+        if not isinstance(self.init_lora_weights, bool):
+            raise ValueError(
+                "an ensemble needs a random start for each member, so init_lora_weights must be True (PEFT's default), "
+                f"got {self.init_lora_weights!r}."
+            )
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """Both factors: each member's A starts at random as PEFT's does, its B where PEFT's does (zero)."""
+        if part == "lora_dropout" or not isinstance(module, nn.Linear):
+            return None
+        family = MembersFamily(module.out_features, module.in_features, members=self.members)
+        factor = RandomFactor(family, module.weight.data)
+        if part == "lora_A":
+            with torch.no_grad():
+                for member in factor.parameters_by_name["members"][1:]:
+                    nn.init.kaiming_uniform_(member, a=5**0.5)
+        return factor
+
+
+class DeepEnsemble(Method):
+    """K LoRA adapters that start apart, are trained side by side, and whose probabilities are averaged.
+
+    Lakshminarayanan et al., arXiv 1612.01474, without their adversarial training. A training forward runs all members
+    on the same batch and the loss is their mean, so each gets the gradient that it would get alone, divided by K, which
+    AdamW does not see. The members see the same order of the data and differ by their first A (and by dropout's masks);
+    clipping acts on the gradient of all together, and `modules_to_save`, such as a new head, are shared.
+
+    A prediction always takes every member once, whatever the number of samples or the seed. In eval mode without
+    `bayeslora.sampling`, and so when merged, the model is its first member: a mean of factors is no trained model.
+
+    Args:
+        members: K.
+    """
+
+    name: ClassVar[str] = "ensemble"
+    config_class: ClassVar[type[LoraConfig]] = EnsembleConfig
+
+    def __init__(self, members: int = 5, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.members = members
+        self.train_samples = members
+
+    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+        """As the base class; with `init_from` all members start at that adapter."""
+        if self.init_from is not None:
+            logger.warning(
+                "all %d members start at the adapter %s; only dropout in that adapter can make them differ",
+                self.members,
+                self.init_from,
+            )
+        return super().adapt(model, kind)
+
+    def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
+        """All members in each forward."""
+        return {"train_samples": self.train_samples}
+
+    def samples_used(self, num_samples: int) -> int:
+        """Always K."""
+        return self.members

@@ -1,0 +1,234 @@
+"""IVON (arXiv 2402.17641, for LoRA 2411.04421): the optimizer itself learns a Gaussian posterior of the weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+
+from bayeslora.factors import KL, GaussianFamily, Noise, RandomFactor
+from bayeslora.methods.base import Method, State, Training
+from bayeslora.sampling import random_factors
+from bayeslora.tuner import Part, RandomLoraConfig, register
+
+__all__ = ["Ivon", "IvonConfig", "IvonFamily", "optimizer_class", "posterior_std"]
+
+
+@dataclass(frozen=True)
+class IvonFamily(GaussianFamily):
+    """A Gaussian whose standard deviations come from the optimizer, which also perturbs the means while training."""
+
+    draws_in_training: ClassVar[bool] = False
+    fixed: ClassVar[tuple[str, ...]] = ("log_std",)
+
+    def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
+        """None in the loss: the optimizer's own update holds the prior."""
+        zero = parameters["mean"].new_zeros(parameters["mean"].shape[:-2])
+        return KL(zero, zero)
+
+
+@register("IVON_LORA")
+@dataclass
+class IvonConfig(RandomLoraConfig):
+    """Config of LoRA trained by IVON; every field of `peft.LoraConfig` works as there, and:
+
+    Args:
+        initial_std: Standard deviation of a weight of A or B at the start.
+
+    Raises:
+        ValueError: A value out of range, or an option of LoRA that cannot be combined.
+    """
+
+    initial_std: float = field(default=0.03, metadata={"help": "Standard deviation at the start."})
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if not self.initial_std > 0:
+            raise ValueError(f"initial_std must be positive, got {self.initial_std}.")
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """Both factors."""
+        if part == "lora_dropout" or not isinstance(module, nn.Linear):
+            return None
+        family = IvonFamily(module.out_features, module.in_features, std=self.initial_std)
+        return RandomFactor(family, module.weight.data)
+
+
+class Ivon(Method):
+    """Variational learning by the optimizer IVON (arXiv 2402.17641, 2411.04421; package `ivon-opt`).
+
+    The posterior is q(w) = N(m, 1 / (ess (h + delta))), independent weights, with ess = N / beta. IVON minimises
+    ess * E_q[mean NLL] + KL[q || N(0, prior_std^2)], which is N times the loss of the other methods where beta is 1,
+    if its weight decay is delta = 1 / (ess prior_std^2). It draws w ~ q for each micro-batch, estimates the gradient
+    and, from the gradient times the noise, the diagonal Hessian h, and takes a Newton step, clipped per weight:
+
+        m <- m - rate * clip((g / (1 - beta1^t) + delta m) / (h + delta), -clip_radius, clip_radius)
+
+    Other trainable parameters (a classification head in `modules_to_save`) are learned in the same way and are at
+    their mean when predicting. The Trainer's `max_grad_norm`, `weight_decay` and `optim` have no effect here. The noise
+    comes from torch's global generator, which the run seeds. One process; no float16 loss scaling.
+
+    Args:
+        beta: Weight of the KL; 1 is the ELBO. 2411.04421 sets ess by hand to 1e6 ... 1e8, which is beta << 1.
+        prior_std: Standard deviation of the prior of a weight; 2411.04421 has no weight decay, a flat prior.
+        initial_std: Standard deviation of a weight of A or B (and of other trained parameters) at the start, in place
+            of IVON's hess_init = 1 / (ess initial_std^2) - delta. 2411.04421: 0.032, 0.018 or 0.006, by task.
+        beta1: Momentum of the gradient.
+        beta2: Momentum of the Hessian: it is an average over 1 / (1 - beta2) steps.
+        clip_radius: Bound of each component of the Newton step.
+        learning_rate_scale: IVON's rate is the learning rate times this. With 1 / clip_radius no weight moves farther
+            than the learning rate in a step, as with AdamW; 2411.04421's rate of 0.03 is then a learning rate of 3e-5.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    name: ClassVar[str] = "ivon"
+    config_class: ClassVar[type[LoraConfig]] = IvonConfig
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        prior_std: float = 0.2,
+        initial_std: float = 0.03,
+        beta1: float = 0.9,
+        beta2: float = 0.99999,
+        clip_radius: float = 1e-3,
+        learning_rate_scale: float = 1000.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not beta > 0:
+            raise ValueError(f"beta must be positive, got {beta}: without the KL there is no posterior.")
+        if not 0 < initial_std < prior_std:
+            raise ValueError(f"initial_std must lie between 0 and prior_std = {prior_std}, got {initial_std}.")
+        self.beta = beta
+        self.prior_std = prior_std
+        self.initial_std = initial_std
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.clip_radius = clip_radius
+        self.learning_rate_scale = learning_rate_scale
+
+    def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
+        """The optimizer.
+
+        Raises:
+            ImportError: `ivon-opt` is not installed.
+            ValueError: There are several processes.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            processes = torch.distributed.get_world_size()
+            if processes > 1:
+                raise ValueError(
+                    f"IVON trains in one process, but there are {processes}: each would draw weights of its own, and "
+                    "DDP would mix their gradients. Use gradient_accumulation_steps for larger batches."
+                )
+        ess = num_examples / self.beta
+        weight_decay = 1 / (ess * self.prior_std**2)
+        options = {
+            "lr": learning_rate * self.learning_rate_scale,
+            "ess": ess,
+            "weight_decay": weight_decay,
+            "hess_init": 1 / (ess * self.initial_std**2) - weight_decay,
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "clip_radius": self.clip_radius,
+            "rescale_lr": False,
+        }
+        return {"optimizer_cls_and_kwargs": (optimizer_class(), options)}
+
+    def finish(self, model: PeftModel, training: Training) -> State:
+        """Write the optimizer's standard deviations into the adapter.
+
+        Raises:
+            ValueError: Nothing was trained, so there is no optimizer.
+        """
+        if training.optimizer is None:
+            raise ValueError("IVON's posterior is learned in training, but this run has none; set epochs or max_steps.")
+        found = posterior_std(training.optimizer)
+        for factor in random_factors(model):
+            tensors = factor.parameters_by_name
+            tensors["log_std"].copy_(found[tensors["mean"]].log())
+        return {}
+
+
+def posterior_std(optimizer: Any) -> dict[Tensor, Tensor]:
+    """1 / sqrt(ess (h + delta)) for each parameter of an IVON optimizer, in its shape."""
+    result = {}
+    for group in optimizer.param_groups:
+        std = (group["ess"] * (group["hess"] + group["weight_decay"])).rsqrt()
+        pieces = std.split([parameter.numel() for parameter in group["params"]])
+        for parameter, piece in zip(group["params"], pieces, strict=True):
+            result[parameter] = piece.view_as(parameter)
+    return result
+
+
+@functools.cache
+def optimizer_class() -> Any:
+    """IVON as the Trainer needs it; imported here because the package is optional.
+
+    Raises:
+        ImportError: `ivon-opt` is not installed.
+    """
+    try:
+        import ivon
+    except ImportError as error:
+        raise ImportError('IVON needs the package ivon-opt: pip install "bayeslora[ivon]"') from error
+
+    class AccumulatingIvon(ivon.IVON):
+        """IVON whose samples are the micro-batches of a step, and whose state is all in its `state_dict`.
+
+        The package takes what is in `.grad` at the end of `sampled_params` for the gradient of a whole batch and
+        averages over the samples. The Trainer's micro-batches add up in `.grad`, and their losses are shares of the
+        batch's: here each sample is its own micro-batch's gradient, and they are summed.
+        """
+
+        def __init__(self, groups: list[dict[str, Any]], **options: Any):
+            # The Trainer's groups differ in weight decay alone, which here is the prior; empty ones are not allowed.
+            super().__init__([parameter for group in groups for parameter in group["params"]], **options)
+
+        @contextmanager
+        def sampled_params(self, train: bool = False) -> Iterator[None]:
+            """A draw of the weights inside; with `train`, its gradient is noted at the end."""
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            earlier = [parameter.grad for parameter in parameters]
+            if train:
+                for parameter in parameters:
+                    parameter.grad = torch.zeros_like(parameter)
+            means, noise = self._sample_params()
+            ended_well = False
+            try:
+                yield
+                ended_well = True
+            finally:
+                self._restore_param_average(train and ended_well, means, noise)
+                if train:
+                    for parameter, before in zip(parameters, earlier, strict=True):
+                        parameter.grad = parameter.grad if before is None else parameter.grad + before
+
+        def step(self, closure: Any = None) -> Any:
+            """An update with the sum of the samples since the last one."""
+            for name in ("avg_grad", "avg_nxg"):
+                self.state[name] = self.state[name] * self.state["count"]
+            result = super().step(closure)
+            # The package keeps the number of steps, which the momentum's bias correction needs, outside its state.
+            self.param_groups[0]["steps"] = self.current_step
+            return result
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            """As any optimizer's; the Trainer loads it on the CPU."""
+            super().load_state_dict(state_dict)
+            self.current_step = self.param_groups[0].get("steps", 0)
+            for group in self.param_groups:
+                for name in ("momentum", "hess"):
+                    group[name] = group[name].to(self._device, self._dtype)
+
+    return AccumulatingIvon

@@ -1,0 +1,143 @@
+"""ScalaBL (arXiv 2506.21408): variational inference in the r-dimensional subspace between the LoRA factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from bayeslora.factors import KL, Family, GaussianFamily, Noise, RandomFactor
+from bayeslora.methods.base import VariationalMethod
+from bayeslora.tuner import Part, RandomLoraConfig, register
+
+__all__ = ["ScalaBL", "ScalaBLConfig", "ScaledRowsFamily"]
+
+
+@dataclass(frozen=True)
+class ScaledRowsFamily(Family):
+    """W = diag(s) F with a deterministic frame F and independent Gaussian scales s of its rows.
+
+    Args:
+        rows: r.
+        columns: i.
+        std: Standard deviation of a scale at the start.
+        prior_std: That of its prior N(0, prior_std^2).
+
+    Raises:
+        ValueError: A standard deviation is not positive.
+    """
+
+    std: float = 0.05
+    prior_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        self.scales()
+
+    def scales(self) -> GaussianFamily:
+        """q(s), s as a column `[rows, 1]`."""
+        return GaussianFamily(self.rows, 1, std=self.std, prior_std=self.prior_std)
+
+    @property
+    def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """One number per row."""
+        return self.scales().noise_shapes
+
+    def initial(self, weight: Tensor) -> dict[str, Tensor]:
+        """`mean` (F, rows of length 1) `[rows, columns]`, and of the scales `s_loc` and `s_log_std` `[rows, 1]`."""
+        length = torch.linalg.vector_norm(weight.detach().float(), dim=1, keepdim=True)
+        return {
+            "mean": nn.functional.normalize(weight.detach().float(), dim=1),
+            "s_loc": length,
+            "s_log_std": torch.full_like(length, math.log(self.std)),
+        }
+
+    def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """diag(E[s]) F."""
+        return parameters["s_loc"] * parameters["mean"]
+
+    def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """diag(s) F."""
+        return self.scales().sample_weight(_scale_parameters(parameters), noise) * parameters["mean"]
+
+    def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
+        """KL[q(s) || p(s)], closed form."""
+        return self.scales().kl(_scale_parameters(parameters), noise)
+
+
+def _scale_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"mean": parameters["s_loc"], "log_std": parameters["s_log_std"]}
+
+
+@register("SCALABL_LORA")
+@dataclass
+class ScalaBLConfig(RandomLoraConfig):
+    """Config of ScalaBL (arXiv 2506.21408); every field of `peft.LoraConfig` works as there, and:
+
+    Args:
+        std: Standard deviation of a scale at the start.
+        prior_std: Standard deviation of the prior N(0, prior_std^2) of a scale.
+
+    Raises:
+        ValueError: A value out of range, or an option of LoRA that cannot be combined.
+    """
+
+    std: float = field(default=0.05, metadata={"help": "Standard deviation of a scale at the start."})
+    prior_std: float = field(default=1.0, metadata={"help": "Standard deviation of the prior of a scale."})
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        self.family(1, 1)
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """A alone; B stays deterministic."""
+        if part != "lora_A" or not isinstance(module, nn.Linear):
+            return None
+        weight = module.weight.data
+        # Where B is zero any A gives the same model. Other starts, such as PiSSA's, need the A that they chose.
+        if self.init_lora_weights in (True, "gaussian"):
+            weight = orthogonal_rows(weight)
+        return RandomFactor(self.family(module.out_features, module.in_features), weight)
+
+    def family(self, rows: int, columns: int) -> ScaledRowsFamily:
+        """q(A) of a factor `[rows, columns]`."""
+        return ScaledRowsFamily(rows, columns, std=self.std, prior_std=self.prior_std)
+
+
+def orthogonal_rows(weight: Tensor) -> Tensor:
+    """diag(S) V^T of the singular value decomposition U diag(S) V^T; a tall matrix has none and stays as it is."""
+    if weight.shape[0] > weight.shape[1]:
+        return weight
+    _, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+    return values.unsqueeze(1) * right
+
+
+class ScalaBL(VariationalMethod):
+    """ScalaBL: the update is B diag(s) F with q(s) = N(s_loc, s_std^2) on r scales, 2 r numbers more than LoRA.
+
+    As in the authors' code (github.com/SRI-CSL/BayesAdapt; of the paper only the abstract was at hand): a random A is
+    decomposed into U diag(S) V^T, F starts at V^T, s_loc at S and B at zero, all three are trained; the prior is
+    N(0, 1); a forward in training uses one draw for the whole batch. That code minimises KL[p || q] in steps of its
+    own, keeps s_loc positive, and draws the first standard deviations from U(0.05 / sqrt(2), 0.05); here it is
+    KL[q || p] in one loss, mean NLL + beta * KL / N, with a free s_loc and one start for all.
+
+    Args:
+        std: Standard deviation of a scale at the start.
+        prior_std: Standard deviation of the prior N(0, prior_std^2) of a scale.
+    """
+
+    name: ClassVar[str] = "scalabl"
+    config_class: ClassVar[type[LoraConfig]] = ScalaBLConfig
+
+    def __init__(
+        self, std: float = 0.05, prior_std: float = 1.0, posterior_learning_rate_scale: float = 5.0, **kwargs: Any
+    ):
+        super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)
+        self.std = std
+        self.prior_std = prior_std
