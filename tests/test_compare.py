@@ -7,9 +7,8 @@ import numpy
 import pytest
 import torch
 import yaml
-from test_cli import data, items, tiny_base, write_items  # noqa: F401
 
-from bayeslora.cli import main
+from bayeslora.cli import _parsers, main
 from bayeslora.comparison import Results, runner
 from bayeslora.comparison.config import CompareConfig, RowConfig
 from bayeslora.config import TaskConfig
@@ -18,6 +17,9 @@ from bayeslora.metrics import nll
 from bayeslora.predictive import Predictive
 from bayeslora.runs import load_run, task_items
 from bayeslora.temperature import fit_temperature
+from test_cli import data, items, tiny_base, write_items  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -233,3 +235,16 @@ def test_what_is_logged_of_the_results_is_json(config, tmp_path):
     header = json.loads(lines[0])
     assert header["config"]["rows"]["bayesian_lora"]["method"]["init_args"]["prior_std"] == 0.3
     assert "output_dir" not in header["config"]
+
+
+COMPARISONS = [*ROOT.glob("examples/comparisons/*.yaml"), *ROOT.glob("benchmarks/compare/*.yaml")]
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_comparison_that_is_shipped_can_be_read(path):
+    parser = _parsers()[1]["compare"]
+    built = parser.instantiate_classes(parser.parse_args(["--config", str(path), "--output_dir", "unused"]))
+    config = CompareConfig(**{name: built[name] for name in CompareConfig.__dataclass_fields__})
+    for title in config.rows:
+        run = config.run(next(iter(config.tasks)), title, config.seeds[0], config.grid(title)[0])
+        assert run.method.last_layers == config.adapter.last_layers

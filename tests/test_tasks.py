@@ -39,10 +39,13 @@ OFFLINE_COUNTS = {
     "mmlu_health": (0, 0, 1640),
     "mmlu_law": (1, 0, 1762),
     "mmlu_physics": (1, 0, 487),
+    "mrpc": (0, 292, 116),
     "openbookqa": (0, 500, 500),
     "piqa": (0, 1290, 548),
+    "rte": (0, 182, 95),
     "sciq": (2, 688, 310),
     "siqa": (5, 1344, 605),
+    "sst2": (0, 598, 274),
     "winogrande": (0, 896, 371),
 }
 
@@ -159,7 +162,8 @@ def test_offline_items_are_labelled_and_disjoint(name: str) -> None:
 
 
 @needs_offline
-@pytest.mark.parametrize("name", OFFLINE_COUNTS)
+# Two thirds of MRPC's pairs are equivalent; its choices are classes, not answers in some order.
+@pytest.mark.parametrize("name", sorted(set(OFFLINE_COUNTS) - {"mrpc"}))
 def test_labels_are_not_given_away_by_position(name: str) -> None:
     splits = quiet_splits(name)
     labels = Counter(item.label for item in splits.train + splits.dev + splits.test)
