@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bayeslora.factors import KL, InducingFamily, Noise, RandomFactor, forget, materialise, stacked_kl, whiten
+from bayeslora.factors import KL, InducingFamily, RandomFactor, forget, materialise, stacked_kl, whiten
 from bayeslora.factors.whitening import inducing_diagonal
 from bayeslora.objective import negative_elbo
 from helpers import (

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import multiprocessing
+import time
 from pathlib import Path
 
 import numpy
@@ -15,7 +16,7 @@ from bayeslora.predictive import Predictive
 
 torch.set_num_threads(1)
 
-CONFIG = {"tasks": ["arc_easy"], "train": {"epochs": 2, "learning_rates": (1e-3, 3e-3)}}
+CONFIG = {"tasks": {"arc_easy": {}}, "train": {"epochs": 2, "learning_rates": (1e-3, 3e-3)}}
 
 
 def header(config: dict | None = None) -> Header:
@@ -234,17 +235,17 @@ def test_each_record_is_synchronised_before_append_returns(tmp_path, monkeypatch
 # --- one writer, one config ------------------------------------------------------------------------------------------
 
 
-def _hold(path, opened, done):
-    with Results.open(path, header()):
-        opened.set()
-        done.wait(30)
-
-
 def test_a_second_writer_is_refused_until_the_first_one_ends(tmp_path):
     path = tmp_path / "results.jsonl"
-    context = multiprocessing.get_context("spawn")
-    opened, done = context.Event(), context.Event()
-    first = context.Process(target=_hold, args=(path, opened, done))
+    context = multiprocessing.get_context("fork")
+    opened = context.Event()
+
+    def hold() -> None:
+        with Results.open(path, header()):
+            opened.set()
+            time.sleep(600)
+
+    first = context.Process(target=hold, daemon=True)
     first.start()
     assert opened.wait(60)
     with pytest.raises(RuntimeError, match="Another process writes"):
@@ -257,19 +258,36 @@ def test_a_second_writer_is_refused_until_the_first_one_ends(tmp_path):
 
 def test_a_failed_open_lets_the_next_one_in(tmp_path):
     path = started(tmp_path / "results.jsonl")
-    with pytest.raises(ValueError, match="another config"):
+    with pytest.raises(ValueError, match="another config") as refused:
         Results.open(path, header({}))
     started(path, items())
+    assert refused.traceback, "kept until here: it is what would hold the lock"
 
 
 def test_another_config_is_named_option_by_option(tmp_path):
     path = started(tmp_path / "results.jsonl")
-    other = {"tasks": ["arc_easy"], "train": {"epochs": 3, "learning_rates": [1e-3, 3e-3]}, "seeds": [0]}
+    other = {"tasks": {"arc_easy": {}}, "train": {"epochs": 3, "learning_rates": [1e-3, 3e-3]}, "seeds": [0]}
     with pytest.raises(ValueError, match="another config") as raised:
         Results.open(path, header(other))
     assert "train.epochs is 2 there and 3 here" in str(raised.value)
     assert "seeds is only here" in str(raised.value)
     assert "learning_rates" not in str(raised.value) and "output folder" in str(raised.value)
+
+
+def test_rows_tasks_and_seeds_can_be_added_and_nothing_else_changed(tmp_path):
+    path, first = tmp_path / "results.jsonl", {"rows": {"lora": {"r": 8}}, "tasks": {"a": {}}, "seeds": [0, 1]}
+    Results.open(path, header(first)).close()
+    more = {"rows": {"blob": {"r": 8}}, "tasks": {"b": {}, "a": {}}, "seeds": [0, 2]}
+    with Results.open(path, header(more)) as writing:
+        writing.append(items())
+    both = {"rows": {"lora": {"r": 8}, "blob": {"r": 8}}, "tasks": {"a": {}, "b": {}}, "seeds": [0, 1, 2]}
+    assert Results.read(path).header.config == both and [line["kind"] for line in lines(path)] == ["header", "items"]
+    for change, said in (
+        ({"rows": {"lora": {"r": 4}}}, "rows.lora.r is 8 there and 4 here"),
+        ({"seeds": [1]}, "seeds"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Results.open(path, header(first | change))
 
 
 def test_other_versions_are_said_and_allowed(tmp_path, caplog):

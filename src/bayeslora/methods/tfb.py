@@ -161,8 +161,9 @@ def largest_sigma(
 ) -> tuple[float, int]:
     """The largest sigma whose `change` stays within `tolerance`, and how many evaluations that took.
 
-    From `start` the bracket grows, or shrinks, by factors of 2 until one end is within the tolerance and the other is
-    not; then it is halved in the logarithm. Where `change` is not monotone, one of its crossings is found.
+    A bracket with one end within the tolerance and the other beyond it shrinks by bisection in the logarithm; while an
+    end is missing, sigma grows or shrinks by factors. As the change of a smooth loss starts out as sigma^2, it is tried
+    first where that rule puts the crossing. If `change` is not monotone, one of its crossings is found.
 
     Args:
         change: Of the loss at a sigma; NaN counts as beyond any tolerance.
@@ -174,15 +175,20 @@ def largest_sigma(
     Returns:
         A sigma within the tolerance; 0 if none was found.
     """
-    low, high, sigma = 0.0, math.inf, start
+    low, high, sigma, nudge = 0.0, math.inf, start, precision**0.4
     for evaluations in range(1, max_evaluations + 1):
-        if change(sigma) <= tolerance:
-            low = sigma
-        else:
-            high = sigma
+        value = change(sigma)
+        within = value <= tolerance
+        low, high = (sigma, high) if within else (low, sigma)
         if high <= low * precision:
             return low, evaluations
-        sigma = 2 * low if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
+        middle = 2 * low if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
+        if 0 < value < math.inf and evaluations % 4:
+            # A little to the other side of the crossing, to close the bracket, and inside it.
+            guess = sigma * min(10.0, math.sqrt(tolerance / value)) * (nudge if within else 1 / nudge)
+            sigma = min(max(guess, low * nudge), high / nudge)
+        else:
+            sigma = middle
     logger.warning(
         "the search for sigma_q ended after %d evaluations with a bracket of %.3g to %.3g; check the tolerance and "
         "the loss on the training items",

@@ -1,0 +1,144 @@
+"""The rows of a task's tables: the final cells of one method, by seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy
+
+from bayeslora.comparison import Cell, Items, Results
+
+__all__ = ["BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
+
+BASELINE = "lora"
+"""The row that costs are relative to."""
+
+OUR_METHOD = "bayesian_lora"
+
+_OUTSIDE = "ood:"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task.
+
+    Attributes:
+        title: Its name in tables and legends.
+        cells: Its final cells by seed, ascending.
+    """
+
+    title: str
+    cells: dict[int, Cell]
+
+    @property
+    def first(self) -> Cell:
+        """The cell of the first seed, for what all seeds share."""
+        return next(iter(self.cells.values()))
+
+    def probabilities(self, split: str) -> dict[int, numpy.ndarray]:
+        """For each seed that has the split, probabilities [items, choices]."""
+        return {
+            seed: cell.predictions[split].padded() for seed, cell in self.cells.items() if split in cell.predictions
+        }
+
+    def mutual_information(self, split: str) -> dict[int, numpy.ndarray]:
+        """For each seed that has the split, mutual information [items], nats."""
+        return {
+            seed: numpy.asarray(cell.predictions[split].mutual_information)
+            for seed, cell in self.cells.items()
+            if split in cell.predictions
+        }
+
+    def mean(self, value: Callable[[Cell], float | None]) -> float | None:
+        """Mean over seeds of something of a cell; None where a seed does not have it."""
+        values = [found for cell in self.cells.values() if (found := value(cell)) is not None]
+        return float(numpy.mean(values)) if len(values) == len(self.cells) else None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """What the final cells of a task hold.
+
+    Attributes:
+        task: The task trained on.
+        rows: In the order of the config.
+        items: The items of each split.
+        missing: For each method without all seeds, the seeds it lacks.
+    """
+
+    task: str
+    rows: list[Row]
+    items: dict[str, Items]
+    missing: dict[str, list[int]]
+
+    @property
+    def slug(self) -> str:
+        """The task's name for files and links; a local task is called by its path."""
+        return re.sub(r"[^\w.-]+", "-", self.task).strip("-.") or "task"
+
+    @property
+    def outside_splits(self) -> list[str]:
+        """Out-of-distribution splits."""
+        return [split for split in self.items if split.startswith(_OUTSIDE)]
+
+    def with_split(self, split: str) -> list[Row]:
+        """Rows that have predictions of the split for each of their seeds."""
+        return [row for row in self.rows if all(split in cell.predictions for cell in row.cells.values())]
+
+
+def outside_name(split: str) -> str:
+    """The task that an out-of-distribution split is taken from."""
+    return split.removeprefix(_OUTSIDE)
+
+
+def planned(results: Results, part: Literal["tasks", "rows", "seeds"]) -> list[Any]:
+    """What the config of the file names; nothing where it is not made as that of `bayeslora compare`."""
+    return [entry for entry in results.header.config.get(part, []) if isinstance(entry, str | int)]
+
+
+def row_order(results: Results) -> list[str]:
+    """All rows that the config names or the file has, each with those derived from it behind it."""
+    rows = planned(results, "rows")
+    bases = {cell.method: cell.derived_from for cell in results.cells()}
+    tempered = [title for title in rows if results.header.config["rows"][title].get("temperature")]
+    bases |= {f"{title} + temperature": title for title in tempered}
+    order = list(dict.fromkeys([*rows, *(method for method, base in bases.items() if base is None)]))
+    for method, base in bases.items():
+        if method not in order:
+            order.insert(order.index(base) + 1 if base in order else len(order), method)
+    return order
+
+
+def task_rows(results: Results, task: str) -> TaskRows:
+    """The rows of a task, and what is missing.
+
+    Every row is expected on every task with every seed, those of the file and those that its config names.
+    """
+    by_title: dict[str, dict[int, Cell]] = {}
+    rates = {
+        method: {cell.learning_rate for cell in results.cells("final", task, method)}
+        for method in results.methods("final", task)
+    }
+    for cell in results.cells("final", task):
+        several = len(rates[cell.method]) > 1
+        title = f"{cell.method} (learning rate {cell.learning_rate:g})" if several else cell.method
+        by_title.setdefault(title, {})[cell.seed] = cell
+    order = row_order(results)
+    rows = [Row(title, dict(sorted(cells.items()))) for title, cells in by_title.items()]
+    rows.sort(key=lambda row: order.index(row.first.method))
+    return TaskRows(
+        task=task,
+        rows=rows,
+        items={split: results.items(task, split) for split in results.splits(task)},
+        missing=_missing(results, task, order),
+    )
+
+
+def _missing(results: Results, task: str, order: Sequence[str]) -> dict[str, list[int]]:
+    cells = results.cells("final")
+    seeds = {cell.seed for cell in cells} | set(planned(results, "seeds"))
+    done = {method: {cell.seed for cell in cells if (cell.task, cell.method) == (task, method)} for method in order}
+    return {method: sorted(seeds - have) for method, have in done.items() if seeds - have}

@@ -1,0 +1,272 @@
+"""The tables of a report, as text in rows and columns; the templates give them their form."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bayeslora.comparison import Cell, Results
+from bayeslora.conformal import ConformalSets, evaluate
+from bayeslora.metrics import nll
+from bayeslora.report.rows import BASELINE, Row, TaskRows, outside_name, row_order
+from bayeslora.report.scores import Scores, TaskScores
+from bayeslora.report.statistics import DETECTION, METRICS, Mark, Metric, Score
+
+__all__ = [
+    "Entry",
+    "Table",
+    "cost_table",
+    "learning_rate_table",
+    "outside_table",
+    "passes",
+    "score_table",
+    "set_table",
+    "summary_table",
+]
+
+MISSING = "–"
+COVERAGE = 0.9
+_PERCENT = f"{100 * COVERAGE:g} %"
+_SUMMARY = ("accuracy", "nll", "ece", "auroc", "aurc")
+_OUTSIDE = ("accuracy", "nll", "ece")
+_RATES = Callable[[Cell], float | None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Text of a table's cell, whether it is the best of its column or tied with it, and a remark below it."""
+
+    text: str
+    mark: Mark = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: Line above it.
+        heads: Heads of the columns; the first is that of the rows' names.
+        rows: Name of each row and its entries.
+        notes: Sentences below it.
+        numeric: Whether entries are numbers, to be aligned on the right.
+    """
+
+    kind = "table"
+    title: str
+    heads: list[str]
+    rows: dict[str, list[Entry]]
+    notes: list[str] = field(default_factory=list)
+    numeric: bool = True
+
+
+def summary_table(scores: Mapping[str, TaskScores]) -> Table:
+    """For each task the best row of the main metrics, how many are tied with it, and the baseline."""
+    metrics = [metric for metric in METRICS if metric.name in _SUMMARY]
+    return Table(
+        title="The best rows on the test items",
+        heads=["task", *(metric.head for metric in metrics)],
+        rows={task: [_winner(of_task.test[metric.name]) for metric in metrics] for task, of_task in scores.items()},
+        notes=[
+            f"“Tied” counts the other rows that cannot be told apart from the best one; {BASELINE} is plain LoRA, the "
+            "baseline."
+        ],
+        numeric=False,
+    )
+
+
+def _winner(scores: Mapping[str, Score]) -> Entry:
+    best = [row for row, score in scores.items() if score.mark == "best"]
+    if not best:
+        return Entry(MISSING)
+    tied = sum(score.mark == "tied" for score in scores.values())
+    remarks = [f"{tied} tied"] if tied else []
+    if BASELINE in scores and BASELINE not in best:
+        remarks.append(f"{BASELINE} {_number(scores[BASELINE].mean)}")
+    names = " and ".join(best) if len(best) < 3 else f"{best[0]} and {len(best) - 1} others"
+    return Entry(f"{names} {_number(scores[best[0]].mean)}", remark=", ".join(remarks))
+
+
+def score_table(task: TaskRows, scores: Scores) -> Table:
+    """Rows and metrics on the test split."""
+    return _scores(
+        f"Scores on the {len(task.items['test'])} test items", METRICS, task, task.with_split("test"), scores
+    )
+
+
+def outside_table(task: TaskRows, split: str, scores: Scores) -> Table:
+    """Rows and metrics on an out-of-distribution split."""
+    items, metrics = task.items[split], [metric for metric in METRICS if metric.name in _OUTSIDE]
+    notes = []
+    if items.labels is None:
+        metrics, notes = [], ["Its labels do not mean what those of the training mean, so only detection is scored."]
+    if "test" in task.items and set(items.choices) != set(task.items["test"].choices):
+        notes.append(
+            "Its items do not have as many choices as the test items; entropy grows with the number of choices, and so "
+            "the detection by entropy is helped or hurt by that alone."
+        )
+    title = f"Out of distribution: {outside_name(split)}, {len(items)} items"
+    return _scores(title, [*metrics, *DETECTION], task, task.with_split(split), scores, notes)
+
+
+def _scores(
+    title: str,
+    metrics: Sequence[Metric],
+    task: TaskRows,
+    rows: Sequence[Row],
+    scores: Scores,
+    notes: Sequence[str] = (),
+) -> Table:
+    return Table(
+        title=title,
+        heads=["method", *(metric.head for metric in metrics)],
+        rows={
+            _name(task, row): [_score(scores.get(metric.name, {}).get(row.title)) for metric in metrics] for row in rows
+        },
+        notes=list(notes),
+    )
+
+
+def _name(task: TaskRows, row: Row) -> str:
+    lacking = len(task.missing.get(row.first.method, []))
+    have = len(row.cells)
+    return f"{row.title} ({have} of {have + lacking} seeds)" if lacking else row.title
+
+
+def _score(score: Score | None) -> Entry:
+    if score is None or math.isnan(score.mean):
+        return Entry(MISSING)
+    spread = "" if math.isnan(score.std) else f" ± {_number(score.std)}"
+    return Entry(f"{_number(score.mean)}{spread}", score.mark)
+
+
+def set_table(task: TaskRows) -> Table:
+    """Coverage and size of split-conformal prediction sets, calibrated on dev and measured on test."""
+    labels = {split: task.items[split].label_array() for split in ("dev", "test")}
+    masks = {split: task.items[split].choice_mask() for split in ("dev", "test")}
+    rows, too_few = {}, False
+    for row in task.with_split("test"):
+        if row not in task.with_split("dev"):
+            continue
+        dev, test, found = row.probabilities("dev"), row.probabilities("test"), []
+        for seed in row.cells:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # said below the table
+                rule = ConformalSets.calibrate(dev[seed], labels["dev"], COVERAGE, "lac", masks["dev"])
+            too_few |= rule.all_choices
+            found.append(evaluate(rule.sets(test[seed], masks["test"]), labels["test"]))
+        rows[_name(task, row)] = [
+            Entry(_spread([values[name] for values in found], digits))
+            for name, digits in (("coverage", 3), ("set_size", 2))
+        ]
+    notes = [
+        f"Split-conformal sets (score 1 - p) that should hold the right choice in {_PERCENT} of the items, "
+        f"calibrated on the {len(task.items['dev'])} dev items. Small sets are better where the coverage is reached. "
+        "The dev items also chose learning rates and temperatures, so the guarantee of coverage is approximate."
+    ]
+    if too_few:
+        notes.append("Some calibrations could not set a threshold: those sets are all choices of an item.")
+    return Table(f"Prediction sets at {_PERCENT}", ["method", "coverage", "mean set size (choices)"], rows, notes)
+
+
+def cost_table(task: TaskRows) -> Table:
+    """What training and prediction take, also relative to the baseline and to one deterministic pass."""
+    baseline = next((row for row in task.rows if row.title == BASELINE), None)
+
+    def relative(row: Row, value: _RATES) -> str:
+        own, of_baseline = row.mean(value), baseline.mean(value) if baseline is not None else None
+        return MISSING if own is None or not of_baseline else f"{own / of_baseline:.2f}"
+
+    heads = ["training (s)", "peak memory (GiB)", "trainable parameters", "extra parameters", "draws"]
+    heads += ["prediction (ms per item)", "prediction / one deterministic pass"]
+    ratios = {"training": _train_seconds, "memory": _memory, "prediction": _predict_seconds}
+    if baseline is not None:
+        heads += [f"{name} / {BASELINE}" for name in ratios]
+    rows = {}
+    for row in task.rows:
+        entries = [
+            _significant(row.mean(_train_seconds)),
+            _significant(row.mean(_memory)),
+            f"{row.first.trainable_parameters:,}",
+            f"{row.first.extra_parameters:,}",
+            str(row.first.num_samples) if row.first.num_samples else MISSING,
+            _significant(row.mean(_milliseconds_per_item)),
+            _significant(row.mean(passes)),
+        ]
+        entries += [relative(row, value) for value in ratios.values()] if baseline is not None else []
+        rows[_name(task, row)] = [Entry(text) for text in entries]
+    return Table("Cost, mean over seeds", ["method", *heads], rows)
+
+
+def _milliseconds_per_item(cell: Cell) -> float | None:
+    """Prediction time of an item, all draws included; None where the number of items is not known."""
+    return 1000 * cell.predict_seconds / cell.predict_items if cell.predict_items else None
+
+
+def _train_seconds(cell: Cell) -> float:
+    return cell.train_seconds
+
+
+def _predict_seconds(cell: Cell) -> float:
+    return cell.predict_seconds
+
+
+def _memory(cell: Cell) -> float | None:
+    return None if cell.peak_memory_bytes is None else cell.peak_memory_bytes / 2**30
+
+
+def passes(cell: Cell) -> float | None:
+    """Prediction time in deterministic passes over the same items; None where they were not measured."""
+    return cell.predict_seconds / cell.deterministic_seconds if cell.deterministic_seconds else None
+
+
+def learning_rate_table(results: Results, task: TaskRows) -> Table:
+    """NLL on dev of each learning rate tried, and which one the final cells use."""
+    tried = sorted({cell.learning_rate for cell in results.cells(task=task.task)})
+    rows = {}
+    present = results.methods(task=task.task)
+    for method in [method for method in row_order(results) if method in present]:
+        used = {cell.learning_rate for cell in results.cells("final", task.task, method)}
+        entries = []
+        for rate in tried:
+            cells = [cell for cell in results.cells("selection", task.task, method) if cell.learning_rate == rate]
+            text = _spread([_dev_nll(task, cell) for cell in cells if "dev" in cell.predictions], 3)
+            entries.append(Entry("used" if rate in used and text == MISSING else text, "best" if rate in used else ""))
+        rows[method] = entries
+    return Table(
+        title="Learning rates: NLL (nats) on the dev items",
+        heads=["method", *(f"{rate:g}" for rate in tried)],
+        rows=rows,
+        notes=["Bold: the learning rate of the final runs; “used” where it was not chosen by a run of its own."],
+    )
+
+
+def _dev_nll(task: TaskRows, cell: Cell) -> float:
+    return nll(cell.predictions["dev"].padded(), task.items["dev"].label_array())
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and sample standard deviation where there are several."""
+    if not values:
+        return MISSING
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _significant(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if value is None:
+        return MISSING
+    if value == 0:
+        return "0"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
