@@ -19,9 +19,10 @@ class BayesianLora(VariationalMethod):
         posterior: Family of q(V): diagonal, matrix_normal, full, ensemble or flow.
         posterior_options: Fields of that family: members for an ensemble, transforms and hidden for a flow.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's.
-        prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
-        inducing_std: tau, the prior standard deviation of the part of a weight that the inducing variables explain;
-            null: prior_std, as in the paper.
+        prior_std: sigma, the prior standard deviation of a weight around its mean, in units of the weight; a pair is
+            for the weights of A and of B.
+        inducing_std: tau, the prior standard deviation of the part of a weight that the inducing variables explain, one
+            or a pair; null: prior_std, as in the paper.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation.
         learn_residual_scale: Train lambda.
         maximum_residual_scale: Upper bound of a trained lambda.
@@ -39,8 +40,8 @@ class BayesianLora(VariationalMethod):
         posterior: str = "diagonal",
         posterior_options: dict[str, Any] | None = None,
         posterior_std: float = 0.25,
-        prior_std: float = 0.05,
-        inducing_std: float | None = 0.2,
+        prior_std: float | list[float] = 0.05,
+        inducing_std: float | list[float] | None = 0.2,
         residual_scale: float = 1.0,
         learn_residual_scale: bool = False,
         maximum_residual_scale: float = 1.0,

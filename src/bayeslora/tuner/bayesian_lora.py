@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,9 +24,11 @@ class BayesianLoraConfig(RandomLoraConfig):
         posterior: Family of q(V): "diagonal", "matrix_normal", "full", "ensemble" or "flow".
         posterior_options: Fields of that family, such as `{"members": 5}` or `{"transforms": 2, "hidden": 32}`.
         posterior_std: Standard deviation of q(V) at the start, relative to the prior's (1 starts at the prior).
-        prior_std: sigma, the prior standard deviation of a weight of A or B around its mean, in units of the weight.
-        inducing_std: tau, the prior standard deviation of the part of a weight that V explains; None: `prior_std`,
-            as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
+        prior_std: sigma, the prior standard deviation of a weight around its mean, in units of the weight; a pair is
+            for the weights of A and of B. Noise of A stays in the r directions that B has learned, noise of B goes
+            into all outputs of the layer.
+        inducing_std: tau, the prior standard deviation of the part of a weight that V explains, one or a pair; None:
+            `prior_std`, as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation. At 1 the conditional of
             the posterior is the prior's and costs no KL.
         learn_residual_scale: Train lambda, bounded above by `maximum_residual_scale` through a sigmoid.
@@ -44,8 +47,8 @@ class BayesianLoraConfig(RandomLoraConfig):
     posterior: str = field(default="diagonal", metadata={"help": "Family of q(V)."})
     posterior_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of that family."})
     posterior_std: float = field(default=0.25, metadata={"help": "Standard deviation of q(V) at the start."})
-    prior_std: float = field(default=0.05, metadata={"help": "sigma."})
-    inducing_std: float | None = field(default=0.2, metadata={"help": "tau; None: sigma."})
+    prior_std: float | list[float] = field(default=0.05, metadata={"help": "sigma, one or of A and B."})
+    inducing_std: float | list[float] | None = field(default=0.2, metadata={"help": "tau; None: sigma."})
     residual_scale: float = field(default=1.0, metadata={"help": "lambda."})
     learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
     maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
@@ -62,11 +65,13 @@ class BayesianLoraConfig(RandomLoraConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in ("posterior_std", "prior_std", "inducing_diagonal"):
+        for name in ("posterior_std", "inducing_diagonal"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if self.inducing_std is not None and not self.inducing_std > 0:
-            raise ValueError(f"inducing_std must be positive, got {self.inducing_std}.")
+        for name in ("prior_std", "inducing_std"):
+            value = getattr(self, name)
+            if value is not None and not all(std > 0 for std in _pair(name, value)):
+                raise ValueError(f"{name} must be positive, got {value}.")
         if self.inducing_diagonal <= 2e-3:
             raise ValueError(f"inducing_diagonal must be above 0.002, got {self.inducing_diagonal}.")
         for name, allowed in (("mean", ("lora", "inducing")), ("bases", ("lora", "free"))):
@@ -106,6 +111,7 @@ class BayesianLoraConfig(RandomLoraConfig):
             raise ValueError(
                 f"num_inducing={inducing} needs bases='free': with bases='lora' it is the rank of the layer ({rank})."
             )
+        position = 0 if side == "A" else 1
         return InducingFamily(
             rows,
             columns,
@@ -114,8 +120,8 @@ class BayesianLoraConfig(RandomLoraConfig):
             posterior=self.posterior,
             posterior_options=tuple(sorted(self.posterior_options.items())),
             posterior_std=self.posterior_std,
-            prior_std=self.prior_std,
-            inducing_std=self.inducing_std,
+            prior_std=_pair("prior_std", self.prior_std)[position],
+            inducing_std=None if self.inducing_std is None else _pair("inducing_std", self.inducing_std)[position],
             residual_scale=self.residual_scale,
             learn_residual_scale=self.learn_residual_scale,
             maximum_residual_scale=self.maximum_residual_scale,
@@ -123,3 +129,12 @@ class BayesianLoraConfig(RandomLoraConfig):
             bases=self.bases,
             inducing_diagonal=self.inducing_diagonal,
         )
+
+
+def _pair(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+    """The values for A and B of an option that may be one number."""
+    if not isinstance(value, Sequence):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} must be one number or a pair for A and B, got {value}.")
+    return value[0], value[1]

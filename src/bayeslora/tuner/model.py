@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraModel
 from torch import nn
 
-from bayeslora.factors import Noise, RandomFactor
+from bayeslora.factors import Noise, RandomFactor, RandomModule
 from bayeslora.fingerprint import check_fingerprint, fingerprint
 from bayeslora.sampling import Draws
 
@@ -27,7 +27,7 @@ class _Factors(nn.ModuleDict):
     """
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
-        if key in self and isinstance(self[key], RandomFactor) and not isinstance(module, RandomFactor):
+        if key in self and isinstance(self[key], RandomModule) and not isinstance(module, RandomModule):
             raise NotImplementedError(
                 f"the random factor of adapter {key!r} cannot be replaced by a {type(module).__name__} (compiled "
                 "hot-swapping does that): the posterior would be lost. Merge the mean or a draw first, and hot-swap "
@@ -118,11 +118,10 @@ class RandomLoraModel(LoraModel):
                 "`bayeslora.sampling(model, num_samples=1, seed=...)` to merge one draw, or leave the context to merge "
                 "the posterior mean."
             )
-
         if draws.explicit and not all(isinstance(module, RandomFactor) for module in draws.modules()):
             raise ValueError(
-                "Cannot merge a draw that is not one of weights (dropout masks depend on the input); leave "
-                "`bayeslora.sampling` to merge the mean."
+                "Cannot merge this draw: it is not one of weights but depends on the input. Use it unmerged, or "
+                "leave `bayeslora.sampling` and merge the mean where the method has one."
             )
 
     @contextmanager
