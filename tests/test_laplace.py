@@ -293,6 +293,21 @@ def test_the_covariance_is_the_dense_one(rank):
     torch.testing.assert_close(logit_covariance(logits, recording, blocks, precision, memory_limit=1), mine)
 
 
+def test_the_memory_limit_groups_the_maps(monkeypatch):
+    model, batch = network(target=("body", "head")), network_batch(4)
+    maps = lora_maps(model)
+    blocks, _ = kronecker_blocks(model, maps, [batch])
+    logits, recording = record(model, batch, maps)
+    groups: list[int] = []
+    gradients = recording.gradients
+    monkeypatch.setattr(recording, "gradients", lambda f, w, names: groups.append(len(names)) or gradients(f, w, names))
+    # Weights: 10 and 12 in the body's maps, 12 and 6 in the head's; 4 bytes each, for 4 items and 3 choices.
+    for weights, expected in ((40, [4]), (24, [2, 2]), (21, [1, 1, 2]), (1, [1, 1, 1, 1])):
+        groups.clear()
+        logit_covariance(logits, recording, blocks, 1.0, memory_limit=weights * 4 * 4 * 3)
+        assert groups == [size for size in expected for _ in range(3)]
+
+
 WORDS = ("iron", "wood", "glass", "paper", "water", "wool", "sun and moon", "a lazy dog")
 
 
@@ -374,6 +389,22 @@ def test_finish_and_predict_on_every_scoring(kind):
     torch.testing.assert_close(predictive.samples.exp().sum(-1), torch.ones(400, 5))
     assert (predictive.samples.isneginf() == ~batch["choice_mask"]).all()
     assert not predictive.samples.isnan().any() and (predictive.mutual_information > 0).all()
+
+
+def test_finish_takes_the_options_and_returns_the_evidence_at_its_best():
+    model, scoring = case("cloze")
+    work = training(model, scoring, items(8))
+    maps = lora_maps(model)
+    blocks, log_likelihood = kronecker_blocks(model, maps, work.batches(), rank=2)
+    norm = sum(module.weight.double().pow(2).sum().item() for module in maps.values())
+    state = LaplaceLora(kronecker_rank=2).finish(model, work)
+    best = best_prior_precision(norm, eigenvalues(blocks.values()))
+    assert state["prior_precision"].item() == pytest.approx(best, rel=1e-4)
+    expected = dense_evidence(blocks, log_likelihood, norm, best)
+    assert state["log_evidence"].item() == pytest.approx(expected, rel=1e-4)
+    assert all(value.shape == (32, 2) for name, value in state.items() if name.endswith("lora_A.default.input_vectors"))
+    number = LaplaceLora(prior_precision=3.0).finish(model, work)
+    assert number["prior_precision"].item() == 3 and number["log_evidence"] != state["log_evidence"]
 
 
 def test_draws_have_the_mean_and_the_covariance():

@@ -130,7 +130,8 @@ class _Comparison:
         cell = self._record(place, rate, trained, predictions)
         if place.stage == "final":
             sampled, deterministic = self._cost(trained, splits.test)
-            cell = replace(cell, predict_seconds=sampled, deterministic_seconds=deterministic)
+            items = len(splits.test[: self.config.cost_examples])
+            cell = replace(cell, predict_seconds=sampled, deterministic_seconds=deterministic, predict_items=items)
         if place.stage == "final" and self.config.rows[place.title].temperature:
             results.append(_tempered(cell, predictions))
         # The row's own cell comes last: where it is there, the derived one is.

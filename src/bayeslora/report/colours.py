@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bayeslora.report.rows import BASELINE, OUR_METHOD
@@ -12,8 +13,19 @@ from bayeslora.report.rows import BASELINE, OUR_METHOD
 __all__ = ["OUTSIDE_COLOURS", "Style", "styles"]
 
 _FIXED = {BASELINE: "#000000", OUR_METHOD: "#d55e00"}
-_COLOURS = ("#332288", "#44aa99", "#88ccee", "#aa4499", "#117733", "#999933", "#882255", "#ddcc77", "#cc6677")
-"""Paul Tol's muted scheme (https://personal.sron.nl/~pault/), told apart under the common colour blindnesses."""
+_COLOURS = (
+    "#332288",
+    "#44aa99",
+    "#88ccee",
+    "#aa4499",
+    "#117733",
+    "#999933",
+    "#882255",
+    "#ddcc77",
+    "#cc6677",
+    "#888888",
+)
+"""Paul Tol's muted scheme (https://personal.sron.nl/~pault/), made for the common colour blindnesses, and a grey."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", ":", "-.")
@@ -34,20 +46,20 @@ class Style:
 def styles(methods: Sequence[str]) -> dict[str, Style]:
     """The style of each method: variants ("lora + temperature" of "lora") share a colour and differ in their lines.
 
+    So do methods beyond the number of colours.
+
     Args:
         methods: All methods of the file, so that the pictures of its tasks agree.
     """
-    families: dict[str, list[str]] = {}
-    for method in methods:
-        families.setdefault(_family(method), []).append(method)
-    free = itertools.cycle(_COLOURS)
+    free, colours = itertools.cycle(_COLOURS), dict(_FIXED)
+    markers, lines = itertools.cycle(_MARKERS), defaultdict[str, Iterator[str]](lambda: itertools.cycle(_LINES))
     found = {}
-    for number, (family, members) in enumerate(families.items()):
-        colour = _FIXED.get(family) or next(free)
-        for variant, method in enumerate(members):
-            marker, line = _MARKERS[(number + variant) % len(_MARKERS)], _LINES[variant % len(_LINES)]
-            found[method] = Style(colour, marker, line)
-    return {method: found[method] for method in methods}
+    for method in methods:
+        family = _family(method)
+        if family not in colours:
+            colours[family] = next(free)
+        found[method] = Style(colours[family], next(markers), next(lines[colours[family]]))
+    return found
 
 
 def _family(method: str) -> str:
