@@ -15,7 +15,7 @@ from bayeslora.sampling import find_draws, sampling
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Predictive", "predict"]
+__all__ = ["Predictive", "evaluating", "predict"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def predict(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     batch = _on_device(batch, next(model.parameters()).device)
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         draws = find_draws(model)
         if num_samples == 0 or draws is None or not draws.modules(in_use=True):
             with serving:
@@ -152,7 +152,7 @@ def _choice_logits(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any]) -> 
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and each module's own mode back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()

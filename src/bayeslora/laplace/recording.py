@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.predictive import _evaluating
+from bayeslora.predictive import evaluating
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
@@ -132,7 +132,7 @@ def record(
     handles = [module.register_forward_hook(partial(note, name)) for name, module in maps.items()]
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     try:
-        with _evaluating(model), serving, torch.enable_grad():
+        with evaluating(model), serving, torch.enable_grad():
             return batch.choice_logits(model), recording
     finally:
         for handle in handles:
