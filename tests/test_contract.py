@@ -484,8 +484,9 @@ def test_accumulated_batches_give_the_same_update(name: str, kind: type[Method],
             warmup=0,
         )
         results.append(train(config, tmp_path / str(size), evaluate_dev=False))
-    whole, parts = (result.model for result in results)
-    assert_same(adapter_weights(parts), adapter_weights(whole), 1e-5)
+    # Without the buffers, which `finish` fills: what is found by a search is known to the search's precision only.
+    whole, parts = (dict(result.model.named_parameters()) for result in results)
+    assert_same(parts, whole, 1e-6)
 
 
 # --- 9. gradient checkpointing ---------------------------------------------------------------------------------------

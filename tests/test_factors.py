@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from bayeslora import BayesianLoraConfig
 from bayeslora.factors import KL, InducingFamily, RandomFactor, forget, materialise, stacked_kl, whiten
 from bayeslora.factors.whitening import inducing_diagonal
 from bayeslora.objective import negative_elbo
@@ -780,3 +781,37 @@ def test_only_explicit_noise_counts_in_eval_mode():
     factor.set_noise(None)
     torch.testing.assert_close(factor.weight, mean)
     torch.testing.assert_close(factor.train().weight, mean)
+
+
+# --- priors of the mean and of each side ------------------------------------------------------------------------------
+
+
+def test_the_prior_of_the_mean_adds_its_negative_log_density_without_the_constant():
+    flat, proper = (InducingFamily(2, 6, "A", 2, mean_std=std) for std in (None, 0.3))
+    parameters = factor_parameters(flat, 0)
+    difference = proper.kl(parameters, None).inducing - flat.kl(parameters, None).inducing
+    density = torch.distributions.Normal(0.0, 0.3)
+    expected = (density.log_prob(torch.zeros(())) - density.log_prob(parameters["mean"])).sum()
+    torch.testing.assert_close(difference, expected.to(difference))
+    draws = [family.sample_weight(parameters, noise_like(family, generator(1), 2)) for family in (flat, proper)]
+    assert torch.equal(*draws)
+
+
+def test_without_a_mean_function_there_is_no_mean_to_have_a_prior():
+    family = InducingFamily(2, 6, "A", 2, mean="inducing", bases="free", mean_std=0.3)
+    parameters = factor_parameters(family, 0)
+    torch.testing.assert_close(family.kl(parameters, None).inducing, family.q.kl(parameters, None))
+
+
+def test_a_pair_of_prior_scales_is_for_a_and_for_b():
+    config = BayesianLoraConfig(prior_std=[0.1, 0.02], inducing_std=[0.3, 0.2])
+    a, b = config.family("A", 8, 16), config.family("B", 16, 8)
+    assert (a.prior_std, a.tau, b.prior_std, b.tau) == (0.1, 0.3, 0.02, 0.2)
+    one = BayesianLoraConfig(prior_std=0.1, inducing_std=None)
+    assert one.family("A", 8, 16).tau == one.family("B", 16, 8).tau == 0.1
+
+
+@pytest.mark.parametrize("value", [[0.1], [0.1, 0.2, 0.3], [0.1, 0.0], -1.0])
+def test_prior_scales_that_make_no_sense_are_refused(value):
+    with pytest.raises(ValueError, match="prior_std"):
+        BayesianLoraConfig(prior_std=value)

@@ -51,6 +51,8 @@ class InducingFamily(Family):
         maximum_residual_scale: Upper bound of a trained lambda.
         mean: "lora": a trainable matrix, the mean function of the process. "inducing": the paper's, no mean function;
             the mean of W comes from the mean of V.
+        mean_std: Prior standard deviation of each weight of the trainable mean; None: a flat prior. It adds the MAP
+            term |mean|^2 / (2 mean_std^2) to the KL: without it the mean can outgrow any noise.
         bases: "lora": Z is the trainable mean on the wide side and the identity on the rank side, which adds no
             parameters. "free": Z is trained on both sides.
         inducing_diagonal: D at the start, in the units of Z.
@@ -67,6 +69,7 @@ class InducingFamily(Family):
     learn_residual_scale: bool = False
     maximum_residual_scale: float = 1.0
     mean: Mean = "lora"
+    mean_std: float | None = None
     bases: Bases = "lora"
     inducing_diagonal: float = 0.1
     q: Posterior = field(init=False, repr=False, compare=False)
@@ -184,8 +187,13 @@ class InducingFamily(Family):
         return parameters["mean"] + draw if self.mean == "lora" else draw
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
-        """KL[q(V) || p(V)] and, exactly 0 at lambda = 1, that of W given V; nats, `[...]`."""
+        """KL[q(V) || p(V)] with the MAP term of the mean, and the KL of W given V, exactly 0 at lambda = 1.
+
+        Nats, `[...]`.
+        """
         inducing = self.q.kl(parameters, None if noise is None else noise.normal[1])
+        if self.mean == "lora" and self.mean_std is not None:
+            inducing = inducing + 0.5 * (parameters["mean"] / self.mean_std).square().sum((-2, -1))
         scale = torch.as_tensor(self.residual_scale_of(parameters), dtype=inducing.dtype, device=inducing.device)
         per_weight = 0.5 * scale.square() - scale.log() - 0.5
         conditional = self.rows * self.columns * per_weight

@@ -27,6 +27,7 @@ class BayesianLora(VariationalMethod):
         learn_residual_scale: Train lambda.
         maximum_residual_scale: Upper bound of a trained lambda.
         mean: "lora": an ordinary LoRA matrix is the mean function. "inducing": the paper's, without mean function.
+        mean_std: Prior standard deviation of each weight of the LoRA mean; null: flat, no penalty on the mean.
         bases: "lora" ties the inducing inputs to the LoRA matrices, "free" trains them.
         num_inducing: Rows and columns of V; default: the rank.
         inducing_diagonal: D at the start, in units of the inducing inputs.
@@ -46,6 +47,7 @@ class BayesianLora(VariationalMethod):
         learn_residual_scale: bool = False,
         maximum_residual_scale: float = 1.0,
         mean: Literal["lora", "inducing"] = "lora",
+        mean_std: float | None = None,
         bases: Literal["lora", "free"] = "lora",
         num_inducing: int | None = None,
         inducing_diagonal: float = 0.1,
@@ -62,6 +64,7 @@ class BayesianLora(VariationalMethod):
         self.learn_residual_scale = learn_residual_scale
         self.maximum_residual_scale = maximum_residual_scale
         self.mean = mean
+        self.mean_std = mean_std
         self.bases = bases
         self.num_inducing = num_inducing
         self.inducing_diagonal = inducing_diagonal

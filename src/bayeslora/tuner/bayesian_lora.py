@@ -35,6 +35,9 @@ class BayesianLoraConfig(RandomLoraConfig):
         maximum_residual_scale: That bound.
         mean: "lora" (an ordinary trainable LoRA matrix is the mean function; learns as LoRA does) or "inducing" (the
             paper: the mean of W comes from V alone).
+        mean_std: Prior standard deviation of each weight of the "lora" mean, in units of the weight; None: flat. It
+            adds the MAP term |mean|^2 / (2 mean_std^2) to the KL: without it a long training lets the mean outgrow the
+            noise.
         bases: "lora" ties the inducing inputs Z to the LoRA matrices and adds only m x m parameters per factor;
             "free" trains them.
         num_inducing: m, rows and columns of V. Default: the rank r of each adapted layer.
@@ -53,6 +56,7 @@ class BayesianLoraConfig(RandomLoraConfig):
     learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
     maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
     mean: Literal["lora", "inducing"] = field(default="lora", metadata={"help": "Where the mean of W comes from."})
+    mean_std: float | None = field(default=None, metadata={"help": "Prior std of the LoRA mean; None: flat."})
     bases: Literal["lora", "free"] = field(default="lora", metadata={"help": "Inducing inputs."})
     num_inducing: int | None = field(default=None, metadata={"help": "m; default: the rank."})
     inducing_diagonal: float = field(default=0.1, metadata={"help": "D at the start."})
@@ -68,7 +72,7 @@ class BayesianLoraConfig(RandomLoraConfig):
         for name in ("posterior_std", "inducing_diagonal"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("prior_std", "inducing_std"):
+        for name in ("prior_std", "inducing_std", "mean_std"):
             value = getattr(self, name)
             if value is not None and not all(std > 0 for std in _pair(name, value)):
                 raise ValueError(f"{name} must be positive, got {value}.")
@@ -126,6 +130,7 @@ class BayesianLoraConfig(RandomLoraConfig):
             learn_residual_scale=self.learn_residual_scale,
             maximum_residual_scale=self.maximum_residual_scale,
             mean=self.mean,
+            mean_std=self.mean_std,
             bases=self.bases,
             inducing_diagonal=self.inducing_diagonal,
         )
