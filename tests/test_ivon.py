@@ -123,8 +123,9 @@ def test_posterior_of_a_linear_regression(sizes: tuple[int, ...]) -> None:
     exact_std = precision.diagonal().rsqrt()
 
     weights = nn.Parameter(torch.zeros(3, 64, dtype=torch.float64))
-    method = Ivon(prior_std=prior_std, initial_std=0.2, beta2=0.99, clip_radius=10.0, learning_rate_scale=1.0)
-    kind, options = method.trainer_options(0.1, steps, examples)["optimizer_cls_and_kwargs"]
+    method = Ivon(prior_std=prior_std, initial_std=0.2, beta2=0.99, clip_gradient=100.0)
+    kind, options = method.trainer_options(1.0, steps, examples)["optimizer_cls_and_kwargs"]
+    options["lr"] = 0.1
     optimizer = kind([{"params": [weights]}], **options)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     with seeded(3):
@@ -148,7 +149,8 @@ def test_options_give_the_elbo_of_the_prior() -> None:
     assert fields["ess"] == 80 / 0.25
     assert fields["ess"] * fields["weight_decay"] == pytest.approx(0.5**-2)
     assert fields["ess"] * (fields["hess_init"] + fields["weight_decay"]) == pytest.approx(0.1**-2)
-    assert fields["lr"] == 2.0
+    assert fields["clip_radius"] * (fields["hess_init"] + fields["weight_decay"]) == pytest.approx(1e-6)
+    assert fields["lr"] * fields["clip_radius"] == pytest.approx(2e-3)
     assert not fields["rescale_lr"]
 
 
@@ -277,7 +279,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 
 class Watch(TrainerCallback):
-    """Rates of each step, and the weights that its forwards saw."""
+    """The largest move of each step, and the weights that its forwards saw."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -288,7 +290,8 @@ class Watch(TrainerCallback):
         factor.register_forward_pre_hook(lambda module, inputs: self.seen.append(module.mean.detach().clone()))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+        group = kwargs["optimizer"].param_groups[0]
+        self.rates.append(group["lr"] * group["clip_radius"])
 
 
 def test_one_draw_per_micro_batch_around_the_means(tmp_path: Path) -> None:
@@ -309,11 +312,18 @@ def test_one_draw_per_micro_batch_around_the_means(tmp_path: Path) -> None:
     assert correlation.abs().max() < 5 / math.sqrt(128)
 
 
+GRADIENT_DESCENT: dict[str, Any] = {
+    "initial_std": 1e-6,
+    "beta1": 0.0,
+    "clip_gradient": 1e3,
+    "learning_rate_scale": 1e3,
+}
+"""Next to no noise and no momentum; a gradient below the bound moves a weight by scale / bound times the rate."""
+
+
 def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
-    """With next to no noise and no momentum a step is plain gradient descent, however the batch is split."""
-    std = 1e-6
-    hessian = 1 / (24 * std**2)
-    method = small(initial_std=std, beta1=0.0, clip_radius=math.inf, learning_rate_scale=hessian)
+    """However the batch is split."""
+    method = small(**GRADIENT_DESCENT)
     moved = {}
     for size, parts in ((8, 1), (2, 4), (1, 8)):
         trainer = trainer_for(
@@ -334,8 +344,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None
 
 def test_gradient_descent_where_the_noise_vanishes(tmp_path: Path) -> None:
     """The same setting against torch's SGD: the prior is a weight decay of 1 / (N prior_std^2), and nothing else."""
-    std = 1e-6
-    method = small(initial_std=std, beta1=0.0, clip_radius=math.inf, learning_rate_scale=1 / (24 * std**2))
+    method = small(**GRADIENT_DESCENT, prior_std=0.2)
     ivon = trainer_for(tmp_path / "ivon", method, max_steps=2, learning_rate=0.05)
     ivon.train()
     plain: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 1 / (24 * 0.2**2)}
@@ -360,7 +369,7 @@ def test_rate_follows_the_schedule(tmp_path: Path) -> None:
 
 
 def test_clipping_of_the_gradient_norm_does_not_reach_it(tmp_path: Path) -> None:
-    """As the docstring says; clip_radius is IVON's own bound."""
+    """As the docstring says; clip_gradient is IVON's own bound."""
     results = []
     for norm in (0.0, 1e-6):
         trainer = trainer_for(tmp_path / str(norm), small(), max_grad_norm=norm)
@@ -405,7 +414,7 @@ def test_draws_at_prediction_have_the_optimizers_std(tmp_path: Path) -> None:
     method.finish(model, ended(trainer))
     # From the optimizer's own record, by position: the Hessian is one vector over all parameters in their order.
     group = ended(trainer).optimizer.param_groups[0]
-    assert group["ess"] == 24 and group["weight_decay"] == pytest.approx(1 / (24 * 0.04))
+    assert group["ess"] == 24 and group["weight_decay"] == pytest.approx(1 / 24)
     expected = 1 / (24 * (group["hess"] + group["weight_decay"])).sqrt()
     assert (expected / 0.1 - 1).abs().max() > 0.1
     names = {id(parameter): parameter for parameter in group["params"]}
@@ -452,8 +461,9 @@ def test_a_classification_head_is_trained_and_predicts_at_its_mean(tmp_path: Pat
     ("options", "message"),
     [
         ({"beta": 0.0}, "beta must be positive, got 0.0"),
-        ({"initial_std": 0.0}, "initial_std must lie between 0 and prior_std = 0.2, got 0.0"),
-        ({"initial_std": 0.2}, "initial_std must lie between 0 and prior_std = 0.2, got 0.2"),
+        ({"clip_gradient": 0.0}, "clip_gradient must be positive, got 0.0"),
+        ({"initial_std": 0.0}, "initial_std must lie between 0 and prior_std = 1.0, got 0.0"),
+        ({"initial_std": 0.2, "prior_std": 0.2}, "initial_std must lie between 0 and prior_std = 0.2, got 0.2"),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:

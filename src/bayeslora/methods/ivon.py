@@ -69,7 +69,10 @@ class Ivon(Method):
     if its weight decay is delta = 1 / (ess prior_std^2). It draws w ~ q for each micro-batch, estimates the gradient
     and, from the gradient times the noise, the diagonal Hessian h, and takes a Newton step, clipped per weight:
 
-        m <- m - rate * clip((g / (1 - beta1^t) + delta m) / (h + delta), -clip_radius, clip_radius)
+        m <- m - rate * clip((g / (1 - beta1^t) + delta m) / (h + delta), -radius, radius)
+
+    radius = clip_gradient / (h + delta at the start), and rate * radius is the learning rate of the run times
+    `learning_rate_scale`: so far a weight moves in a step at most, as with AdamW, and one grid of rates serves both.
 
     Other trainable parameters (a classification head in `modules_to_save`) are learned in the same way and are at
     their mean when predicting. The Trainer's `max_grad_norm`, `weight_decay` and `optim` have no effect here. The noise
@@ -77,14 +80,15 @@ class Ivon(Method):
 
     Args:
         beta: Weight of the KL; 1 is the ELBO. 2411.04421 sets ess by hand to 1e6 ... 1e8, which is beta << 1.
-        prior_std: Standard deviation of the prior of a weight; 2411.04421 has no weight decay, a flat prior.
+        prior_std: Standard deviation of the prior of a weight. 2411.04421 has no weight decay, which is a flat prior.
         initial_std: Standard deviation of a weight of A or B (and of other trained parameters) at the start, in place
             of IVON's hess_init = 1 / (ess initial_std^2) - delta. 2411.04421: 0.032, 0.018 or 0.006, by task.
         beta1: Momentum of the gradient.
         beta2: Momentum of the Hessian: it is an average over 1 / (1 - beta2) steps.
-        clip_radius: Bound of each component of the Newton step.
-        learning_rate_scale: IVON's rate is the learning rate times this. With 1 / clip_radius no weight moves farther
-            than the learning rate in a step, as with AdamW; 2411.04421's rate of 0.03 is then a learning rate of 3e-5.
+        clip_gradient: Size of a component of the gradient (of the mean NLL, nats per unit of the weight) from which on
+            its step is clipped, while h is near its start. 2411.04421: clip_radius 1e-3 times hess_init, 1e-6 or 3e-7.
+        learning_rate_scale: The largest step of a weight, as a multiple of the learning rate. 2411.04421's rate of 0.03
+            times its clip_radius of 1e-3 is 3e-5.
 
     Raises:
         ValueError: A value out of range.
@@ -96,17 +100,18 @@ class Ivon(Method):
     def __init__(
         self,
         beta: float = 1.0,
-        prior_std: float = 0.2,
+        prior_std: float = 1.0,
         initial_std: float = 0.03,
         beta1: float = 0.9,
         beta2: float = 0.99999,
-        clip_radius: float = 1e-3,
-        learning_rate_scale: float = 1000.0,
+        clip_gradient: float = 1e-6,
+        learning_rate_scale: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if not beta > 0:
-            raise ValueError(f"beta must be positive, got {beta}: without the KL there is no posterior.")
+        for name, value in (("beta", beta), ("clip_gradient", clip_gradient)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
         if not 0 < initial_std < prior_std:
             raise ValueError(f"initial_std must lie between 0 and prior_std = {prior_std}, got {initial_std}.")
         self.beta = beta
@@ -114,7 +119,7 @@ class Ivon(Method):
         self.initial_std = initial_std
         self.beta1 = beta1
         self.beta2 = beta2
-        self.clip_radius = clip_radius
+        self.clip_gradient = clip_gradient
         self.learning_rate_scale = learning_rate_scale
 
     def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
@@ -133,14 +138,15 @@ class Ivon(Method):
                 )
         ess = num_examples / self.beta
         weight_decay = 1 / (ess * self.prior_std**2)
+        clip_radius = self.clip_gradient * ess * self.initial_std**2
         options = {
-            "lr": learning_rate * self.learning_rate_scale,
+            "lr": learning_rate * self.learning_rate_scale / clip_radius,
             "ess": ess,
             "weight_decay": weight_decay,
             "hess_init": 1 / (ess * self.initial_std**2) - weight_decay,
             "beta1": self.beta1,
             "beta2": self.beta2,
-            "clip_radius": self.clip_radius,
+            "clip_radius": clip_radius,
             "rescale_lr": False,
         }
         return {"optimizer_cls_and_kwargs": (optimizer_class(), options)}
