@@ -15,7 +15,7 @@ from torch import nn
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.results import Cell, Header, Items, Predictions, Results, Stage
 from bayeslora.metrics import accuracy, nll, summary
-from bayeslora.runs import Prediction, Run, Trained, load_run, task_items, train
+from bayeslora.runs import Prediction, Run, load_run, task_items, train
 from bayeslora.tasks import Item, Splits
 from bayeslora.temperature import fit_temperature
 from bayeslora.trunk import TrunkCache
@@ -160,7 +160,7 @@ class _Comparison:
             raise RuntimeError(f"no selection cell of {place.title!r} on {task} could be computed.")
         return best
 
-    def _trained(self, place: _Place, rate: float) -> Trained | Run:
+    def _trained(self, place: _Place, rate: float) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""
         run = self.config.run(place.task, place.title, place.seed, rate)
         folder = self.output / "runs" / f"{place.task}-{place.title}-{rate:g}-{place.seed}".replace("/", "_")
@@ -174,7 +174,7 @@ class _Comparison:
         self.caches[layers] = trained.trunk_cache
         return trained
 
-    def _record(self, place: _Place, rate: float, trained: Trained | Run, predictions: dict[str, Prediction]) -> Cell:
+    def _record(self, place: _Place, rate: float, trained: Run, predictions: dict[str, Prediction]) -> Cell:
         metrics = trained.metrics
         choices = {name: [len(item.choices) for item in part.items] for name, part in predictions.items()}
         return Cell(
@@ -199,7 +199,7 @@ class _Comparison:
             },
         )
 
-    def _cost(self, trained: Trained | Run, items: Sequence[Item]) -> tuple[float, float]:
+    def _cost(self, trained: Run, items: Sequence[Item]) -> tuple[float, float]:
         """Seconds for a few items without the trunk cache, with the method's draws and for one deterministic pass."""
         few, cache = items[: self.config.cost_examples], trained.trunk_cache
         trained.trunk_cache = None
@@ -270,7 +270,7 @@ def _scores(prediction: Prediction) -> str:
     return "  ".join(f"{name} {scores[name]:.3f}" for name in ("accuracy", "nll", "ece"))
 
 
-def _saved_numbers(trained: Trained | Run) -> int:
+def _saved_numbers(trained: Run) -> int:
     """Numbers in the saved adapter and in what the method keeps beside it."""
     from peft import get_peft_model_state_dict
 

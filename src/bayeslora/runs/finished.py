@@ -3,55 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
-from bayeslora.config import RunConfig
 from bayeslora.conformal import ConformalSets, check_coverage
-from bayeslora.methods import State
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
 from bayeslora.runs.loading import load_model
-from bayeslora.runs.prediction import Prediction, predict_items, write_rows
+from bayeslora.runs.prediction import Prediction, write_rows
+from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.saving import recover_folder, write_json
-from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
-from bayeslora.tasks import Item, load_items
-from bayeslora.trunk import TrunkCache
+from bayeslora.tasks import load_items
 
-__all__ = ["Run", "evaluate", "load_run", "predict_file", "write_evaluation"]
-
-
-@dataclass
-class Run:
-    """A run folder, loaded."""
-
-    config: RunConfig
-    model: PeftModel
-    scoring: Scoring
-    metrics: dict[str, Any]
-    state: State
-    trunk_cache: TrunkCache | None = None
-
-    def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
-        """`predict_items` with the run's adapter, state and temperature."""
-        return predict_items(
-            self.config,
-            self.model,
-            self.scoring,
-            items,
-            trunk_cache=self.trunk_cache,
-            num_samples=num_samples,
-            state=self.state,
-            temperature=self.metrics.get("temperature", 1.0),
-        )
+__all__ = ["evaluate", "load_run", "predict_file", "write_evaluation"]
 
 
 def load_run(folder: str | Path) -> Run:
@@ -72,7 +43,14 @@ def load_run(folder: str | Path) -> Run:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     base, _, scoring = load_model(config.model, config.task, num_labels=_head_width(folder / "adapter"))
     model = PeftModel.from_pretrained(base, str(folder / "adapter"))
-    return Run(config, model, scoring, metrics, load_state(folder))
+    return Run(
+        config=config,
+        model=model,
+        scoring=scoring,
+        metrics=metrics,
+        state=load_state(folder),
+        temperature=metrics.get("temperature", 1.0),
+    )
 
 
 def _head_width(adapter: Path) -> int | None:

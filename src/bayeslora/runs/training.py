@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ from transformers import TrainingArguments, set_seed
 
 from bayeslora.config import RunConfig
 from bayeslora.memory import peak_memory
-from bayeslora.methods import State, Training, trainable_parameters
+from bayeslora.methods import Training, trainable_parameters
 from bayeslora.model_card import write_model_card
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items
 from bayeslora.runs.loading import load_model
-from bayeslora.runs.prediction import Prediction, predict_items
+from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
 from bayeslora.saving import recover_folder, save_adapter, write_json
 from bayeslora.scoring import ChoiceBatch, Scoring
-from bayeslora.tasks import Item, Splits
+from bayeslora.tasks import Splits
 from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import BayesianLoraTrainer
 from bayeslora.trunk import TrunkCache
@@ -36,31 +36,11 @@ __all__ = ["Trained", "train"]
 logger = logging.getLogger("bayeslora")
 
 
-@dataclass
-class Trained:
-    """What training leaves in memory."""
+@dataclass(kw_only=True)
+class Trained(Run):
+    """A run that was trained in this process."""
 
-    config: RunConfig
-    model: PeftModel
-    scoring: Scoring
-    trunk_cache: TrunkCache | None
     splits: Splits
-    metrics: dict[str, Any]
-    state: State
-    temperature: float = 1.0
-
-    def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
-        """`predict_items` with what was trained."""
-        return predict_items(
-            self.config,
-            self.model,
-            self.scoring,
-            items,
-            trunk_cache=self.trunk_cache,
-            num_samples=num_samples,
-            state=self.state,
-            temperature=self.temperature,
-        )
 
 
 def train(
@@ -121,7 +101,15 @@ def train(
     save_adapter(model, output / "adapter")
     save_state(state, output)
     write_config(config, output / "config.yaml")
-    trained = Trained(config, model, scoring, trunk_cache, splits, metrics, state)
+    trained = Trained(
+        config=config,
+        model=model,
+        scoring=scoring,
+        metrics=metrics,
+        state=state,
+        trunk_cache=trunk_cache,
+        splits=splits,
+    )
     if splits.dev and (evaluate_dev or config.temperature_scaling):
         prediction = trained.predict(splits.dev)
         if config.temperature_scaling:

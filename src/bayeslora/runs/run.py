@@ -1,0 +1,44 @@
+"""A trained adapter in memory, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+
+from bayeslora.config import RunConfig
+from bayeslora.methods import State
+from bayeslora.runs.prediction import Prediction, predict_items
+from bayeslora.scoring import Scoring
+from bayeslora.tasks import Item
+from bayeslora.trunk import TrunkCache
+
+__all__ = ["Run"]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What training leaves, or what was loaded from a run folder."""
+
+    config: RunConfig
+    model: PeftModel
+    scoring: Scoring
+    metrics: dict[str, Any]
+    state: State
+    temperature: float = 1.0
+    trunk_cache: TrunkCache | None = None
+
+    def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
+        """`predict_items` with the run's adapter, state, temperature and cache."""
+        return predict_items(
+            self.config,
+            self.model,
+            self.scoring,
+            items,
+            trunk_cache=self.trunk_cache,
+            num_samples=num_samples,
+            state=self.state,
+            temperature=self.temperature,
+        )
