@@ -112,11 +112,14 @@ class CompareConfig:
         method = copy.copy(row.method)
         for name, value in asdict(self.adapter).items():
             setattr(method, name, value)
+        train = replace(self.train, **row.train, learning_rate=learning_rate)
+        # A bar for each of many runs would bury the comparison's own lines.
+        train = replace(train, arguments={"disable_tqdm": True} | train.arguments)
         return RunConfig(
             model=self.model,
             task=self.tasks[task],
             method=method,
-            train=replace(self.train, **row.train, learning_rate=learning_rate),
+            train=train,
             seed=seed,
             num_samples=self.num_samples,
             batch_size=self.batch_size,
