@@ -357,3 +357,11 @@ def test_an_exploding_run_stops_and_keeps_the_earlier_adapter(tmp_path, config, 
     )
     assert "at step" in error and "before the update" in error
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_the_command_line_starts_without_the_libraries_of_metrics_and_pictures():
+    """They take seconds to import, and `--help` needs none of them."""
+    slow = ("torchmetrics", "sklearn.metrics", "matplotlib")
+    script = f"import sys, bayeslora.cli; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.stdout.strip() == "[]", done.stderr

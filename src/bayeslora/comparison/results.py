@@ -18,13 +18,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy
 from filelock import FileLock, Timeout
 
-from bayeslora.metrics import Array
 from bayeslora.saving import atomic_file
+
+if TYPE_CHECKING:
+    # The command line reads this file's folder at its start; the metrics' libraries take seconds to import.
+    from bayeslora.metrics import Array
 
 __all__ = ["FORMAT_VERSION", "Cell", "Header", "Items", "Predictions", "Results", "Stage"]
 
