@@ -77,7 +77,7 @@ class Predictive:
 
 
 def _entropy(log_probabilities: Tensor) -> Tensor:
-    return -torch.special.xlogy(log_probabilities.exp(), log_probabilities.exp()).sum(-1)
+    return torch.special.entr(log_probabilities.exp()).sum(-1)
 
 
 def predict(

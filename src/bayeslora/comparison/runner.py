@@ -176,7 +176,6 @@ class _Comparison:
 
     def _record(self, place: _Place, rate: float, trained: Run, predictions: dict[str, Prediction]) -> Cell:
         metrics = trained.metrics
-        choices = {name: [len(item.choices) for item in part.items] for name, part in predictions.items()}
         return Cell(
             task=place.task,
             method=place.title,
@@ -191,12 +190,7 @@ class _Comparison:
             extra_parameters=_saved_numbers(trained) - _lora_numbers(trained.model),
             details={"spread": float(predictions["dev"].predictive.spread.mean())} if "dev" in predictions else {},
             history=metrics["history"],
-            predictions={
-                name: Predictions.from_arrays(
-                    part.predictive.probabilities, part.predictive.mutual_information, choices[name]
-                )
-                for name, part in predictions.items()
-            },
+            predictions={name: _stored(part) for name, part in predictions.items()},
         )
 
     def _cost(self, trained: Run, items: Sequence[Item]) -> tuple[float, float]:
@@ -249,19 +243,22 @@ def _tempered(cell: Cell, predictions: dict[str, Prediction]) -> Cell:
     """The same trained adapter with a temperature fitted on dev."""
     dev = predictions["dev"]
     temperature = fit_temperature(dev.predictive, torch.tensor([item.label for item in dev.items]))
-    scaled = {name: part.predictive.tempered(temperature) for name, part in predictions.items()}
+    scaled = {
+        name: replace(part, predictive=part.predictive.tempered(temperature)) for name, part in predictions.items()
+    }
     return replace(
         cell,
         method=f"{cell.method} + temperature",
         derived_from=cell.method,
         details=cell.details | {"temperature": temperature},
-        predictions={
-            name: Predictions.from_arrays(
-                part.probabilities, part.mutual_information, [len(item.choices) for item in predictions[name].items]
-            )
-            for name, part in scaled.items()
-        },
+        predictions={name: _stored(part) for name, part in scaled.items()},
     )
+
+
+def _stored(prediction: Prediction) -> Predictions:
+    """What the results file keeps of a prediction."""
+    predictive, choices = prediction.predictive, [len(item.choices) for item in prediction.items]
+    return Predictions.from_arrays(predictive.probabilities, predictive.mutual_information, choices)
 
 
 def _scores(prediction: Prediction) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.whitening import at_least_float32
 
-__all__ = ["GaussianFamily"]
+__all__ = ["FixedGaussianFamily", "GaussianFamily"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,18 @@ class GaussianFamily(Family):
         per_weight = 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
         total = per_weight.sum((-2, -1))
         return KL(total, torch.zeros_like(total))
+
+
+@dataclass(frozen=True)
+class FixedGaussianFamily(GaussianFamily):
+    """A Gaussian whose standard deviations are set when training has ended; until then the mean alone is at work.
+
+    A subclass names its standard deviations in `fixed`.
+    """
+
+    draws_in_training: ClassVar[bool] = False
+
+    def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
+        """None: the loss knows no posterior."""
+        zero = parameters["mean"].new_zeros(parameters["mean"].shape[:-2])
+        return KL(zero, zero)

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.whitening import at_least_float32
 
-__all__ = ["RandomFactor", "RandomModule", "forget", "materialise", "random_signs", "stacked_kl"]
+__all__ = ["RandomFactor", "RandomModule", "check_sample_major", "forget", "materialise", "random_signs", "stacked_kl"]
 
 
 _optimizer_steps = 0
@@ -203,18 +203,27 @@ class RandomFactor(RandomModule):
         if weight.dim() == 2:
             return nn.functional.linear(value, weight)
         samples = weight.shape[0]
-        if value.shape[0] % samples:
-            raise ValueError(
-                f"{samples} posterior samples in one forward need a leading dimension of samples * batch, got inputs "
-                f"of shape {tuple(value.shape)}; this module sees packed or routed tokens, so take one sample at a "
-                "time (bayeslora.predict(..., chunk_size=1))."
-            )
+        check_sample_major(value, samples)
         product = torch.bmm(value.reshape(samples, -1, value.shape[-1]), weight.mT)
         return product.reshape(*value.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Shape and family."""
         return f"in_features={self.in_features}, out_features={self.out_features}, family={type(self.family).__name__}"
+
+
+def check_sample_major(value: Tensor, samples: int) -> None:
+    """Whether `value` can be `[samples * batch, ...]`.
+
+    Raises:
+        ValueError: Its leading dimension is no multiple of `samples`.
+    """
+    if value.shape[0] % samples:
+        raise ValueError(
+            f"{samples} posterior samples in one forward need a leading dimension of samples * batch, got inputs of "
+            f"shape {tuple(value.shape)}; this module sees packed or routed tokens, so take one sample at a time "
+            "(bayeslora.predict(..., chunk_size=1))."
+        )
 
 
 def random_signs(value: Tensor, features: int) -> Tensor:

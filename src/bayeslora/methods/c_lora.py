@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, GaussianFamily, RandomModule, random_signs
+from bayeslora.factors import KL, GaussianFamily, RandomModule, check_sample_major, random_signs
 from bayeslora.factors.whitening import at_least_float32
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.tuner import Part, RandomLoraConfig, register
@@ -132,12 +132,7 @@ class ContextualFactor(RandomModule):
     def _perturbation(self, std: Tensor, noise: Tensor, context: Tensor) -> Tensor:
         """(Omega o noise) h with the noise `[samples, r, r]`; in training with signs of its own for each row."""
         samples, rows = noise.shape[0], context.shape[0]
-        if rows % samples:
-            raise ValueError(
-                f"{samples} posterior samples in one forward need a leading dimension of samples * batch, got inputs "
-                f"of shape {tuple(context.shape)}; this module sees packed or routed tokens, so take one sample at a "
-                "time (bayeslora.predict(..., chunk_size=1))."
-            )
+        check_sample_major(context, samples)
         noise = noise.repeat_interleave(rows // samples, dim=0)
         scaled = std * noise.unflatten(0, (rows, *(1 for _ in context.shape[1:-1])))
         if not (self.family.flipout and self.training and not self.explicit):

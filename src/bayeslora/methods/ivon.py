@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, GaussianFamily, Noise, RandomFactor
+from bayeslora.factors import FixedGaussianFamily, RandomFactor
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.sampling import random_factors
 from bayeslora.tuner import Part, RandomLoraConfig, register
@@ -21,16 +21,13 @@ __all__ = ["Ivon", "IvonConfig", "IvonFamily", "optimizer_class", "posterior_std
 
 
 @dataclass(frozen=True)
-class IvonFamily(GaussianFamily):
-    """A Gaussian whose standard deviations come from the optimizer, which also perturbs the means while training."""
+class IvonFamily(FixedGaussianFamily):
+    """A Gaussian whose standard deviations come from the optimizer, which also perturbs the means while training.
 
-    draws_in_training: ClassVar[bool] = False
+    It has no KL in the loss: the optimizer's own update holds the prior.
+    """
+
     fixed: ClassVar[tuple[str, ...]] = ("log_std",)
-
-    def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
-        """None in the loss: the optimizer's own update holds the prior."""
-        zero = parameters["mean"].new_zeros(parameters["mean"].shape[:-2])
-        return KL(zero, zero)
 
 
 @register("IVON_LORA")

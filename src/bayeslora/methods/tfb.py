@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, GaussianFamily, Noise, RandomFactor
+from bayeslora.factors import FixedGaussianFamily, RandomFactor
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.predictive import predict
 from bayeslora.scoring import ChoiceBatch
@@ -26,10 +26,9 @@ logger = logging.getLogger("bayeslora")
 
 
 @dataclass(frozen=True)
-class TfbFamily(GaussianFamily):
+class TfbFamily(FixedGaussianFamily):
     """A Gaussian with one standard deviation per row, which no optimizer trains; 0 until the search has found it."""
 
-    draws_in_training: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ("std",)
 
     def initial(self, weight: Tensor) -> dict[str, Tensor]:
@@ -40,11 +39,6 @@ class TfbFamily(GaussianFamily):
     def standard_deviation(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Of each row `[..., rows, 1]`."""
         return parameters["std"]
-
-    def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
-        """None: training knows no posterior."""
-        zero = parameters["mean"].new_zeros(parameters["mean"].shape[:-2])
-        return KL(zero, zero)
 
 
 @register("TFB_LORA")
