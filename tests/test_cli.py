@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from bayeslora.cli import dump_config, main, parse_config
+from bayeslora.cli import main
+from bayeslora.parsing import dump_config, parse_config
 from conftest import byte_level_tokenizer, tiny_bert, tiny_llama, wordpiece_tokenizer
 
 ROOT = Path(__file__).parents[1]

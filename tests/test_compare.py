@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 
-from bayeslora.cli import _parsers, main
+from bayeslora.cli import main
 from bayeslora.comparison import Results, runner
 from bayeslora.comparison.config import CompareConfig, RowConfig
 from bayeslora.config import TaskConfig
 from bayeslora.methods import Lora
 from bayeslora.metrics import nll
+from bayeslora.parsing import config_parser, instantiate
 from bayeslora.predictive import Predictive
 from bayeslora.runs import load_run, task_items
 from bayeslora.temperature import fit_temperature
@@ -242,9 +243,8 @@ COMPARISONS = [*ROOT.glob("examples/comparisons/*.yaml"), *ROOT.glob("benchmarks
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_comparison_that_is_shipped_can_be_read(path):
-    parser = _parsers()[1]["compare"]
-    built = parser.instantiate_classes(parser.parse_args(["--config", str(path), "--output_dir", "unused"]))
-    config = CompareConfig(**{name: built[name] for name in CompareConfig.__dataclass_fields__})
+    parser = config_parser(CompareConfig)
+    config = instantiate(parser, parser.parse_args(["--config", str(path)]), CompareConfig)
     for title in config.rows:
         run = config.run(next(iter(config.tasks)), title, config.seeds[0], config.grid(title)[0])
         assert run.method.last_layers == config.adapter.last_layers

@@ -22,11 +22,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from bayeslora import kl_divergence, predict, sampling
-from bayeslora.cli import dump_config, parse_config
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.factors import RandomFactor
 from bayeslora.methods import Method, VariationalMethod, method_classes
 from bayeslora.models import load_base_model
+from bayeslora.parsing import dump_config, parse_config
 from bayeslora.runs import Run, Trained, load_run, train
 from bayeslora.sampling import find_draws, hold_draw, random_modules
 from bayeslora.scoring import ChoiceBatch, Cloze

@@ -1,0 +1,33 @@
+"""What a command of the command line is."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["Command", "metrics_line"]
+
+
+class Command(ABC):
+    """One subcommand; its file imports heavy libraries inside `run`, so that `--help` starts at once."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+
+    @abstractmethod
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Options and positional arguments."""
+
+    @abstractmethod
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Do it, and print what came out; `parser` is the one that parsed `options`."""
+
+
+def metrics_line(metrics: Mapping[str, Any]) -> str:
+    """The most important metrics as one line of JSON."""
+    names = ("method", "task", "split", "accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
+    return json.dumps({name: metrics[name] for name in names if name in metrics})

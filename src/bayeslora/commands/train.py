@@ -1,0 +1,33 @@
+"""bayeslora train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora.commands.base import Command, metrics_line
+from bayeslora.config import RunConfig
+from bayeslora.parsing import add_config, instantiate
+
+
+class Train(Command):
+    """Trains one run."""
+
+    name: ClassVar[str] = "train"
+    description: ClassVar[str] = "Train an adapter."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Every field of RunConfig."""
+        add_config(parser, RunConfig)
+        parser.add_argument("--output_dir", type=str, required=True, help="Folder of the run (created).")
+        parser.add_argument("--resume", type=bool, default=False, help="Go on from the newest complete checkpoint.")
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints the metrics on dev and where the adapter is."""
+        from bayeslora.runs import train
+
+        trained = train(instantiate(parser, options, RunConfig), options.output_dir, resume=options.resume)
+        print(metrics_line(trained.metrics))
+        print(f"adapter: {Path(options.output_dir) / 'adapter'}")

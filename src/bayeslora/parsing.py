@@ -1,0 +1,114 @@
+"""Command line options and YAML files, generated from the config classes; errors name the nearest right name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora.config import RunConfig
+from bayeslora.methods import method_classes
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Config = TypeVar("Config", bound=DataclassInstance)
+
+__all__ = ["Parser", "add_config", "config_parser", "dump_config", "instantiate", "parse_config"]
+
+
+class Parser(ArgumentParser):
+    """Says the nearest right name where an option, key, command or method is unknown, and leaves the long usage out."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with 2, or raise ValueError where the parser is not the command line's."""
+        hint = _nearest(message, self)
+        if not self.exit_on_error:
+            raise ValueError(message + hint) from ex
+        print(f"error: {message}{hint}\nSee `{self.prog} --help`.", file=sys.stderr)
+        raise SystemExit(2) from ex
+
+
+def config_parser(config: type[DataclassInstance], description: str = "") -> Parser:
+    """A parser with an option for every field of `config`, which also reads them from a YAML file."""
+    parser = Parser(description=description)
+    add_config(parser, config)
+    return parser
+
+
+def add_config(parser: ArgumentParser, config: type[DataclassInstance]) -> None:
+    """The options of `config_parser`, in a parser that has others."""
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    parser.add_class_arguments(config, nested_key=None)
+
+
+def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config]) -> Config:
+    """The `config` that the parsed options describe."""
+    built = parser.instantiate_classes(parsed)
+    return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
+
+
+def parse_config(path: str | Path) -> RunConfig:
+    """The RunConfig of a YAML file.
+
+    Raises:
+        ValueError: A key or value is wrong; the message has the nearest right name.
+    """
+    parser = config_parser(RunConfig)
+    parser.exit_on_error = False
+    return instantiate(parser, parser.parse_path(str(path)), RunConfig)
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML that `parse_config` and `bayeslora train --config` read: every option, also those at their default.
+
+    Raises:
+        ValueError: The config was built in Python with a method whose arguments are not known.
+    """
+    parser = config_parser(RunConfig)
+    settings = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__ if name != "method"}
+    settings = {
+        name: value if isinstance(value, int) else dataclasses.asdict(value) for name, value in settings.items()
+    }
+    settings["method"] = {
+        "class_path": f"{type(config.method).__module__}.{type(config.method).__qualname__}",
+        "init_args": config.method.arguments,
+    }
+    return str(parser.dump(parser.parse_object(settings), skip_none=False))
+
+
+def _nearest(message: str, parser: ArgumentParser) -> str:
+    """A hint for the unknown name in an error message of jsonargparse; "" where nothing is near."""
+    methods = {method.__name__: method.argument_names() for method in method_classes()}
+    commands = _commands(parser)
+    options = [action.dest for each in (parser, *commands.values()) for action in each._actions]
+    options += [name for names in methods.values() for name in names]
+    named = {
+        r"[Uu]nrecognized arguments: --([\w.]+)": options,
+        r"(?:[Kk]ey|[Oo]ption|[Gg]roup) '([\w.]+)' is not (?:expected|accepted)": options,
+        r"does not accept option '([\w.]+)'": options,
+        r"dot import path string: ([\w.]+)": list(methods),
+        r"class_path '([\w.]+)'": list(methods),
+        r"invalid choice: '?(\w+)'?": list(commands),
+    }
+    for pattern, candidates in named.items():
+        for found in re.findall(pattern, message):
+            close = difflib.get_close_matches(found, candidates, n=1)
+            if close and found not in candidates and "Did you mean" not in message:
+                return f" Did you mean {close[0]!r}?"
+    return ""
+
+
+def _commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """The parsers of its subcommands, by name."""
+    found: dict[str, Any] = {}
+    for action in parser._actions:
+        if isinstance(action.choices, Mapping):
+            found |= {str(name): choice for name, choice in action.choices.items()}
+    return {name: choice for name, choice in found.items() if isinstance(choice, ArgumentParser)}
