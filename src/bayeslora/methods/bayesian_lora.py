@@ -27,7 +27,8 @@ class BayesianLora(VariationalMethod):
         learn_residual_scale: Train lambda.
         maximum_residual_scale: Upper bound of a trained lambda.
         mean: "lora": an ordinary LoRA matrix is the mean function. "inducing": the paper's, without mean function.
-        mean_std: Prior standard deviation of each weight of the LoRA mean; null: flat, no penalty on the mean.
+        mean_std: Prior standard deviation of each weight of the LoRA mean; null: flat, no penalty on the
+            mean; a pair is for A and B.
         bases: "lora" ties the inducing inputs to the LoRA matrices, "free" trains them.
         num_inducing: Rows and columns of V; default: the rank.
         inducing_diagonal: D at the start, in units of the inducing inputs.
@@ -47,7 +48,7 @@ class BayesianLora(VariationalMethod):
         learn_residual_scale: bool = False,
         maximum_residual_scale: float = 1.0,
         mean: Literal["lora", "inducing"] = "lora",
-        mean_std: float | None = None,
+        mean_std: float | list[float | None] | None = None,
         bases: Literal["lora", "free"] = "lora",
         num_inducing: int | None = None,
         inducing_diagonal: float = 0.1,

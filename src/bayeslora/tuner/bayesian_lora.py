@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -13,6 +13,8 @@ from bayeslora.posteriors import get_posterior
 from bayeslora.tuner.config import Part, RandomLoraConfig, register
 
 __all__ = ["BayesianLoraConfig"]
+
+Std = TypeVar("Std", float, float | None)
 
 
 @register("BAYES_LORA")
@@ -37,7 +39,7 @@ class BayesianLoraConfig(RandomLoraConfig):
             paper: the mean of W comes from V alone).
         mean_std: Prior standard deviation of each weight of the "lora" mean, in units of the weight; None: flat. It
             adds the MAP term |mean|^2 / (2 mean_std^2) to the KL: without it a long training lets the mean outgrow the
-            noise.
+            noise. A pair is for A and B: `[None, 0.3]` leaves A, which starts at random, free.
         bases: "lora" ties the inducing inputs Z to the LoRA matrices and adds only m x m parameters per factor;
             "free" trains them.
         num_inducing: m, rows and columns of V. Default: the rank r of each adapted layer.
@@ -56,7 +58,7 @@ class BayesianLoraConfig(RandomLoraConfig):
     learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
     maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
     mean: Literal["lora", "inducing"] = field(default="lora", metadata={"help": "Where the mean of W comes from."})
-    mean_std: float | None = field(default=None, metadata={"help": "Prior std of the LoRA mean; None: flat."})
+    mean_std: float | list[float | None] | None = field(default=None, metadata={"help": "Prior std of the LoRA mean; None: flat."})
     bases: Literal["lora", "free"] = field(default="lora", metadata={"help": "Inducing inputs."})
     num_inducing: int | None = field(default=None, metadata={"help": "m; default: the rank."})
     inducing_diagonal: float = field(default=0.1, metadata={"help": "D at the start."})
@@ -74,7 +76,7 @@ class BayesianLoraConfig(RandomLoraConfig):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("prior_std", "inducing_std", "mean_std"):
             value = getattr(self, name)
-            if value is not None and not all(std > 0 for std in _pair(name, value)):
+            if not all(std is None or std > 0 for std in _pair(name, value)):
                 raise ValueError(f"{name} must be positive, got {value}.")
         if self.inducing_diagonal <= 2e-3:
             raise ValueError(f"inducing_diagonal must be above 0.002, got {self.inducing_diagonal}.")
@@ -125,18 +127,18 @@ class BayesianLoraConfig(RandomLoraConfig):
             posterior_options=tuple(sorted(self.posterior_options.items())),
             posterior_std=self.posterior_std,
             prior_std=_pair("prior_std", self.prior_std)[position],
-            inducing_std=None if self.inducing_std is None else _pair("inducing_std", self.inducing_std)[position],
+            inducing_std=_pair("inducing_std", self.inducing_std)[position],
             residual_scale=self.residual_scale,
             learn_residual_scale=self.learn_residual_scale,
             maximum_residual_scale=self.maximum_residual_scale,
             mean=self.mean,
-            mean_std=self.mean_std,
+            mean_std=_pair("mean_std", self.mean_std)[position],
             bases=self.bases,
             inducing_diagonal=self.inducing_diagonal,
         )
 
 
-def _pair(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+def _pair(name: str, value: Std | Sequence[Std]) -> tuple[Std, Std]:
     """The values for A and B of an option that may be one number."""
     if not isinstance(value, Sequence):
         return value, value
