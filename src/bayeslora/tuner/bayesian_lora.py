@@ -58,7 +58,7 @@ class BayesianLoraConfig(RandomLoraConfig):
     learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
     maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
     mean: Literal["lora", "inducing"] = field(default="lora", metadata={"help": "Where the mean of W comes from."})
-    mean_std: float | list[float | None] | None = field(default=None, metadata={"help": "Prior std of the LoRA mean; None: flat."})
+    mean_std: float | list[float | None] | None = field(default=None, metadata={"help": "Prior std of the mean."})
     bases: Literal["lora", "free"] = field(default="lora", metadata={"help": "Inducing inputs."})
     num_inducing: int | None = field(default=None, metadata={"help": "m; default: the rank."})
     inducing_diagonal: float = field(default=0.1, metadata={"help": "D at the start."})
