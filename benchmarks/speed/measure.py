@@ -1,0 +1,97 @@
+"""Paired timing: every round runs all candidates once, in an order of its own, and ratios are taken within a round."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora.saving import atomic_file
+
+Work = Callable[[], object]
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """Wall time of one call, the device's queue included."""
+    gc.collect()
+    _synchronise(device)
+    start = time.perf_counter()
+    work()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def paired(
+    candidates: Mapping[str, Work], device: torch.device, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round; the order within a round is shuffled."""
+    order = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(warmup + rounds):
+        names = order.sample(list(candidates), len(candidates))
+        for name in names:
+            spent = seconds(candidates[name], device)
+            if number >= warmup:
+                times[name].append(spent)
+        print(f"round {number + 1} of {warmup + rounds}", file=sys.stderr, flush=True)
+    return times
+
+
+def ratios(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
+    """Median and quartiles of each candidate's time over the reference's, round by round."""
+    table = {}
+    for name, spent in times.items():
+        shares = [own / base for own, base in zip(spent, times[reference], strict=True)]
+        low, middle, high = statistics.quantiles(shares, n=4, method="inclusive")
+        table[name] = {
+            "ratio": round(middle, 4),
+            "lower_quartile": round(low, 4),
+            "upper_quartile": round(high, 4),
+            "median_seconds": round(statistics.median(spent), 5),
+        }
+    return table
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    cuda = device.type == "cuda"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "bayeslora")},
+    }
+
+
+def save(path: Path, record: Mapping[str, Any]) -> None:
+    """The record as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as aside:
+        aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
