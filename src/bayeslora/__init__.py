@@ -1,6 +1,7 @@
 """Bayesian-LoRA on Hugging Face PEFT: calibrated adapters that know what they do not know."""
 
 from bayeslora.from_lora import from_lora
+from bayeslora.generation import generate
 from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.predictive import Predictive, predict
 from bayeslora.sampling import random_factors, sampling
@@ -22,6 +23,7 @@ __all__ = [
     "RandomLoraConfig",
     "RandomLoraModel",
     "from_lora",
+    "generate",
     "get_task",
     "kl_divergence",
     "negative_elbo",

@@ -32,9 +32,11 @@ class Draws:
         self.explicit = False
         self.num_samples = 1
         self.share_trunk = True
+        self.use_cache = False
+        self._materialised = False
         self._batch: int | None = None
         self._repeating: list[Any] = []
-        self._checkpointable: list[nn.Module] | None = None
+        self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         self._handles = [
             root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             root.register_forward_hook(self._after_forward),
@@ -67,7 +69,7 @@ class Draws:
 
     def clear(self) -> None:
         """Back to the mean (in eval mode) or to a fresh draw per forward (in train mode)."""
-        self.held = self.explicit = False
+        self.held = self.explicit = self.use_cache = self._materialised = False
         self.set_copies(1, [])
         for module in [*self.modules(), *(m for group in self.other_adapters() for m in group)]:
             module.set_noise(None)
@@ -88,10 +90,9 @@ class Draws:
             module.begin_forward(kwargs)
         if modules[0].training and not (self.explicit or self.held):
             set_noise(self.modules(), [None])
-        if self._checkpointable is None:
-            self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
-        if not _recomputes_reentrantly(self._checkpointable):
+        if not (self._materialised or _recomputes_reentrantly(self._checkpointable)):
             materialise(_factors(modules))
+            self._materialised = self.use_cache
         if self.num_samples == 1 or not (self.explicit or modules[0].training):
             self._batch = None
             return None
@@ -99,8 +100,9 @@ class Draws:
 
     def _after_forward(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         factors = _factors(self.modules(in_use=True))
-        # A graph still needs the weights: gradient checkpointing reads them again in the backward pass.
-        if factors and not (torch.is_grad_enabled() and factors[0].training):
+        # A graph still needs the weights: gradient checkpointing reads them again in the backward pass. The next token
+        # needs them too, and computing them again would cost more than a token of a small model.
+        if factors and not self.use_cache and not (torch.is_grad_enabled() and factors[0].training):
             forget(factors)
         logits = getattr(output, "logits", None)
         if self._batch is not None and isinstance(logits, Tensor) and logits.shape[0] != self.num_samples * self._batch:
@@ -118,12 +120,15 @@ class Draws:
                 "S * batch predictions with batch labels. Leave labels out and average the probabilities, or use "
                 "bayeslora.predict."
             )
-        if kwargs.get("past_key_values") is not None or kwargs.get("adapter_names") is not None:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError("adapter_names cannot be combined with several samples in one forward; use num_samples=1.")
+        if kwargs.get("past_key_values") is not None and not self.use_cache:
             raise ValueError(
-                "past_key_values and adapter_names cannot be combined with several samples in one forward; "
-                "use num_samples=1."
+                "past_key_values cannot be combined with several samples in one forward unless the caller averages "
+                "them: generate with bayeslora.generate, or open the context with sampling(..., use_cache=True)."
             )
-        kwargs = {**kwargs, "use_cache": False} if "use_cache" in kwargs or hasattr(root, "generate") else kwargs
+        if not self.use_cache and ("use_cache" in kwargs or hasattr(root, "generate")):
+            kwargs = {**kwargs, "use_cache": False}
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() >= 2]
         self._batch = max(value.shape[0] for value in tensors)
         if not self.share_trunk:
@@ -205,9 +210,9 @@ def set_noise(
         module.set_noise(noise, explicit=explicit)
 
 
-def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
-    """The generator of draw `index` of `seed`: any pair gives an unrelated stream."""
-    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+def generator(device: torch.device, *key: int) -> torch.Generator:
+    """A generator for `key`, numbers >= 0; another key gives an unrelated stream. Zeros at its end do not count."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
@@ -243,7 +248,7 @@ def hold_draw(model: nn.Module, *, seed: int, step: int, num_samples: int = 1) -
         return
     device = modules[0].device
     numbers = [step * num_samples + s for s in range(num_samples)]
-    set_noise(modules, [_generator(seed, number, device) for number in numbers])
+    set_noise(modules, [generator(device, seed, number) for number in numbers])
     draws.held = True
     if num_samples != draws.num_samples:
         draws.set_copies(num_samples, _layers_from_first_random(model) if num_samples > 1 else [])
@@ -251,7 +256,13 @@ def hold_draw(model: nn.Module, *, seed: int, step: int, num_samples: int = 1) -
 
 @contextmanager
 def sampling(
-    model: nn.Module, num_samples: int = 1, seed: int = 0, *, first: int = 0, share_trunk: bool = True
+    model: nn.Module,
+    num_samples: int = 1,
+    seed: int = 0,
+    *,
+    first: int = 0,
+    share_trunk: bool = True,
+    use_cache: bool = False,
 ) -> Iterator[None]:
     """Forwards inside this context use draws from the posterior instead of its mean.
 
@@ -267,6 +278,9 @@ def sampling(
         first: Number of the first draw; `sampling(num_samples=4)` is `first=0` and `first=2` with two samples each.
         share_trunk: Run the layers below the first random factor once and repeat their output (exact). Off, the
             inputs are repeated.
+        use_cache: Several draws may read and write `past_key_values`, in a cache that starts empty in this context: the
+            layers below the first random one keep B rows, the others S * B. For a caller who feeds each step with B
+            rows, as `bayeslora.generate` does.
 
     Raises:
         ValueError: `num_samples` is not positive, or sampling contexts are nested.
@@ -282,9 +296,9 @@ def sampling(
     held = [(module, module.noise) for module in modules] if draws.held else []
     copies = draws.num_samples
     for adapter in (modules, *draws.other_adapters()):
-        generators = [_generator(seed, first + s, modules[0].device) for s in range(num_samples)]
+        generators = [generator(modules[0].device, seed, first + s) for s in range(num_samples)]
         set_noise(adapter, generators, first=first, explicit=True)
-    draws.explicit = True
+    draws.explicit, draws.use_cache = True, use_cache
     draws.set_copies(num_samples, _layers_from_first_random(model) if share_trunk and num_samples > 1 else [])
     try:
         yield

@@ -168,7 +168,8 @@ class RandomFactor(RandomModule):
     @property
     def weight(self) -> Tensor:
         """The W of the moment: posterior mean or one draw `[out, in]`, or `[samples, out, in]`."""
-        if self._held is not None and self._held.key == self._key():
+        # A compiled forward has computed its weights itself, just before.
+        if self._held is not None and (torch.compiler.is_compiling() or self._held.key == self._key()):
             return self._held.weight
         return _compute([self])[0]
 
@@ -251,7 +252,7 @@ def _stack_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
 
 def _stack_noise(factors: Sequence[RandomFactor]) -> Noise:
     """Noise `[samples, factors, *]` in the precision that the parameters are stacked to."""
-    noises = [noise for factor in factors if (noise := factor.active_noise) is not None]
+    noises = [noise for noise in (factor.active_noise for factor in factors) if noise is not None]
     precision = at_least_float32(factors[0].reference).dtype
     parts = zip(*(noise.normal for noise in noises), strict=True)
     normal = tuple(torch.stack(part, dim=1).to(precision) for part in parts)
@@ -275,7 +276,7 @@ def materialise(factors: Sequence[RandomFactor]) -> None:
     for group in _groups(factors):
         members = [factors[position] for position in group]
         for factor, weight in zip(members, _compute(members), strict=True):
-            factor._held = _Held(weight, factor._key())
+            factor._held = _Held(weight, () if torch.compiler.is_compiling() else factor._key())
 
 
 def forget(factors: Sequence[RandomFactor]) -> None:
