@@ -85,11 +85,11 @@ def timed(options: argparse.Namespace, checkpointing: bool) -> dict[str, dict[st
     """The ratio table."""
     device = torch.device(options.device)
     ids = tokens(options.batch, options.length, device)
-    steps = {name: step_of(adapted(name, device, checkpointing), ids) for name in configs()}
+    steps = {name: step_of(adapted(name, device, checkpointing), ids) for name in options.rows}
     if options.compile:
         for name in ("lora", "bayesian_lora"):
             steps[f"{name}, compiled"] = step_of(adapted(name, device, checkpointing), ids, compiled=True)
-    return ratios(paired(steps, device, options.rounds, warmup=2), "lora")
+    return ratios(paired(steps, device, options.rounds), "lora")
 
 
 def _peak(name: str, checkpointing: bool, options: argparse.Namespace, queue: Any) -> None:
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", nargs="+", choices=list(configs()), default=list(configs()), help="lora among them.")
     parser.add_argument("--compile", action="store_true", help="Also with torch.compile.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
