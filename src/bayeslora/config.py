@@ -85,8 +85,11 @@ class TrainConfig:
         max_grad_norm: Clip the gradient's norm at this value.
         logging_steps: Steps between log lines.
         save_steps: Steps between checkpoints; default: every epoch.
-        cache_trunk: Keep the output of the frozen layers below the first adapter in memory, so that later epochs do
-            not compute it again (exact up to rounding; needs cloze or letter scoring).
+        cache_trunk: Keep the output of the frozen layers below the first adapter, so that later epochs do not compute
+            it again (exact up to rounding; needs cloze or letter scoring).
+        cache_trunk_folder: Keep it in memory-mapped files in this folder, for later runs, other methods and other
+            processes; default: in memory.
+        cache_trunk_limit: Bytes beyond which no further items are kept; on disk, for each trunk.
         report_to: Trackers that transformers knows, such as tensorboard or wandb.
         arguments: Fields of transformers.TrainingArguments, which win over those above.
     """
@@ -104,6 +107,8 @@ class TrainConfig:
     logging_steps: int = 10
     save_steps: int | None = None
     cache_trunk: bool = True
+    cache_trunk_folder: str | None = None
+    cache_trunk_limit: int = 4 * 2**30
     report_to: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
 

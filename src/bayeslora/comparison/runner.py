@@ -16,6 +16,7 @@ from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.results import Cell, Header, Items, Predictions, Results, Stage
 from bayeslora.metrics import accuracy, nll, summary
 from bayeslora.runs import Prediction, Run, load_run, task_items, train
+from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item, Splits
 from bayeslora.temperature import fit_temperature
 from bayeslora.trunk import TrunkCache
@@ -74,8 +75,8 @@ class _Comparison:
         for name, items in self.outside.items():
             if not items:
                 raise ValueError(f"out_of_distribution task {name!r} has no test items.")
-        self.described = described
-        self.caches: dict[int | None, TrunkCache | None] = {}
+        self.described = _without_storage(described)
+        self.caches: dict[int | None, TrunkCache] = {}
 
     def run(self) -> list[str]:
         """All cells; returns what failed."""
@@ -165,13 +166,14 @@ class _Comparison:
         run = self.config.run(place.task, place.title, place.seed, rate)
         folder = self.output / "runs" / f"{place.task}-{place.title}-{rate:g}-{place.seed}".replace("/", "_")
         layers = self.config.adapter.last_layers
-        if (folder / "metrics.json").is_file():
-            loaded = load_run(folder)
-            cache = self.caches.get(layers)
-            loaded.trunk_cache = None if cache is None else cache.rebind(loaded.model)
-            return loaded
-        trained = train(run, folder, resume=True, evaluate_dev=False, trunk_cache=self.caches.get(layers))
-        self.caches[layers] = trained.trunk_cache
+        cache, done = self.caches.get(layers), (folder / "metrics.json").is_file()
+        if done:
+            trained = load_run(folder)
+            trained.trunk_cache = open_trunk_cache(run, trained.model, cache)
+        else:
+            trained = train(run, folder, resume=True, evaluate_dev=False, trunk_cache=cache)
+        if trained.trunk_cache is not None:
+            self.caches[layers] = trained.trunk_cache
         return trained
 
     def _record(self, place: _Place, rate: float, trained: Run, predictions: dict[str, Prediction]) -> Cell:
@@ -219,6 +221,14 @@ class _Comparison:
         for name, items in self._outside(task):
             same = self.config.tasks[task].scoring != "classification" or items[0].choices == classes
             yield _items_record(task, f"ood:{name}", items, labelled=same)
+
+
+def _without_storage(described: dict[str, Any]) -> dict[str, Any]:
+    """Where the trunk cache lies and how large it may grow define nothing, and may differ when a comparison goes on."""
+    if not isinstance(train := described.get("train"), dict):
+        return described
+    storage = ("cache_trunk_folder", "cache_trunk_limit")
+    return described | {"train": {name: value for name, value in train.items() if name not in storage}}
 
 
 def _check_splits(task: str, splits: Splits) -> None:

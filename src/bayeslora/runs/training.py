@@ -31,7 +31,7 @@ from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import BayesianLoraTrainer
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Trained", "train"]
+__all__ = ["Trained", "open_trunk_cache", "train"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -76,7 +76,7 @@ def train(
     base, _, scoring = load_model(config.model, config.task, num_labels=width)
     set_seed(config.seed)
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
-    trunk_cache = trunk_cache.rebind(model) if trunk_cache is not None else _trunk_cache(config, model)
+    trunk_cache = open_trunk_cache(config, model, trunk_cache)
     if not resume:
         _set_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
@@ -86,6 +86,8 @@ def train(
             trainer.train(resume_from_checkpoint=resume)
         state = config.method.finish(model, _training(config, trainer, scoring, splits, trunk_cache))
     seconds = time.perf_counter() - started
+    if trunk_cache is not None:
+        logger.info("%s", trunk_cache.summary())
     metrics: dict[str, Any] = {
         "method": config.method.name,
         "task": config.task.name,
@@ -145,10 +147,24 @@ def _set_aside(checkpoints: Path) -> None:
         checkpoints.rename(previous)
 
 
-def _trunk_cache(config: RunConfig, model: PeftModel) -> TrunkCache | None:
-    if not config.train.cache_trunk:
+def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | None = None) -> TrunkCache | None:
+    """The trunk cache of a run as its config says; None where it is switched off or cannot apply.
+
+    Args:
+        config: The run.
+        model: With the run's adapters.
+        shared: That of another run on the same base model and layers; it wins over the config's folder and limit.
+
+    Raises:
+        ValueError: The trunk of `shared` has another length.
+    """
+    options = config.train
+    # Batches of classification do not say where an item's tokens lie, and most encoders have dropout at the bottom.
+    if not options.cache_trunk or config.task.scoring == "classification":
         return None
-    cache = TrunkCache(model)
+    if shared is not None:
+        return shared.rebind(model)
+    cache = TrunkCache(model, options.cache_trunk_limit, options.cache_trunk_folder)
     if cache.skipped:
         logger.info("caching the output of the %d frozen layers below the first adapter", cache.skipped)
     return cache if cache.skipped else None
