@@ -82,7 +82,10 @@ def test_steps_differ_and_follow_the_optimizer():
 def test_gradient_checkpointing_inside_the_graph():
     model = adapted().train()
     expected = gradients(model, model, 0)
-    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    base = model.base_model.model
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers' hook, which reentrant checkpointing needs, cannot be traced; nor can it under plain PEFT adapters.
+    base.disable_input_require_grads()
     run, _ = compiled(model)
     found = gradients(model, run, 0)
     for parameter, gradient in expected.items():
