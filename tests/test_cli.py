@@ -335,6 +335,12 @@ def test_an_unknown_command_has_the_nearest_right_one(capsys):
     assert "Did you mean 'evaluate'?" in fails(capsys, "evalute")
 
 
+def test_an_abbreviated_option_is_not_guessed(config, tmp_path, capsys):
+    error = fails(capsys, "train", "--config", config, "--output_dir", tmp_path / "run", "--train.epoch", 3)
+    assert "Did you mean 'train.epochs'?" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_base_model_is_an_error(tmp_path, config, capsys):
     run = tmp_path / "run"
     main(["train", "--config", str(config), "--output_dir", str(run)])

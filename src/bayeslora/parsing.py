@@ -26,6 +26,10 @@ __all__ = ["Parser", "add_config", "config_parser", "dump_config", "instantiate"
 class Parser(ArgumentParser):
     """Says the nearest right name where an option, key, command or method is unknown, and leaves the long usage out."""
 
+    def __init__(self, **kwargs: Any):
+        # An abbreviated name is mostly a misspelt one; it gets the hint instead of being guessed.
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2, or raise ValueError where the parser is not the command line's."""
         hint = _nearest(message, self)
