@@ -19,7 +19,7 @@ import torch
 from measure import environment, paired, ratios, save
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import bayeslora
 from bayeslora.memory import peak_memory
@@ -122,7 +122,7 @@ def memory_table(options: argparse.Namespace, checkpointing: bool) -> dict[str, 
 
 def parameter_table() -> dict[str, Mapping[str, float]]:
     """Trainable parameters, for SmolLM2 and for a model of width 4096 (on the meta device)."""
-    smollm2 = AutoConfig.from_pretrained(load_base_model("offline:smollm2")[0].config.name_or_path)
+    smollm2 = load_base_model("offline:smollm2")[0].config
     wide = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
     table = {}
     for title, config in (("SmolLM2-135M", smollm2), ("Llama, 32 layers of width 4096", wide)):

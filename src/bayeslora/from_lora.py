@@ -13,7 +13,7 @@ from torch import nn
 from bayeslora.factors import RandomModule
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
-__all__ = ["adapter_folder", "from_lora"]
+__all__ = ["adapter_folder", "changes_base", "from_lora"]
 
 
 def from_lora(
@@ -44,7 +44,7 @@ def from_lora(
     lora = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(lora, LoraConfig) or isinstance(lora, RandomLoraConfig):
         raise ValueError(f"from_lora expects a LoRA adapter, got one of type {lora.peft_type} at {adapter}.")
-    if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights.startswith(_CHANGE_THE_BASE):
+    if changes_base(lora):
         raise ValueError(
             f"the LoRA adapter at {adapter} was trained with init_lora_weights={lora.init_lora_weights!r}, which "
             "changes the base weights; convert it to plain LoRA first (PEFT: save_pretrained with "
@@ -69,6 +69,13 @@ def adapter_folder(path: str | Path) -> str | Path:
 
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def changes_base(config: LoraConfig) -> bool:
+    """Whether the start of the adapter changed the base weights, so that the adapter alone is not the model."""
+    start = config.init_lora_weights
+    return isinstance(start, str) and start.startswith(_CHANGE_THE_BASE)
+
 
 _OWN = (
     "peft_type",

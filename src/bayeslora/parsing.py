@@ -39,9 +39,9 @@ class Parser(ArgumentParser):
         raise SystemExit(2) from ex
 
 
-def config_parser(config: type[DataclassInstance], description: str = "") -> Parser:
+def config_parser(config: type[DataclassInstance]) -> Parser:
     """A parser with an option for every field of `config`, which also reads them from a YAML file."""
-    parser = Parser(description=description)
+    parser = Parser()
     add_config(parser, config)
     return parser
 

@@ -15,7 +15,7 @@ from bayeslora.sampling import find_draws, sampling
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Predictive", "evaluating", "predict"]
+__all__ = ["Predictive", "evaluating", "log_mean_exp", "predict"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Predictive:
     @property
     def log_probabilities(self) -> Tensor:
         """log of the mean probability over samples [batch, choices], nats; -inf for choices an item does not have."""
-        return torch.logsumexp(self.samples, 0) - math.log(self.samples.shape[0])
+        return log_mean_exp(self.samples)
 
     @property
     def probabilities(self) -> Tensor:
@@ -74,6 +74,11 @@ class Predictive:
             nn.functional.pad(part.samples, (0, width - part.samples.shape[-1]), value=-torch.inf) for part in parts
         ]
         return Predictive(torch.cat(padded, dim=1))
+
+
+def log_mean_exp(samples: Tensor) -> Tensor:
+    """log of the mean over the first dimension of exp(samples), `[samples, ...]` to `[...]`."""
+    return torch.logsumexp(samples, 0) - math.log(samples.shape[0])
 
 
 def _entropy(log_probabilities: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bayeslora.export.folder import Dtype
 from bayeslora.factors import RandomFactor, forget, materialise
-from bayeslora.from_lora import _CHANGE_THE_BASE
+from bayeslora.from_lora import changes_base
 from bayeslora.predictive import evaluating
 from bayeslora.sampling import random_factors
 
@@ -79,11 +79,11 @@ def lora_tensors(model: PeftModel) -> dict[str, Tensor]:
 def _check(config: Any, layers: Mapping[str, Any], name: str) -> None:
     if not isinstance(config, LoraConfig) or not layers:
         raise ValueError(f"expected a LoRA adapter, got one of type {config.peft_type}.")
-    start = config.init_lora_weights
-    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
+    if changes_base(config):
         raise ValueError(
-            f"init_lora_weights={start!r} changes the base weights, so the adapter alone is not the model; export it "
-            "merged, or convert it first (PEFT: save_pretrained with path_initial_model_for_weight_conversion)."
+            f"init_lora_weights={config.init_lora_weights!r} changes the base weights, so the adapter alone is not the "
+            "model; export it merged, or convert it first (PEFT: save_pretrained with "
+            "path_initial_model_for_weight_conversion)."
         )
     for key, layer in layers.items():
         parts = [container[name] for container in (layer.lora_A, layer.lora_B) if name in container]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
+
+from bayeslora.predictive import log_mean_exp
 
 __all__ = ["Generation", "Measure", "Span"]
 
@@ -66,7 +66,7 @@ class Generation:
     @property
     def log_probability(self) -> Tensor:
         """log (1/S) sum_s p_s(y_t | y_<t) of each token `[batch, new_tokens]`, nats."""
-        return _log_mean(self.draw_log_probabilities)
+        return log_mean_exp(self.draw_log_probabilities)
 
     @property
     def mean_log_probability(self) -> Tensor:
@@ -76,7 +76,7 @@ class Generation:
     @property
     def log_likelihood(self) -> Tensor:
         """log (1/S) sum_s prod_t p_s(y_t | y_<t) of each sequence `[batch]`, nats: one draw speaks for the whole."""
-        return _log_mean(self.draw_log_probabilities.sum(-1))
+        return log_mean_exp(self.draw_log_probabilities.sum(-1))
 
     def spans(self, threshold: float = 0.02, measure: Measure = "mutual_information") -> list[list[Span]]:
         """Runs of tokens whose `measure` exceeds `threshold` (nats), for each sequence.
@@ -85,7 +85,8 @@ class Generation:
             ValueError: There is no such measure.
         """
         unsure = self.values(measure).gt(threshold) & self.mask
-        return [[self._span(row, start, end, measure) for start, end in _runs(flags)] for row, flags in _rows(unsure)]
+        rows = enumerate(unsure.tolist())
+        return [[self._span(row, start, end, measure) for start, end in _runs(flags)] for row, flags in rows]
 
     def values(self, measure: Measure) -> Tensor:
         """The measure of each token `[batch, new_tokens]`, nats.
@@ -114,14 +115,6 @@ class Generation:
     def _span(self, row: int, start: int, end: int, measure: Measure) -> Span:
         text = None if self.pieces is None else "".join(self.pieces[row][start:end])
         return Span(start, end, float(self.values(measure)[row, start:end].mean()), text)
-
-
-def _log_mean(values: Tensor) -> Tensor:
-    return torch.logsumexp(values, 0) - math.log(values.shape[0])
-
-
-def _rows(flags: Tensor) -> Iterator[tuple[int, list[bool]]]:
-    return enumerate(flags.tolist())
 
 
 def _runs(flags: list[bool]) -> Iterator[tuple[int, int]]:
