@@ -192,7 +192,7 @@ def trunk_digest(model: nn.Module, trunk: Sequence[nn.Module]) -> str:
     These are the base model's name, commit, class and config, the versions of torch and transformers, the attention
     implementation, the type of device, the number of layers, and name, type, shape and bytes of every parameter and
     buffer of the trunk and outside of the layers (embeddings, rotary frequencies; also the final norm, which does no
-    harm). Takes about 1 s for each GB of weights.
+    harm). It reads all of them.
     """
     base = _base_model(model)
     config: Any = getattr(model, "config", None)
