@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeslora.layers import layers_below, layers_from_first, run_once
 from bayeslora.sampling import find_draws, sampling
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Predictive", "evaluating", "log_mean_exp", "predict"]
+__all__ = ["Predictive", "affordable_samples", "evaluating", "log_mean_exp", "predict"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,10 @@ def predict(
         if num_samples == 0 or draws is None or not draws.modules(in_use=True):
             with serving:
                 return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
-        size = chunk_size or _affordable_samples(model, batch, memory_limit)
+        size = chunk_size or affordable_samples(model, *_extent(batch), memory_limit)
+        below = layers_below(model, layers_from_first(model, draws.modules(in_use=True)))
         chunks = []
-        with serving:
+        with serving, run_once(below):
             for first in range(0, num_samples, size):
                 count = min(size, num_samples - first)
                 with sampling(model, count, seed, first=first):
@@ -168,13 +170,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _affordable_samples(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any], memory_limit: int | None) -> int:
+def _extent(batch: ChoiceBatch | Mapping[str, Any]) -> tuple[Tensor, int]:
+    """The ids `[batch, tokens]` of a batch, and how many positions of a row reach the head."""
+    ids = batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))
+    return ids, batch.logit_positions if isinstance(batch, ChoiceBatch) else 1
+
+
+def affordable_samples(model: nn.Module, ids: Tensor, positions: int, memory_limit: int | None = None) -> int:
     """How many draws fit into the memory limit in one forward; at least one.
 
     An upper estimate of what is alive at once without gradients: a few activations of the widest layer, the attention
     scores, and the logits in their own precision and in float32.
+
+    Args:
+        model: The model.
+        ids: What it reads `[batch, tokens]`.
+        positions: How many tokens of a row reach the head.
+        memory_limit: In bytes; default: half of the free memory on a GPU, 1 GiB elsewhere.
     """
-    ids = batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))
     rows, tokens = int(ids.shape[0]), int(ids.shape[1])
     if memory_limit is None:
         memory_limit = torch.cuda.mem_get_info(ids.device)[0] // 2 if ids.is_cuda else 2**30
@@ -182,7 +195,6 @@ def _affordable_samples(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any]
     hidden = getattr(config, "hidden_size", 1024)
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     heads = getattr(config, "num_attention_heads", 1)
-    positions = batch.logit_positions if isinstance(batch, ChoiceBatch) else 1
     vocabulary = getattr(config, "vocab_size", 1)
     numbers = tokens * (6 * hidden + 3 * wide) + 2 * heads * tokens**2 + 3 * positions * vocabulary
     return max(1, int(memory_limit // (4 * rows * numbers)))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayeslora.factors import Noise, RandomFactor, RandomModule, forget, materialise
+from bayeslora.layers import layers_from_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
 
@@ -251,7 +251,7 @@ def hold_draw(model: nn.Module, *, seed: int, step: int, num_samples: int = 1) -
     set_noise(modules, [generator(device, seed, number) for number in numbers])
     draws.held = True
     if num_samples != draws.num_samples:
-        draws.set_copies(num_samples, _layers_from_first_random(model) if num_samples > 1 else [])
+        draws.set_copies(num_samples, layers_from_first(model, modules) if num_samples > 1 else [])
 
 
 @contextmanager
@@ -299,7 +299,7 @@ def sampling(
         generators = [generator(modules[0].device, seed, first + s) for s in range(num_samples)]
         set_noise(adapter, generators, first=first, explicit=True)
     draws.explicit, draws.use_cache = True, use_cache
-    draws.set_copies(num_samples, _layers_from_first_random(model) if share_trunk and num_samples > 1 else [])
+    draws.set_copies(num_samples, layers_from_first(model, modules) if share_trunk and num_samples > 1 else [])
     try:
         yield
     finally:
@@ -308,34 +308,4 @@ def sampling(
             module.set_noise(kept)
         if held:
             draws.held = True
-            draws.set_copies(copies, _layers_from_first_random(model) if copies > 1 else [])
-
-
-def _layers_from_first_random(model: nn.Module) -> list[nn.Module]:
-    """Transformer layers from the first that holds an active random factor on.
-
-    Empty where that is not known to be safe: a random factor outside the layers comes first, or the head picks rows
-    by the size of `input_ids` (causal models with a classification head do).
-    """
-    if _head_counts_inputs(model):
-        return []
-    active = set(map(id, random_modules(model)))
-    layers: list[nn.Module] = []
-    covered: set[int] = set()
-    for module in model.modules():
-        if id(module) in active and not layers:
-            return []
-        if isinstance(module, GradientCheckpointingLayer):
-            inside = {id(child) for child in module.modules()} & active
-            if (inside or layers) and not covered >= inside | {id(module)}:
-                layers.append(module)
-                covered |= {id(child) for child in module.modules()}
-    return layers
-
-
-def _head_counts_inputs(model: nn.Module) -> bool:
-    return any(
-        type(module).__name__.endswith(("ForSequenceClassification", "ForTokenClassification"))
-        and hasattr(module, "score")
-        for module in model.modules()
-    )
+            draws.set_copies(copies, layers_from_first(model, modules) if copies > 1 else [])

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bayeslora.layers import forwards_replaced, outermost_layers
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.base import unwrapped
 from bayeslora.trunk_store import DiskStore, MemoryStore, Store
@@ -56,7 +55,7 @@ class TrunkCache:
         self.limit, self.folder = limit, folder
         self.forwards = self.served = 0
         self._layers = frozen_trunk(model)
-        self._all_layers = len(_outermost_layers(model))
+        self._all_layers = len(outermost_layers(model))
         self._store: Store = MemoryStore(limit)
         if folder is not None and self._layers:
             self._store = DiskStore(Path(folder).expanduser() / _folder_name(model, self._layers), limit)
@@ -120,7 +119,7 @@ class TrunkCache:
                 self._keep(batch, keys, output)
             return output
 
-        with _forwards_replaced(self._layers, run):
+        with forwards_replaced(self._layers, run):
             yield
 
     def _assemble(self, batch: ChoiceBatch, keys: Sequence[str]) -> Tensor | None:
@@ -143,23 +142,6 @@ class TrunkCache:
             self._store.add({key: output[index, -lengths[index] :] for index, key in enumerate(keys)})
 
 
-@contextmanager
-def _forwards_replaced(layers: Sequence[nn.Module], run: Callable[..., Any]) -> Iterator[None]:
-    """`run(layer, own forward, *args, **kwargs)` in place of the forward of each layer."""
-    # A forward of the instance, not of its class: accelerate and other wrappers put theirs there.
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(run, layer, layer.forward)
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own
-
-
 def _keys(batch: ChoiceBatch) -> list[str]:
     """A name for each item: its tokens, their positions, which tell the packed choices apart, and autocast's type."""
     device = batch["input_ids"].device.type
@@ -176,7 +158,7 @@ def _keys(batch: ChoiceBatch) -> list[str]:
 
 def frozen_trunk(model: nn.Module) -> list[nn.Module]:
     """The transformer layers below the first that is adapted or trained; empty where caching does not apply."""
-    layers = _outermost_layers(model)
+    layers = outermost_layers(model)
     count = 0
     while count < len(layers) and not any(_changes(module) for module in layers[count].modules()):
         count += 1
@@ -236,7 +218,7 @@ def _base_model(model: nn.Module) -> nn.Module:
 def _not_above(model: nn.Module, trunk: Sequence[nn.Module]) -> dict[str, nn.Module]:
     """By name the modules of the base model but for the layers above the trunk and the language-model head."""
     base, below = _base_model(model), {id(layer) for layer in trunk}
-    above = [layer for layer in _outermost_layers(base) if id(layer) not in below]
+    above = [layer for layer in outermost_layers(base) if id(layer) not in below]
     getter: Any = getattr(base, "get_output_embeddings", lambda: None)
     if (head := getter()) is not None:
         above.append(head)
@@ -257,13 +239,3 @@ def _changes(module: nn.Module) -> bool:
     return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) or any(
         parameter.requires_grad for parameter in module.parameters(recurse=False)
     )
-
-
-def _outermost_layers(model: nn.Module) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    covered: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and id(module) not in covered:
-            layers.append(module)
-            covered |= {id(child) for child in module.modules()}
-    return layers
