@@ -76,7 +76,10 @@ class TrainConfig:
         max_steps: Stop after this many optimizer steps; default: by epochs.
         batch_size: Items per optimizer step and process, before accumulation.
         gradient_accumulation_steps: Micro-batches per optimizer step.
-        learning_rate: Peak learning rate of AdamW.
+        optimizer: "adamw", or what trains the LoRA pairs (A, B) beside AdamW for all other parameters: "lora_rite",
+            "reflora", "reflora_scalar", "oplora".
+        optimizer_options: Options of that optimizer, such as pair_lr (learning rate of the pairs).
+        learning_rate: Peak learning rate of the optimizer.
         lr_scheduler: Schedule after the warm-up, a name of transformers' schedulers.
         warmup: Share of the steps over which the learning rate rises.
         weight_decay: Decoupled weight decay on LoRA means (never on variational parameters); for plain LoRA this is
@@ -98,6 +101,8 @@ class TrainConfig:
     max_steps: int | None = None
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
+    optimizer: Literal["adamw", "lora_rite", "reflora", "reflora_scalar", "oplora"] = "adamw"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-3
     lr_scheduler: str = "linear"
     warmup: float = 0.06

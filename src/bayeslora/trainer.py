@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from bayeslora.factors import KL, RandomModule
 from bayeslora.objective import kl_divergence, kl_weight, negative_elbo
+from bayeslora.optimizers import build_optimizer
 from bayeslora.sampling import find_draws, hold_draw
 from bayeslora.saving import last_complete_checkpoint
 from bayeslora.scoring import ChoiceBatch
@@ -46,6 +47,9 @@ class ELBOTrainerMixin(_Parent):
         kl_warmup_steps: Steps until the KL has its full weight.
         posterior_learning_rate: Learning rate of the variational parameters (all of a factor but its LoRA mean).
             Default: that of the others.
+        optimizer: "adamw" for the Trainer's own (`TrainingArguments.optim`), or the name of one for LoRA pairs
+            (`bayeslora.optimizers`), which takes learning rate, betas, epsilon and decay from the TrainingArguments.
+        optimizer_options: Further options of that optimizer.
         label_smoothing: Share of each item's target spread evenly over its choices (`ChoiceBatch`; for other inputs
             use TrainingArguments.label_smoothing_factor).
         train_samples: Draws per forward (`ChoiceBatch` only); the NLL is their mean.
@@ -61,6 +65,8 @@ class ELBOTrainerMixin(_Parent):
         num_examples: int | None = None,
         kl_warmup_steps: int = 0,
         posterior_learning_rate: float | None = None,
+        optimizer: str = "adamw",
+        optimizer_options: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
         train_samples: int = 1,
         trunk_cache: TrunkCache | None = None,
@@ -72,7 +78,16 @@ class ELBOTrainerMixin(_Parent):
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
         if train_samples < 1:
             raise ValueError(f"train_samples must be at least 1, got {train_samples}.")
+        if optimizer == "adamw" and optimizer_options:
+            raise ValueError(
+                f"optimizer_options {sorted(optimizer_options)} are for optimizers of LoRA pairs, but optimizer is "
+                "'adamw', whose options are fields of TrainingArguments."
+            )
+        if optimizer != "adamw" and kwargs.get("optimizer_cls_and_kwargs") is not None:
+            raise ValueError(f"this method brings its own optimizer; leave optimizer at 'adamw', got {optimizer!r}.")
         super().__init__(*args, **kwargs)
+        self.optimizer_name = optimizer
+        self.optimizer_options = optimizer_options or {}
         self.beta = beta
         self.kl_warmup_steps = kl_warmup_steps
         self.posterior_learning_rate = posterior_learning_rate
@@ -233,6 +248,8 @@ class ELBOTrainerMixin(_Parent):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The parent's optimizer, with groups of their own for variational parameters where they have a rate."""
         fresh = self.optimizer is None
+        if fresh and self.optimizer_name != "adamw":
+            self.optimizer = self._pair_optimizer()
         optimizer = super().create_optimizer(*args, **kwargs)
         if fresh and self.posterior_learning_rate is not None:
             chosen = {id(p) for _, p in variational_parameters(self._module)}
@@ -243,6 +260,18 @@ class ELBOTrainerMixin(_Parent):
                     optimizer.add_param_group({**group, "params": moved, "lr": self.posterior_learning_rate})
         self.optimizer = optimizer
         return optimizer
+
+    def _pair_optimizer(self) -> torch.optim.Optimizer:
+        arguments = self.args
+        given = {
+            "lr": arguments.learning_rate,
+            "betas": (arguments.adam_beta1, arguments.adam_beta2),
+            "eps": arguments.adam_epsilon,
+            "weight_decay": arguments.weight_decay,
+            "decayed": self.get_decay_parameter_names(self._module),
+            "fused": True if arguments.optim == "adamw_torch_fused" else None,
+        }
+        return build_optimizer(self.optimizer_name, self._module, **{**given, **self.optimizer_options})
 
     # --- life of a run ---------------------------------------------------------------------------------------------
 
