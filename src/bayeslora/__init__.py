@@ -1,5 +1,8 @@
 """Bayesian-LoRA on Hugging Face PEFT: calibrated adapters that know what they do not know."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from bayeslora.from_lora import from_lora
 from bayeslora.generation import generate
 from bayeslora.objective import kl_divergence, negative_elbo
@@ -9,6 +12,10 @@ from bayeslora.scoring import Classification, Cloze, Letter
 from bayeslora.tasks import get_task
 from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig, RandomLoraModel
+
+if TYPE_CHECKING:
+    from bayeslora.hub import push_to_hub
+    from bayeslora.runs import load_run
 
 __version__ = "0.1.0"
 
@@ -26,8 +33,19 @@ __all__ = [
     "generate",
     "get_task",
     "kl_divergence",
+    "load_run",
     "negative_elbo",
     "predict",
+    "push_to_hub",
     "random_factors",
     "sampling",
 ]
+
+_LATER = {"load_run": "bayeslora.runs", "push_to_hub": "bayeslora.hub"}
+"""Names whose modules import metrics and pictures, which a user of adapters alone need not wait for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

@@ -77,7 +77,7 @@ def load_base_model(
             f"num_labels={num_labels} needs a classification head, but kind is 'causal_lm'. "
             "Set kind='sequence_classification' or leave num_labels out."
         )
-    source = _locate(name)
+    source = locate(name)
     shared = {} if revision is None else {"revision": revision}
     head = {} if num_labels is None else {"num_labels": num_labels}
     try:
@@ -103,7 +103,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BAYESLORA_CACHE") or "~/.cache/bayeslora").expanduser().absolute()
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
     """What `from_pretrained` should be given for `name`: a folder, or `name` itself as a Hub id."""
     if name.startswith("offline:"):
         if name not in _OFFLINE_MODELS:

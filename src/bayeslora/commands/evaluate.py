@@ -17,7 +17,7 @@ class Evaluate(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run and what to score it on."""
-        parser.add_argument("run", type=str, help="Folder of the run.")
+        parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument("--task", type=str | None, default=None, help="Another task than the run's own.")
         parser.add_argument("--split", type=str, default="test", help="test or dev.")
         parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")

@@ -18,7 +18,7 @@ class Export(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, what to write of it, and where."""
-        parser.add_argument("run", type=str, help="Folder of the run.")
+        parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument(
             "--format",
             type=Literal["mean", "samples", "merged"],

@@ -21,7 +21,7 @@ class Generate(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the prompts, how to decode, and what counts as unsure."""
         add = parser.add_argument
-        add("run", type=str, help="Folder of the run.")
+        add("run", type=str, help="Folder of the run, or its Hub id.")
         add("--prompt", type=str | None, default=None, help="One prompt.")
         add("--input", type=str | None, default=None, help='JSONL, CSV or Parquet file with a column "prompt".')
         add("--output", type=str | None, default=None, help="JSONL file to write; default: print the texts.")

@@ -17,7 +17,7 @@ class Predict(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the files, and when to abstain."""
-        parser.add_argument("run", type=str, help="Folder of the run.")
+        parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument("--input", type=str, required=True, help="JSONL, CSV or Parquet file of items.")
         parser.add_argument("--output", type=str, required=True, help="JSONL file to write.")
         parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")

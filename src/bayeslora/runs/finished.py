@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from bayeslora.config import ModelConfig
 from bayeslora.conformal import ConformalSets, check_coverage
+from bayeslora.from_lora import adapter_folder
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
-from bayeslora.runs.loading import load_model
+from bayeslora.runs.loading import head_width, load_model
+from bayeslora.runs.locating import is_hub_run, run_folder
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
@@ -25,24 +28,33 @@ from bayeslora.tasks import load_items
 __all__ = ["evaluate", "load_run", "predict_file", "write_evaluation"]
 
 
-def load_run(folder: str | Path) -> Run:
-    """Load the adapter of a run folder on its base model, in eval mode.
+def load_run(run: str | Path, *, revision: str | None = None, base_model: str | None = None) -> Run:
+    """Load the adapter of a run on its base model, in eval mode.
+
+    Args:
+        run: The run folder; or the Hub id of a pushed run, `user/name` or `user/name@revision`, which is downloaded
+            into the Hub's cache. A private one needs `hf auth login`.
+        revision: Branch, tag or commit of a Hub id.
+        base_model: Hub id or folder of the base model, in place of the name that the run gives.
 
     Raises:
-        FileNotFoundError: The folder is not a run folder.
+        FileNotFoundError: There is no such run, or its base model was a folder that is not here.
         ValueError: The adapter belongs to another base model, or was written by a newer version.
     """
-    folder = Path(folder)
+    folder = run_folder(run, revision)
     recover_folder(folder / "adapter")
-    for name in ("config.yaml", "adapter/adapter_config.json", "metrics.json"):
-        if not (folder / name).is_file():
+    adapter = Path(adapter_folder(folder))
+    for path in (folder / "config.yaml", adapter / "adapter_config.json", folder / "metrics.json"):
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{folder} is not a finished run: {name} is missing. Expected the --output_dir of `bayeslora train`."
+                f"{run} is not a finished run: {path.name} is missing. Expected the --output_dir of `bayeslora train`, "
+                "or the Hub id of a run that was pushed by `bayeslora push`. An adapter alone loads with PEFT."
             )
     config = read_config(folder / "config.yaml")
+    config.model = _base_model(config.model, base_model)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    base, _, scoring = load_model(config.model, config.task, num_labels=_head_width(folder / "adapter"))
-    model = PeftModel.from_pretrained(base, str(folder / "adapter"))
+    base, _, scoring = load_model(config.model, config.task, num_labels=head_width(adapter))
+    model = PeftModel.from_pretrained(base, str(adapter))
     return Run(
         config=config,
         model=model,
@@ -53,15 +65,16 @@ def load_run(folder: str | Path) -> Run:
     )
 
 
-def _head_width(adapter: Path) -> int | None:
-    """Classes of the saved classification head, if the adapter holds one."""
-    from safetensors import safe_open
-
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            if key.endswith((".classifier.weight", ".score.weight", ".out_proj.weight")):
-                return int(file.get_slice(key).get_shape()[0])
-    return None
+def _base_model(named: ModelConfig, base_model: str | None) -> ModelConfig:
+    """The base model to load: `base_model`, or the one that the run names."""
+    if base_model is not None:
+        return replace(named, name=base_model, revision=None)
+    if named.name.startswith("./") and not Path(named.name).is_dir():
+        raise FileNotFoundError(
+            f"this run was trained on a base model in a folder, {named.name!r}, which is not here; put it there, or "
+            "name it: bayeslora.load_run(..., base_model=FOLDER_OR_HUB_ID)."
+        )
+    return named
 
 
 def evaluate(
@@ -76,18 +89,24 @@ def evaluate(
     """Score a run on a split and write metrics.json, predictions.jsonl and reliability.png.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or the Hub id of a pushed run.
         task: Another task than the run's own, by name or path.
         split: "test" or "dev".
         num_samples: Posterior draws; default: the run's.
         examples: Use only this many items; default: the run's number for its own task, all for another.
-        output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another.
+        output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another. A run on the Hub
+            needs one.
 
     Raises:
-        ValueError: The split is unknown or empty.
+        ValueError: The split is unknown or empty, or a run on the Hub has no `output_dir`.
     """
     if split not in ("test", "dev"):
         raise ValueError(f"split must be 'test' or 'dev', got {split!r}.")
+    if output_dir is None and is_hub_run(str(folder)):
+        raise ValueError(
+            f"there is no folder {str(folder)!r} here. To evaluate the run of that Hub id, say where to write the "
+            "results: output_dir=FOLDER."
+        )
     run = load_run(folder)
     own = task is None or task == run.config.task.name
     described = run.config.task
@@ -129,7 +148,7 @@ def predict_file(
     """Predict the items of a local file and write one JSON record each, in the input's order.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or the Hub id of a pushed run.
         input: JSONL, CSV or Parquet file with the run's column names; labels are optional.
         output: JSONL file to write, atomically.
         num_samples: Posterior draws; default: the run's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.models import load_base_model
 from bayeslora.scoring import Scoring, get_scoring
 
-__all__ = ["load_model"]
+__all__ = ["head_width", "load_model"]
 
 
 def load_model(
@@ -30,6 +31,17 @@ def load_model(
     )
     positions = getattr(model.config, "max_position_embeddings", None) or task.max_length
     return model, tokenizer, scoring(tokenizer, max_length=min(task.max_length, positions))
+
+
+def head_width(adapter: Path) -> int | None:
+    """Classes of the saved classification head, if the adapter holds one."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.endswith((".classifier.weight", ".score.weight", ".out_proj.weight")):
+                return int(file.get_slice(key).get_shape()[0])
+    return None
 
 
 def _dtype(config: ModelConfig) -> Any:

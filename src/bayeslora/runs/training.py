@@ -18,7 +18,7 @@ from transformers import TrainingArguments, set_seed
 from bayeslora.config import RunConfig
 from bayeslora.memory import peak_memory
 from bayeslora.methods import Training, trainable_parameters
-from bayeslora.model_card import write_model_card
+from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items
 from bayeslora.runs.loading import load_model
@@ -121,7 +121,7 @@ def train(
         metrics |= prediction.metrics() | {"split": "dev"}
     elif config.temperature_scaling:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
-    write_model_card(output / "adapter", config, metrics)
+    write_model_card(output / "adapter", config, metrics, CardFacts(classes=width))
     write_json(output / "metrics.json", metrics)
     return trained
 
@@ -215,5 +215,7 @@ def _trainer(
         data_collator=scoring,
         trunk_cache=trunk_cache,
         label_smoothing=options.label_smoothing,
+        optimizer=options.optimizer,
+        optimizer_options=options.optimizer_options,
         **config.method.trainer_options(options.learning_rate, steps, len(splits.train)),
     )
