@@ -335,6 +335,7 @@ def test_a_streamer_gets_each_token_once() -> None:
         ({"prompt_lookup_num_tokens": 2}, "assisted_generation"),
         ({"assistant_model": "any"}, "Leave assistant_model out"),
         ({"past_key_values": "any"}, "give the whole text"),
+        ({"cache": "any"}, "give the whole text"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"cache_implementation": "static"}, "use 'dynamic'"),
         ({"output_scores": True}, "output_scores=True has no place"),

@@ -122,9 +122,10 @@ class Draws:
             )
         if kwargs.get("adapter_names") is not None:
             raise ValueError("adapter_names cannot be combined with several samples in one forward; use num_samples=1.")
-        if kwargs.get("past_key_values") is not None and not self.use_cache:
+        # transformers 5.24 calls it "cache".
+        if any(kwargs.get(name) is not None for name in ("past_key_values", "cache")) and not self.use_cache:
             raise ValueError(
-                "past_key_values cannot be combined with several samples in one forward unless the caller averages "
+                "a key-value cache (past_key_values) cannot be combined with several samples in one forward unless the caller averages "
                 "them: generate with bayeslora.generate, or open the context with sampling(..., use_cache=True)."
             )
         if not self.use_cache and ("use_cache" in kwargs or hasattr(root, "generate")):
@@ -278,7 +279,7 @@ def sampling(
         first: Number of the first draw; `sampling(num_samples=4)` is `first=0` and `first=2` with two samples each.
         share_trunk: Run the layers below the first random factor once and repeat their output (exact). Off, the
             inputs are repeated.
-        use_cache: Several draws may read and write `past_key_values`, in a cache that starts empty in this context: the
+        use_cache: Several draws may read and write the key-value cache, one that starts empty in this context: the
             layers below the first random one keep B rows, the others S * B. For a caller who feeds each step with B
             rows, as `bayeslora.generate` does.
 

@@ -28,7 +28,9 @@ __all__ = ["generate"]
 _NOT_TAKEN = {
     "assistant_model": "an assistant would have to propose tokens to all draws",
     "custom_generate": "the decoding is this function's own",
-    "past_key_values": "the cache must hold the draws of this call; give the whole text as input_ids",
+    **dict.fromkeys(
+        ("past_key_values", "cache"), "the cache must hold the draws of this call; give the whole text as input_ids"
+    ),
     "inputs_embeds": "give input_ids",
     "negative_prompt_ids": "guidance is not supported",
     "adapter_names": "one adapter's draws are averaged; call model.set_adapter and generate for one adapter at a time",
