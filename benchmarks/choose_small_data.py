@@ -1,6 +1,6 @@
 """Chooses the prior of Bayesian-LoRA on small-data cells, on items outside the test split: never on the test split.
 
-OMP_NUM_THREADS=1 python benchmarks/choose_small_data.py results/defaults/small_data.jsonl --tasks sst2_32 mrpc_64 rte_64
+OMP_NUM_THREADS=1 python benchmarks/choose_small_data.py results/defaults/small_data.jsonl
 
 MiniLM with a new head, one seed. A candidate is trained on a few items of the training split and scored on up to
 `POOL` of those that are left over, dev included. One line per candidate is appended as it ends; what the file already
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
-from bayeslora.metrics import summary
 from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.metrics import summary
 from bayeslora.runs import task_items, train
 from bayeslora.tasks import Item
 
