@@ -72,7 +72,7 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before.get("PYTHONPATH", "")])
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()
@@ -85,7 +85,10 @@ def same_numbers(one: Cell, other: Cell) -> bool:
 
 
 def test_a_cluster_gives_the_same_records_and_runs_the_cell_of_a_killed_worker_again(
-    cluster, tmp_path, tiny_base, data  # noqa: F811
+    cluster,
+    tmp_path,
+    tiny_base,
+    data,  # noqa: F811
 ):
     marker = tmp_path / "was killed"
     config = written(tmp_path / "compare.yaml", tiny_base, data, marker)

@@ -193,5 +193,3 @@ def _lora_numbers(model: nn.Module) -> int:
         elif isinstance(module, ModulesToSaveWrapper):
             total += sum(parameter.numel() for parameter in module.modules_to_save.parameters())
     return total
-
-

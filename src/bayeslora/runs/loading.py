@@ -28,6 +28,7 @@ def load_model(
         dtype=_dtype(config),
         device=join(config.device),
         revision=config.revision,
+        quantization=config.quantization,
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,
     )
     positions = getattr(model.config, "max_position_embeddings", None) or task.max_length

@@ -1,0 +1,114 @@
+"""Two processes of the command line on one machine: the same adapter, the same predictions, one writer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from bayeslora.cli import main
+from bayeslora.commands import command_classes
+from bayeslora.distributed import gather_shares, is_launched, join, largest, share, whole
+from conftest import distance, run_python
+from test_cli import items, tiny_base, write_items  # noqa: F401
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+COMMANDS = """
+import json, os, sys
+from pathlib import Path
+from bayeslora.cli import main
+from bayeslora.runs import evaluate
+
+folder, second = Path(sys.argv[1]), os.environ["RANK"] == "1"
+if second:
+    # All that the library writes takes its place by one of these.
+    def refuse(*paths):
+        raise AssertionError(f"the second process writes {paths}")
+    os.replace = os.rename = refuse
+main(["train", "--config", f"{folder}/config.yaml", "--output_dir", f"{folder}/two", "--train.batch_size", "4"])
+main(["predict", f"{folder}/one", "--input", f"{folder}/data/test.jsonl", "--output", f"{folder}/two.jsonl"])
+metrics = evaluate(f"{folder}/one", output_dir=f"{folder}/evaluated")
+Path(f"{folder}/rank{os.environ['RANK']}.json").write_text(json.dumps(metrics))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:  # noqa: F811
+    """Runs of one process with batches of 8, and of two with 4 each; 11 dev and 21 test items, in batches of 4."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "data").mkdir()
+    for name, count, offset in (("train", 24, 0), ("dev", 11, 100), ("test", 21, 200)):
+        rows = items(count, offset)
+        for number, row in enumerate(rows):
+            # Lengths that order the items otherwise than the file does, and other numbers of choices.
+            row["question"] = "Tell me. " * (number * 7 % 5) + row["question"]
+            row["choices"] = row["choices"][: 2 + number % 2]
+            row["label"] = number % 2
+        write_items(folder / "data" / f"{name}.jsonl", rows)
+    content = {
+        "model": {"name": str(tiny_base), "device": "cpu"},
+        "task": {"name": str(folder / "data")},
+        "method": {"class_path": "BayesianLora", "init_args": {"r": 2, "last_layers": 2, "prior_std": 0.3}},
+        "train": {"max_steps": 3, "batch_size": 8, "logging_steps": 1, "learning_rate": 0.02},
+        "num_samples": 3,
+        "batch_size": 4,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    main(["train", "--config", str(folder / "config.yaml"), "--output_dir", str(folder / "one")])
+    test = str(folder / "data" / "test.jsonl")
+    main(["predict", str(folder / "one"), "--input", test, "--output", str(folder / "one.jsonl")])
+    done = run_python(COMMANDS, folder, str(folder), launcher=LAUNCHER)
+    assert done.returncode == 0, done.stderr[-6000:]
+    (folder / "printed").write_text(done.stdout)
+    return folder
+
+
+def test_eight_items_a_step_are_four_in_each_of_two_processes(folder: Path) -> None:
+    one, two = (load_file(folder / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    # A wrong weight of the KL or another draw would move them by the size of a step of Adam, about the learning rate.
+    assert max(distance(one[name], two[name]) for name in one) < 1e-4
+    histories = [json.loads((folder / name / "metrics.json").read_text())["history"] for name in ("one", "two")]
+    for first, second in zip(*histories, strict=True):
+        for key in ("nll", "kl", "kl_weight", "loss"):
+            assert second[key] == pytest.approx(first[key], rel=1e-4), key
+
+
+def test_shared_predictions_are_those_of_one_process(folder: Path) -> None:
+    one = (folder / "one.jsonl").read_text()
+    assert [json.loads(line)["id"] for line in one.splitlines()] == [f"item-{200 + n}" for n in range(21)]
+    assert (folder / "two.jsonl").read_text() == one
+    evaluated = (folder / "evaluated" / "predictions.jsonl").read_text()
+    assert [json.loads(line)["probabilities"] for line in evaluated.splitlines()] == [
+        json.loads(line)["probabilities"] for line in one.splitlines()
+    ]
+
+
+def test_all_processes_know_the_same_metrics_and_the_main_one_writes_and_speaks(folder: Path) -> None:
+    first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["num_examples"] == 21
+    assert json.loads((folder / "evaluated" / "metrics.json").read_text()) == first
+    printed = (folder / "printed").read_text()
+    assert printed.count("adapter: ") == 1 and printed.count("21 predictions: ") == 1
+
+
+def test_commands_for_one_process_refuse_several(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_launched()
+    with pytest.raises(SystemExit):
+        main(["report", "nowhere"])
+    assert "runs in one process" in capsys.readouterr().err
+    assert {command.name for command in command_classes() if command.distributed} == {"train", "evaluate", "predict"}
+    with pytest.raises(ValueError, match="cannot share the device 'cuda:1'"):
+        join("cuda:1")
+
+
+def test_a_process_of_its_own_has_all_the_work() -> None:
+    assert not is_launched() and join("auto") == "auto"
+    assert share([1, 2, 3]) == gather_shares([1, 2, 3]) == [1, 2, 3]
+    assert largest(2.5) == 2.5 and largest(None) is None
+    value = torch.ones(2)
+    assert whole(value) is value
