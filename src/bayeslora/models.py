@@ -69,8 +69,8 @@ def load_base_model(
         The model and its tokenizer.
 
     Raises:
-        ValueError: For an unknown kind, dtype, quantization or offline name, for `num_labels` on a causal language model,
-            and when the checkpoint holds no weights for parts of the model that should be pretrained.
+        ValueError: For an unknown kind, dtype, quantization or offline name, for `num_labels` on a causal language
+            model, and when the checkpoint holds no weights for parts of the model that should be pretrained.
         OSError: When the folder is no model or the Hub id cannot be loaded.
         ImportError: When the package that carries an offline model, reads it or quantises is missing.
     """
