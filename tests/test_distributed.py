@@ -14,6 +14,7 @@ from bayeslora.distributed import gather_shares, is_launched, join, largest, sha
 from conftest import distance, run_python
 from test_cli import items, tiny_base, write_items  # noqa: F401
 
+ROOT = Path(__file__).parents[1]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 COMMANDS = """
@@ -32,6 +33,31 @@ main(["train", "--config", f"{folder}/config.yaml", "--output_dir", f"{folder}/t
 main(["predict", f"{folder}/one", "--input", f"{folder}/data/test.jsonl", "--output", f"{folder}/two.jsonl"])
 metrics = evaluate(f"{folder}/one", output_dir=f"{folder}/evaluated")
 Path(f"{folder}/rank{os.environ['RANK']}.json").write_text(json.dumps(metrics))
+
+# accelerate has FSDP2 for GPUs alone; told that two CPUs are GPUs which talk by gloo, it wraps and trains the same way.
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+os.environ |= {
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+from bayeslora.distributed import is_dtensor
+from bayeslora.parsing import parse_config
+from bayeslora.runs import train
+
+config = parse_config(f"{folder}/config.yaml")
+config.train.batch_size = 4
+trained = train(config, f"{folder}/sharded")
+layers = [p for name, p in trained.model.named_parameters() if ".layers." in name]
+assert layers and all(map(is_dtensor, layers)), "nothing was sharded"
 """
 
 
@@ -95,6 +121,23 @@ def test_all_processes_know_the_same_metrics_and_the_main_one_writes_and_speaks(
     assert printed.count("adapter: ") == 1 and printed.count("21 predictions: ") == 1
 
 
+def test_a_base_model_sharded_by_fsdp2_trains_saves_and_predicts_as_in_one_process(folder: Path) -> None:
+    one, sharded = (load_file(folder / name / "adapter" / "adapter_model.safetensors") for name in ("one", "sharded"))
+    assert {name: value.shape for name, value in sharded.items()} == {name: value.shape for name, value in one.items()}
+    assert max(distance(one[name], sharded[name]) for name in one) < 1e-4
+    whole_run, metrics = (json.loads((folder / name / "metrics.json").read_text()) for name in ("one", "sharded"))
+    assert metrics["nll"] == pytest.approx(whole_run["nll"], rel=1e-4)
+    assert metrics["trainable_parameters"] == whole_run["trainable_parameters"]
+    checkpoint = load_file(folder / "sharded" / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors")
+    assert max(distance(checkpoint[name], sharded[name]) for name in sharded) == 0
+    # What was gathered is an ordinary adapter.
+    test = str(folder / "data" / "test.jsonl")
+    main(["predict", str(folder / "sharded"), "--input", test, "--output", str(folder / "sharded.jsonl")])
+    rows = [[json.loads(line) for line in (folder / f"{name}.jsonl").open()] for name in ("one", "sharded")]
+    for first, second in zip(*rows, strict=True):
+        assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-4)
+
+
 def test_commands_for_one_process_refuse_several(monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert is_launched()
@@ -112,3 +155,11 @@ def test_a_process_of_its_own_has_all_the_work() -> None:
     assert largest(2.5) == 2.5 and largest(None) is None
     value = torch.ones(2)
     assert whole(value) is value
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configs_that_are_shipped(path: Path) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    config = ClusterConfig.from_yaml_file(str(path))
+    assert config.num_processes == 2 and config.distributed_type.value in ("MULTI_GPU", "FSDP", "DEEPSPEED")
