@@ -87,7 +87,7 @@ def test_draws_in_one_forward_are_the_draws_one_by_one(kind: str, model: PeftMod
 
 
 def test_a_training_step_is_of_the_adapter_alone_in_float32(kind: str, model: PeftModel) -> None:
-    # A prediction before it: on a CPU bitsandbytes then packs 4-bit weights anew.
+    # A prediction before it: on a CPU bitsandbytes would pack 4-bit weights anew.
     before = logits_of(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name and p.dtype == torch.float32 for name, p in trained.items())

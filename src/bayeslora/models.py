@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bayeslora.quantization import Quantization, quantization_config
+from bayeslora.quantization import Quantization, keep_layout, quantization_config
 
 Kind = Literal["causal_lm", "sequence_classification"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -97,6 +97,7 @@ def load_base_model(
             )
     except OSError as error:
         raise OSError(_load_failure(name, source, error)) from error
+    keep_layout(model)
     _require_pretrained(name, kind, model, report["missing_keys"])
     _ensure_padding(name, model, tokenizer)
     return (model if packing else model.to(place)).eval(), tokenizer

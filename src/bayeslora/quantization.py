@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Quantization", "plain_tensors", "quantization_config"]
+__all__ = ["Quantization", "keep_layout", "plain_tensors", "quantization_config"]
 
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit", "torchao_int8"]
 
@@ -46,6 +46,17 @@ def quantization_config(name: Quantization, dtype: str) -> Any | None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
     )
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Have bitsandbytes leave 4-bit weights in the layout that backward passes and merging read.
+
+    On CPUs with bfloat16 arithmetic a forward in eval mode repacks them for speed; a later backward pass or merge then
+    reads them wrongly, without a word (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def plain_tensors(value: Tensor) -> list[Tensor]:
