@@ -140,6 +140,8 @@ def test_a_base_model_sharded_by_fsdp2_trains_saves_and_predicts_as_in_one_proce
 
 def test_commands_for_one_process_refuse_several(monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_launched()
+    monkeypatch.setenv("RANK", "0")
     assert is_launched()
     with pytest.raises(SystemExit):
         main(["report", "nowhere"])

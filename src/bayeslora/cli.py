@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("bayeslora").setLevel(logging.INFO if is_main() else logging.WARNING)
     # Renamings inside PEFT and transformers that a user of the command can do nothing about.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # It says for each layer and forward that int8 products go through float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     parser = Parser(prog="bayeslora", description="Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003).")
     subcommands = parser.add_subcommands(required=True, dest="command")
     commands = {command.name: command() for command in command_classes()}

@@ -38,7 +38,7 @@ _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 def is_launched() -> bool:
     """Whether this process was started as one of several."""
-    return _from_environment(_WORLD_SIZES, 1) > 1
+    return _from_environment(_WORLD_SIZES, 1) > 1 and _from_environment(_RANKS, -1) >= 0
 
 
 def join(device: str) -> str:

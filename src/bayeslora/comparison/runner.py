@@ -46,7 +46,7 @@ def compare(
     output = Path(output_dir)
     items = ComparedItems(config)
     with executor(config, output, items) as workers:
-        header = Header.now(_without_storage(described), workers.device)
+        header = Header.now(_defining(described), workers.device)
         with Results.open(output / "results.jsonl", header) as results:
             for task in config.tasks:
                 for record in items.records(task):
@@ -98,12 +98,22 @@ def _next_ready(waiting: list[Place], running: set[Place]) -> Place | None:
     return next((place for place in waiting if is_ready(place, open_places)), None)
 
 
-def _without_storage(described: dict[str, Any]) -> dict[str, Any]:
-    """Where the trunk cache lies and how large it may grow define nothing, and may differ when a comparison goes on."""
-    if not isinstance(train := described.get("train"), dict):
-        return described
-    storage = ("cache_trunk_folder", "cache_trunk_limit")
-    return described | {"train": {name: value for name, value in train.items() if name not in storage}}
+_STORAGE = ("cache_trunk_folder", "cache_trunk_limit")
+"""Where the trunk cache lies and how large it may grow define nothing, and may differ when a comparison goes on."""
+
+_ADDED_LATER = {"quantization": "none"}
+"""Options that older files do not have, with the value that these files were made with."""
+
+
+def _defining(described: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that the results depend on."""
+    result = dict(described)
+    if isinstance(train := described.get("train"), dict):
+        result["train"] = {name: value for name, value in train.items() if name not in _STORAGE}
+    if isinstance(model := described.get("model"), dict):
+        later = _ADDED_LATER.items()
+        result["model"] = {name: value for name, value in model.items() if (name, value) not in later}
+    return result
 
 
 class _Progress:
