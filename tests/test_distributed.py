@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bayeslora.cli import main
 from bayeslora.commands import command_classes
-from bayeslora.distributed import gather_shares, is_launched, join, largest, share, whole
+from bayeslora.distributed import gather_shares, is_launched, join, largest, share, whole, world_size
 from conftest import distance, run_python
 from test_cli import items, tiny_base, write_items  # noqa: F401
 
@@ -140,7 +140,7 @@ def test_a_base_model_sharded_by_fsdp2_trains_saves_and_predicts_as_in_one_proce
 
 def test_commands_for_one_process_refuse_several(monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not is_launched()
+    assert not is_launched() and world_size() == 1
     monkeypatch.setenv("RANK", "0")
     assert is_launched()
     with pytest.raises(SystemExit):

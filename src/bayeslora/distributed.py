@@ -66,12 +66,16 @@ def join(device: str) -> str:
 
 def world_size() -> int:
     """Number of processes."""
-    return distributed.get_world_size() if _joined() else _from_environment(_WORLD_SIZES, 1)
+    if _joined():
+        return distributed.get_world_size()
+    return _from_environment(_WORLD_SIZES, 1) if is_launched() else 1
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return distributed.get_rank() if _joined() else _from_environment(_RANKS, 0)
+    if _joined():
+        return distributed.get_rank()
+    return _from_environment(_RANKS, 0) if is_launched() else 0
 
 
 def is_main() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -54,7 +55,8 @@ def keep_layout(model: nn.Module) -> None:
     On CPUs with bfloat16 arithmetic a forward in eval mode repacks them for speed; a later backward pass or merge then
     reads them wrongly, without a word (bitsandbytes 0.50).
     """
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
