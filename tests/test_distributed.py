@@ -21,7 +21,7 @@ COMMANDS = """
 import json, os, sys
 from pathlib import Path
 from bayeslora.cli import main
-from bayeslora.runs import evaluate
+from bayeslora.runs import evaluate, load_run, task_items
 
 folder, second = Path(sys.argv[1]), os.environ["RANK"] == "1"
 if second:
@@ -32,7 +32,10 @@ if second:
 main(["train", "--config", f"{folder}/config.yaml", "--output_dir", f"{folder}/two", "--train.batch_size", "4"])
 main(["predict", f"{folder}/one", "--input", f"{folder}/data/test.jsonl", "--output", f"{folder}/two.jsonl"])
 metrics = evaluate(f"{folder}/one", output_dir=f"{folder}/evaluated")
-Path(f"{folder}/rank{os.environ['RANK']}.json").write_text(json.dumps(metrics))
+# Fewer batches than processes.
+run = load_run(f"{folder}/one")
+few = run.predict(task_items(run.config.task).test[:3]).predictive.probabilities.tolist()
+Path(f"{folder}/rank{os.environ['RANK']}.json").write_text(json.dumps([metrics, few]))
 
 # accelerate has FSDP2 for GPUs alone; told that two CPUs are GPUs which talk by gloo, it wraps and trains the same way.
 from accelerate import PartialState
@@ -63,10 +66,10 @@ assert layers and all(map(is_dtensor, layers)), "nothing was sharded"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:  # noqa: F811
-    """Runs of one process with batches of 8, and of two with 4 each; 11 dev and 21 test items, in batches of 4."""
+    """Runs of one process with batches of 8, and of two with 4 each; 11 dev and 19 test items, in 3 and 5 batches of 4."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "data").mkdir()
-    for name, count, offset in (("train", 24, 0), ("dev", 11, 100), ("test", 21, 200)):
+    for name, count, offset in (("train", 24, 0), ("dev", 11, 100), ("test", 19, 200)):
         rows = items(count, offset)
         for number, row in enumerate(rows):
             # Lengths that order the items otherwise than the file does, and other numbers of choices.
@@ -105,7 +108,7 @@ def test_eight_items_a_step_are_four_in_each_of_two_processes(folder: Path) -> N
 
 def test_shared_predictions_are_those_of_one_process(folder: Path) -> None:
     one = (folder / "one.jsonl").read_text()
-    assert [json.loads(line)["id"] for line in one.splitlines()] == [f"item-{200 + n}" for n in range(21)]
+    assert [json.loads(line)["id"] for line in one.splitlines()] == [f"item-{200 + n}" for n in range(19)]
     assert (folder / "two.jsonl").read_text() == one
     evaluated = (folder / "evaluated" / "predictions.jsonl").read_text()
     assert [json.loads(line)["probabilities"] for line in evaluated.splitlines()] == [
@@ -115,10 +118,15 @@ def test_shared_predictions_are_those_of_one_process(folder: Path) -> None:
 
 def test_all_processes_know_the_same_metrics_and_the_main_one_writes_and_speaks(folder: Path) -> None:
     first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second and first["num_examples"] == 21
-    assert json.loads((folder / "evaluated" / "metrics.json").read_text()) == first
+    assert first == second
+    metrics, few = first
+    assert metrics["num_examples"] == 19
+    assert json.loads((folder / "evaluated" / "metrics.json").read_text()) == metrics
+    rows = [json.loads(line)["probabilities"] for line in (folder / "one.jsonl").open()]
+    for found, expected in zip(few, rows[:3], strict=True):
+        assert found[: len(expected)] == pytest.approx(expected, abs=1e-5)
     printed = (folder / "printed").read_text()
-    assert printed.count("adapter: ") == 1 and printed.count("21 predictions: ") == 1
+    assert printed.count("adapter: ") == 1 and printed.count("19 predictions: ") == 1
 
 
 def test_a_base_model_sharded_by_fsdp2_trains_saves_and_predicts_as_in_one_process(folder: Path) -> None:
