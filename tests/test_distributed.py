@@ -66,7 +66,7 @@ assert layers and all(map(is_dtensor, layers)), "nothing was sharded"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:  # noqa: F811
-    """Runs of one process with batches of 8 and of two with 4 each; 3 batches of dev items to predict, 5 of test items."""
+    """Runs of one process with batches of 8 and of two with 4 each; 3 batches of dev items to predict, 5 of test."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "data").mkdir()
     for name, count, offset in (("train", 24, 0), ("dev", 11, 100), ("test", 19, 200)):
