@@ -39,6 +39,7 @@ class RayExecutor(Executor):
     Raises:
         ImportError: Ray is not installed.
         ConnectionError: There is no cluster at `address`.
+        RuntimeError: Ray cannot be joined or started.
         ValueError: No node of the cluster has the CPUs and GPUs of one cell.
     """
 
@@ -131,6 +132,9 @@ def _join(ray: Any, address: str) -> None:
             f"there is no Ray cluster at {address!r}; start one by `ray start --head`, name another by --ray_address, "
             "or use this machine alone: --ray_address local."
         ) from error
+    # Ray raises a bare Exception where its own processes take too long to start.
+    except Exception as error:
+        raise RuntimeError(f"Ray could not be joined or started at {address!r}: {error}") from error
 
 
 _computers: dict[str, CellComputer] = {}
