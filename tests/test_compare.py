@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from bayeslora.cli import main
-from bayeslora.comparison import Results, runner
+from bayeslora.comparison import Results
+from bayeslora.comparison import cells as computing
 from bayeslora.comparison.config import CompareConfig, RowConfig
 from bayeslora.config import TaskConfig
 from bayeslora.methods import Lora
@@ -112,14 +113,14 @@ def test_the_temperature_row_has_the_temperature_with_the_least_dev_nll(config, 
 def test_a_finished_comparison_trains_nothing_again(config, tmp_path, monkeypatch):
     compare(config, tmp_path / "out")
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
-    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(computing, "train", lambda *_, **__: pytest.fail("trained again"))
     compare(config, tmp_path / "out")
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
 def test_a_killed_comparison_ends_with_the_same_numbers(config, tmp_path, monkeypatch):
     whole = compare(config, tmp_path / "whole")
-    trained, original = [], runner.train
+    trained, original = [], computing.train
 
     def killed(run, folder, **options):
         trained.append(folder)
@@ -127,7 +128,7 @@ def test_a_killed_comparison_ends_with_the_same_numbers(config, tmp_path, monkey
             raise KeyboardInterrupt
         return original(run, folder, **options)
 
-    monkeypatch.setattr(runner, "train", killed)
+    monkeypatch.setattr(computing, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path / "killed")
     # A kill can also tear the line that was being written.
@@ -145,19 +146,19 @@ def test_a_killed_comparison_ends_with_the_same_numbers(config, tmp_path, monkey
 
 
 def test_a_failing_row_costs_only_itself_and_is_tried_again(config, tmp_path, monkeypatch, capsys):
-    original = runner.train
+    original = computing.train
 
     def failing(run, folder, **options):
         if run.method.name == "lora":
             raise RuntimeError("no luck")
         return original(run, folder, **options)
 
-    monkeypatch.setattr(runner, "train", failing)
+    monkeypatch.setattr(computing, "train", failing)
     with pytest.raises(SystemExit):
         compare(config, tmp_path / "out")
     assert "no luck" in capsys.readouterr().err
     assert len(Results.read(tmp_path / "out" / "results.jsonl").cells("final", method="bayesian_lora")) == 2
-    monkeypatch.setattr(runner, "train", original)
+    monkeypatch.setattr(computing, "train", original)
     assert len(compare(config, tmp_path / "out").cells("final", method="lora")) == 2
 
 
@@ -177,15 +178,26 @@ def test_rows_and_seeds_can_be_added_and_what_is_there_is_kept(config, tmp_path,
     content["rows"] = {"map": {"method": {"class_path": "Lora"}, "train": {"weight_decay": 0.1}}}
     content["seeds"] = [0, 2]
     config.write_text(yaml.safe_dump(content, sort_keys=False))
-    trained, original = [], runner.train
+    trained, original = [], computing.train
     monkeypatch.setattr(
-        runner, "train", lambda run, folder, **o: trained.append(folder.name) or original(run, folder, **o)
+        computing, "train", lambda run, folder, **o: trained.append(folder.name) or original(run, folder, **o)
     )
     results = compare(config, tmp_path / "out")
     assert len(trained) == 3 and all("map" in name for name in trained)
     assert [cell.key for cell in results.cells()][: len(first.cells())] == [cell.key for cell in first.cells()]
     assert list(results.header.config["rows"]) == ["lora", "bayesian_lora", "map"]
     assert results.header.config["seeds"] == [0, 1, 2]
+
+
+def test_a_header_has_quantization_only_where_it_is_used(config, tmp_path):
+    compare(config, tmp_path / "out")
+    header = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])
+    assert "quantization" not in header["config"]["model"]
+    content = yaml.safe_load(config.read_text())
+    content["model"]["quantization"] = "torchao_int8"
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(SystemExit):
+        compare(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bayeslora.methods import BayesianLora, Method
+from bayeslora.quantization import Quantization
 
 __all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig"]
 
@@ -19,6 +20,8 @@ class ModelConfig:
         dtype: Number type of the weights; "auto" is float32 on a CPU without bfloat16 arithmetic, else as stored.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: Branch, tag or commit of a Hub id.
+        quantization: Keep the weights of the base model's linear layers, but for its head, in 4 or 8 bits: "bnb_4bit"
+            (NF4, QLoRA), "bnb_8bit" (LLM.int8()) or "torchao_int8" (extra: quantized).
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
     """
 
@@ -26,6 +29,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     revision: str | None = None
+    quantization: Quantization = "none"
     gradient_checkpointing: bool = False
 
 

@@ -32,6 +32,8 @@ def _probe(target: nn.Module) -> list[float] | None:
     weight = getattr(base, "weight", None)
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.is_meta:
         return None
+    if hasattr(weight.detach(), "__tensor_flatten__"):
+        return None
     flat = weight.detach().flatten()
     index = torch.linspace(0, flat.numel() - 1, _PROBES, dtype=torch.float64).long()
     return [round(value, 8) for value in flat[index.to(flat.device)].float().tolist()]

@@ -28,6 +28,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bayeslora.quantization import Quantization, keep_layout, quantization_config
+
 Kind = Literal["causal_lm", "sequence_classification"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -46,6 +48,7 @@ def load_base_model(
     num_labels: int | None = None,
     revision: str | None = None,
     device: str = "auto",
+    quantization: Quantization = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model in evaluation mode, with a tokenizer that can pad.
 
@@ -60,18 +63,20 @@ def load_base_model(
         num_labels: Outputs of the classification head; None takes the number in the checkpoint's config.
         revision: Branch, tag or commit of a Hub id; it means nothing for a folder or an offline name.
         device: A torch device name; "auto" takes CUDA, else Apple's MPS, else the CPU.
+        quantization: Keep the linear layers but the head in 4 or 8 bits: "bnb_4bit", "bnb_8bit" or "torchao_int8".
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        ValueError: For an unknown kind, dtype or offline name, for `num_labels` on a causal language model,
-            and when the checkpoint holds no weights for parts of the model that should be pretrained.
+        ValueError: For an unknown kind, dtype, quantization or offline name, for `num_labels` on a causal language
+            model, and when the checkpoint holds no weights for parts of the model that should be pretrained.
         OSError: When the folder is no model or the Hub id cannot be loaded.
-        ImportError: When the package that carries an offline model, or reads it, is missing.
+        ImportError: When the package that carries an offline model, reads it or quantises is missing.
     """
     _require_one_of("kind", kind, get_args(Kind))
     _require_one_of("dtype", dtype, get_args(DtypeName))
+    _require_one_of("quantization", quantization, get_args(Quantization))
     if num_labels is not None and kind == "causal_lm":
         raise ValueError(
             f"num_labels={num_labels} needs a classification head, but kind is 'causal_lm'. "
@@ -80,17 +85,22 @@ def load_base_model(
     source = locate(name)
     shared = {} if revision is None else {"revision": revision}
     head = {} if num_labels is None else {"num_labels": num_labels}
+    place = _choose_device(device)
+    # Quantised weights are made on their device and cannot be moved.
+    quantized = quantization_config(quantization, dtype)
+    packing = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(place)}}
     try:
         with _quiet_transformers(progress_bars=not Path(source).is_dir()):
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
             model, report = _AUTO_CLASSES[kind].from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **shared, **head
+                source, dtype=dtype, output_loading_info=True, **shared, **head, **packing
             )
     except OSError as error:
         raise OSError(_load_failure(name, source, error)) from error
+    keep_layout(model)
     _require_pretrained(name, kind, model, report["missing_keys"])
     _ensure_padding(name, model, tokenizer)
-    return model.to(_choose_device(device)).eval(), tokenizer
+    return (model if packing else model.to(place)).eval(), tokenizer
 
 
 def offline_models() -> tuple[str, ...]:

@@ -7,11 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
+
+from bayeslora.distributed import is_dtensor, is_main, is_sharded, wait, whole
 
 __all__ = [
     "atomic_file",
@@ -77,17 +80,32 @@ def recover_folder(path: str | Path) -> None:
     path = Path(path)
     previous = path.with_name(path.name + _PREVIOUS)
     if previous.exists() and not path.exists():
-        os.rename(previous, path)
+        # Of several processes one is the first.
+        with suppress(FileNotFoundError):
+            os.rename(previous, path)
 
 
 def save_adapter(model: PeftModel, path: str | Path, **options: Any) -> None:
     """`model.save_pretrained(path, **options)`, but a full disk or a kill leaves the adapter that was there whole.
 
+    Of several processes the main one writes, and all must call it: an adapter that FSDP2 has sharded is gathered.
+
     Raises:
         OSError: The disk is full or not writable; `path` is as it was before.
     """
-    with atomic_folder(path) as aside:
-        model.save_pretrained(str(aside), **options)
+    if is_sharded(model):
+        options = {"state_dict": _gathered(model), **options}
+    if is_main():
+        with atomic_folder(path) as aside:
+            model.save_pretrained(str(aside), **options)
+    wait()
+
+
+def _gathered(model: PeftModel) -> dict[str, Tensor]:
+    """The state of a sharded model, trained parameters whole, without the frozen ones that are sharded."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {name: whole(value) if name in trained else value for name, value in model.state_dict().items()}
+    return {name: value for name, value in state.items() if not is_dtensor(value)}
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -289,8 +289,10 @@ class ELBOTrainerMixin(_Parent):
                 draws.clear()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Where parameters are sharded, `state_dict` is what the trainer has gathered.
+        gathered = state_dict or {}
         for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+            if parameter.requires_grad and not torch.isfinite(gathered.get(name, parameter)).all():
                 raise NonFiniteLossError(
                     f"parameter {name} is not finite at step {self.state.global_step}; nothing was saved. "
                     f"{self._last_good()} Lower the learning rate, or check the data."

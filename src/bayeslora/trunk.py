@@ -17,6 +17,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from bayeslora.layers import forwards_replaced, outermost_layers
+from bayeslora.quantization import plain_tensors
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.base import unwrapped
 from bayeslora.trunk_store import DiskStore, MemoryStore, Store
@@ -194,7 +195,8 @@ def trunk_digest(model: nn.Module, trunk: Sequence[nn.Module]) -> str:
     for prefix, module in _not_above(model, trunk).items():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().flatten().cpu().view(torch.uint8).numpy().data)
+            for part in plain_tensors(tensor):
+                digest.update(part.detach().flatten().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

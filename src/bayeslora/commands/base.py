@@ -17,6 +17,8 @@ class Command(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
+    distributed: ClassVar[bool] = False
+    """Whether several processes (torchrun, accelerate launch) can share the work."""
 
     @abstractmethod
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -23,13 +24,31 @@ class Compare(Command):
         add_config(parser, CompareConfig)
         parser.add_argument("--output_dir", type=str, required=True, help="Folder for results.jsonl, report and runs.")
 
+        parser.add_argument(
+            "--executor",
+            type=Literal["local", "ray"],
+            default="local",
+            help="Compute cells in this process, or spread them over a Ray cluster (extra: ray).",
+        )
+        parser.add_argument(
+            "--ray_address",
+            type=str,
+            default="auto",
+            help='Ray cluster: "auto" (the one of this machine), host:6379, ray://host:10001, or "local" (start one).',
+        )
+        parser.add_argument("--ray_cpus", type=float, default=1, help="CPUs of a cell, and its threads.")
+        parser.add_argument("--ray_gpus", type=float, default=0, help="GPUs of a cell; may be a part of one.")
+
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where the report is."""
+        from bayeslora.comparison.executors import LocalExecutor, RayExecutor
         from bayeslora.comparison.runner import compare
         from bayeslora.report import write_report
 
         names = CompareConfig.__dataclass_fields__
         written = json.loads(parser.dump(options, format="json"))
         described = {name: value for name, value in written.items() if name in names}
-        compare(instantiate(parser, options, CompareConfig), options.output_dir, described)
+        resources = {"address": options.ray_address, "cpus": options.ray_cpus, "gpus": options.ray_gpus}
+        executor = partial(RayExecutor, **resources) if options.executor == "ray" else LocalExecutor
+        compare(instantiate(parser, options, CompareConfig), options.output_dir, described, executor)
         print(f"report: {write_report(options.output_dir)}")

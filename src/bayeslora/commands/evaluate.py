@@ -14,6 +14,7 @@ class Evaluate(Command):
 
     name: ClassVar[str] = "evaluate"
     description: ClassVar[str] = "Score a run: metrics.json, predictions.jsonl, reliability.png."
+    distributed: ClassVar[bool] = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run and what to score it on."""

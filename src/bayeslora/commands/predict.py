@@ -14,6 +14,7 @@ class Predict(Command):
 
     name: ClassVar[str] = "predict"
     description: ClassVar[str] = "Predict the items of a local file."
+    distributed: ClassVar[bool] = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the files, and when to abstain."""

@@ -17,6 +17,7 @@ class Train(Command):
 
     name: ClassVar[str] = "train"
     description: ClassVar[str] = "Train an adapter."
+    distributed: ClassVar[bool] = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Every field of RunConfig."""

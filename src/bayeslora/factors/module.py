@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from bayeslora.distributed import is_dtensor, whole
 from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.whitening import at_least_float32
 
@@ -244,9 +245,12 @@ def _groups(factors: Sequence[RandomFactor]) -> list[list[int]]:
 
 
 def _stack_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
-    """Parameters `[factors, *]`, in at least float32: a Cholesky factor has no lower precision."""
+    """Parameters `[factors, *]`, in at least float32: a Cholesky factor has no lower precision.
+
+    Between forwards FSDP2 keeps shards of them, and the KL is computed then, by every process alike.
+    """
     columns = [factor.parameters_by_name for factor in factors]
-    stacked = {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
+    stacked = {name: torch.stack([whole(column[name]) for column in columns]) for name in columns[0]}
     return {name: at_least_float32(value) for name, value in stacked.items()}
 
 
@@ -272,7 +276,12 @@ def _compute(factors: Sequence[RandomFactor]) -> list[Tensor]:
 
 
 def materialise(factors: Sequence[RandomFactor]) -> None:
-    """Compute the weights of all `factors` for the coming forward, stacked by shape into a few batched kernels."""
+    """Compute the weights of all `factors` for the coming forward, stacked by shape into a few batched kernels.
+
+    Factors that FSDP2 has sharded compute theirs inside their layer, where FSDP2 gathers the parameters and reduces
+    the gradients.
+    """
+    factors = [factor for factor in factors if not is_dtensor(factor.reference)]
     for group in _groups(factors):
         members = [factors[position] for position in group]
         for factor, weight in zip(members, _compute(members), strict=True):

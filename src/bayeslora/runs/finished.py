@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from bayeslora.config import ModelConfig
 from bayeslora.conformal import ConformalSets, check_coverage
+from bayeslora.distributed import is_main, wait
 from bayeslora.from_lora import adapter_folder
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
@@ -123,7 +124,9 @@ def evaluate(
     if run.metrics.get("split") == "dev":
         # The dev scores stand nowhere else.
         metrics["dev"] = {name: run.metrics[name] for name in prediction.metrics()}
-    write_evaluation(target, prediction, metrics)
+    if is_main():
+        write_evaluation(target, prediction, metrics)
+    wait()
     return metrics
 
 
@@ -184,7 +187,9 @@ def predict_file(
         for item, row, inside in zip(items, rows, sets, strict=True):
             row["set"] = inside.nonzero().flatten().tolist()
             row["set_choices"] = [item.choices[index] for index in row["set"]]
-    write_rows(output, rows)
+    if is_main():
+        write_rows(output, rows)
+    wait()
     return rows
 
 

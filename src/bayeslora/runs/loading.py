@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from bayeslora.config import ModelConfig, TaskConfig
+from bayeslora.distributed import join
 from bayeslora.models import load_base_model
 from bayeslora.scoring import Scoring, get_scoring
 
@@ -19,14 +20,15 @@ __all__ = ["head_width", "load_model"]
 def load_model(
     config: ModelConfig, task: TaskConfig, num_labels: int | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Scoring]:
-    """The base model, its tokenizer, and the scoring that reads it."""
+    """The base model on this process's device, its tokenizer, and the scoring that reads it."""
     scoring = get_scoring(task.scoring)
     model, tokenizer = load_base_model(
         config.name,
         kind=scoring.kind,  # type: ignore[arg-type]
         dtype=_dtype(config),
-        device=config.device,
+        device=join(config.device),
         revision=config.revision,
+        quantization=config.quantization,
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,
     )
     positions = getattr(model.config, "max_position_embeddings", None) or task.max_length

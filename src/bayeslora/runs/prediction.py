@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bayeslora.config import RunConfig
+from bayeslora.distributed import gather_shares, is_main, is_sharded, largest, share
 from bayeslora.methods import State
 from bayeslora.metrics import summary
 from bayeslora.predictive import Predictive
@@ -80,6 +81,10 @@ def predict_items(
 ) -> Prediction:
     """Predict `items` with the method of `config`; items of similar length share a batch.
 
+    Several processes share the batches, and each gets all predictions: all of them must call this. A batch is the same
+    whoever predicts it, so the numbers do not depend on how many there are. With a model that FSDP2 has sharded every
+    process takes part in every batch.
+
     Args:
         config: The run's.
         model: With the trained adapter.
@@ -94,14 +99,17 @@ def predict_items(
     order = sorted(range(len(items)), key=lambda index: _length(items[index]))
     device = next(model.parameters()).device
     started, parts = time.perf_counter(), []
-    for first in tqdm(range(0, len(order), config.batch_size), desc="predict", unit="batch", leave=False):
-        batch = scoring([items[index] for index in order[first : first + config.batch_size]]).to(device)
+    chunks = [order[first : first + config.batch_size] for first in range(0, len(order), config.batch_size)]
+    together = is_sharded(model)
+    own = chunks if together else share(chunks)
+    for chunk in tqdm(own, desc="predict", unit="batch", leave=False, disable=not is_main()):
+        batch = scoring([items[index] for index in chunk]).to(device)
         predictive = config.method.predict(model, batch, samples, config.seed, trunk_cache, state)
         parts.append(Predictive(predictive.samples.cpu()))
-    joined = Predictive.concatenate(parts)
+    joined = Predictive.concatenate(parts if together else gather_shares(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = Predictive(joined.samples[:, back]).tempered(temperature)
-    return Prediction(items, predictive, samples, time.perf_counter() - started)
+    return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0)
 
 
 def _length(item: Item) -> int:

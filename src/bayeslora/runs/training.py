@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 
 from bayeslora.config import RunConfig
+from bayeslora.distributed import is_main, largest, wait, world_size
 from bayeslora.memory import peak_memory
 from bayeslora.methods import Training, trainable_parameters
 from bayeslora.model_card import CardFacts, write_model_card
@@ -55,6 +56,8 @@ def train(
 
     Writes `adapter/`, `config.yaml`, `metrics.json` (on the dev split), and where the method knows more than its
     adapter `posterior.safetensors`. With 0 epochs nothing is trained: for methods that go on from `init_from`.
+    Several processes (torchrun, accelerate launch) share the batches of a step and of the evaluation; the main one
+    writes.
 
     Args:
         config: The run.
@@ -77,8 +80,9 @@ def train(
     set_seed(config.seed)
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
-    if not resume:
+    if not resume and is_main():
         _set_aside(output / "checkpoints")
+    wait()
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
@@ -95,14 +99,15 @@ def train(
         "model": config.model.name,
         "seed": config.seed,
         "train_examples": len(splits.train),
-        "train_seconds": round(seconds, 2),
-        "peak_memory_bytes": memory.peak,
+        "train_seconds": round(largest(seconds) or 0.0, 2),
+        "peak_memory_bytes": largest(memory.peak),
         "trainable_parameters": trainable_parameters(model),
         "history": [entry for entry in trainer.state.log_history if "nll" in entry],
     }
     save_adapter(model, output / "adapter")
-    save_state(state, output)
-    write_config(config, output / "config.yaml")
+    if is_main():
+        save_state(state, output)
+        write_config(config, output / "config.yaml")
     trained = Trained(
         config=config,
         model=model,
@@ -121,8 +126,10 @@ def train(
         metrics |= prediction.metrics() | {"split": "dev"}
     elif config.temperature_scaling:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
-    write_model_card(output / "adapter", config, metrics, CardFacts(classes=width))
-    write_json(output / "metrics.json", metrics)
+    if is_main():
+        write_model_card(output / "adapter", config, metrics, CardFacts(classes=width))
+        write_json(output / "metrics.json", metrics)
+    wait()
     return trained
 
 
@@ -179,7 +186,7 @@ def _trainer(
     trunk_cache: TrunkCache | None,
 ) -> BayesianLoraTrainer:
     options = config.train
-    per_step = options.batch_size * options.gradient_accumulation_steps
+    per_step = options.batch_size * options.gradient_accumulation_steps * world_size()
     steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
     fields: dict[str, Any] = {
         "output_dir": str(output / "checkpoints"),
@@ -199,6 +206,9 @@ def _trainer(
         "report_to": options.report_to,
         "seed": config.seed,
         "use_cpu": next(model.parameters()).device.type == "cpu",
+        # All parameters have a gradient in each step, those that only the KL reads too; a search along the graph of
+        # the model's output would not find these, and DDP would fail on them.
+        "ddp_find_unused_parameters": False,
         # Items are not columns of tensors: the scoring reads them whole.
         "remove_unused_columns": False,
     }

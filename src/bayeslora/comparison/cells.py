@@ -1,0 +1,195 @@
+"""How one cell of a comparison is computed: train or load, predict, measure the cost."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora.comparison.config import CompareConfig
+from bayeslora.comparison.items import ComparedItems
+from bayeslora.comparison.places import Place
+from bayeslora.comparison.results import Cell, Predictions
+from bayeslora.metrics import summary
+from bayeslora.runs import Prediction, Run, load_run, train
+from bayeslora.runs.training import open_trunk_cache
+from bayeslora.tasks import Item
+from bayeslora.temperature import fit_temperature
+from bayeslora.trunk import TrunkCache
+
+__all__ = ["CellComputer", "Outcome"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a place.
+
+    Attributes:
+        place: With its learning rate.
+        cells: Its cell; before it, what was derived from it. Empty where it failed.
+        scores: The most important ones in words.
+        seconds: How long it took.
+        failure: Type and text of the error, or None.
+        traceback: Where the error came from.
+    """
+
+    place: Place
+    cells: Sequence[Cell] = ()
+    scores: str = ""
+    seconds: float = 0.0
+    failure: str | None = None
+    traceback: str = ""
+
+    @classmethod
+    def failed(cls, place: Place, error: BaseException, seconds: float = 0.0) -> Outcome:
+        """That of a place which raised `error`."""
+        text = "".join(traceback.format_exception(error))
+        return cls(place=place, seconds=seconds, failure=f"{type(error).__name__}: {error}", traceback=text)
+
+
+class CellComputer:
+    """Computes cells, one after the other; they share what the frozen layers computed.
+
+    Args:
+        config: The comparison.
+        output: Its folder; runs are kept in `runs/`, so that a cell which was interrupted goes on from a checkpoint.
+        items: What is trained on and predicted.
+    """
+
+    def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
+        self.config, self.output, self.items = config, output, items
+        self._caches: dict[int | None, TrunkCache] = {}
+
+    def attempt(self, place: Place) -> Outcome:
+        """Compute the cell of a place whose learning rate is known; an error becomes part of the outcome."""
+        started = time.perf_counter()
+        try:
+            cells, scores = self._compute(place)
+        # One broken method must not cost the others their hours.
+        except Exception as error:
+            return Outcome.failed(place, error, time.perf_counter() - started)
+        return Outcome(place=place, cells=cells, scores=scores, seconds=time.perf_counter() - started)
+
+    def _compute(self, place: Place) -> tuple[list[Cell], str]:
+        """The cells of a place, its own last, and its scores in words."""
+        trained = self._trained(place)
+        final, splits = place.stage == "final", self.items.splits[place.task]
+        parts = {"dev": splits.dev}
+        if final:
+            parts |= {"test": splits.test}
+            parts |= {f"ood:{name}": items for name, items in self.items.outside(place.task)}
+        predictions = {name: trained.predict(items) for name, items in parts.items()}
+        cell = _record(place, trained, predictions)
+        if not final:
+            return [cell], _scores(predictions["dev"])
+        sampled, deterministic = self._cost(trained, splits.test)
+        items = len(splits.test[: self.config.cost_examples])
+        cell = replace(cell, predict_seconds=sampled, deterministic_seconds=deterministic, predict_items=items)
+        # The row's own cell comes last: where it is there, the derived one is.
+        derived = [_tempered(cell, predictions)] if self.config.rows[place.title].temperature else []
+        return [*derived, cell], _scores(predictions["test"])
+
+    def _trained(self, place: Place) -> Run:
+        """A run, trained or, where its folder is finished already, loaded."""
+        rate = place.learning_rate
+        assert rate is not None
+        run = self.config.run(place.task, place.title, place.seed, rate)
+        folder = self.output / "runs" / f"{place.task}-{place.title}-{rate:g}-{place.seed}".replace("/", "_")
+        layers = self.config.adapter.last_layers
+        cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
+        if done:
+            trained = load_run(folder)
+            trained.trunk_cache = open_trunk_cache(run, trained.model, cache)
+        else:
+            trained = train(run, folder, resume=True, evaluate_dev=False, trunk_cache=cache)
+        if trained.trunk_cache is not None:
+            self._caches[layers] = trained.trunk_cache
+        return trained
+
+    def _cost(self, trained: Run, items: Sequence[Item]) -> tuple[float, float]:
+        """Seconds for a few items without the trunk cache, with the method's draws and for one deterministic pass."""
+        few, cache = items[: self.config.cost_examples], trained.trunk_cache
+        trained.trunk_cache = None
+        try:
+            sampled, deterministic = trained.predict(few), trained.predict(few, 0)
+        finally:
+            trained.trunk_cache = cache
+        return sampled.seconds, deterministic.seconds
+
+
+def _record(place: Place, trained: Run, predictions: dict[str, Prediction]) -> Cell:
+    metrics, rate = trained.metrics, place.learning_rate
+    assert rate is not None
+    return Cell(
+        task=place.task,
+        method=place.title,
+        seed=place.seed,
+        learning_rate=rate,
+        stage=place.stage,
+        num_samples=next(iter(predictions.values())).num_samples,
+        train_seconds=metrics["train_seconds"],
+        predict_seconds=sum(part.seconds for part in predictions.values()),
+        peak_memory_bytes=metrics.get("peak_memory_bytes"),
+        trainable_parameters=metrics["trainable_parameters"],
+        extra_parameters=_saved_numbers(trained) - _lora_numbers(trained.model),
+        details={"spread": float(predictions["dev"].predictive.spread.mean())},
+        history=metrics["history"],
+        predictions={name: _stored(part) for name, part in predictions.items()},
+    )
+
+
+def _tempered(cell: Cell, predictions: dict[str, Prediction]) -> Cell:
+    """The same trained adapter with a temperature fitted on dev."""
+    dev = predictions["dev"]
+    temperature = fit_temperature(dev.predictive, torch.tensor([item.label for item in dev.items]))
+    scaled = {
+        name: replace(part, predictive=part.predictive.tempered(temperature)) for name, part in predictions.items()
+    }
+    return replace(
+        cell,
+        method=f"{cell.method} + temperature",
+        derived_from=cell.method,
+        details=cell.details | {"temperature": temperature},
+        predictions={name: _stored(part) for name, part in scaled.items()},
+    )
+
+
+def _stored(prediction: Prediction) -> Predictions:
+    """What the results file keeps of a prediction."""
+    predictive, choices = prediction.predictive, [len(item.choices) for item in prediction.items]
+    return Predictions.from_arrays(predictive.probabilities, predictive.mutual_information, choices)
+
+
+def _scores(prediction: Prediction) -> str:
+    labels = torch.tensor([item.label for item in prediction.items])
+    scores = summary(prediction.predictive.probabilities, labels)
+    return "  ".join(f"{name} {scores[name]:.3f}" for name in ("accuracy", "nll", "ece"))
+
+
+def _saved_numbers(trained: Run) -> int:
+    """Numbers in the saved adapter and in what the method keeps beside it."""
+    from peft import get_peft_model_state_dict
+
+    adapter = get_peft_model_state_dict(trained.model)
+    return sum(tensor.numel() for tensor in [*adapter.values(), *trained.state.values()])
+
+
+def _lora_numbers(model: nn.Module) -> int:
+    """Numbers in plain LoRA adapters of the same rank on the same layers, saved modules included."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    total = 0
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            base: Any = module.get_base_layer()
+            total += sum(int(rank) * (base.in_features + base.out_features) for rank in module.r.values())
+        elif isinstance(module, ModulesToSaveWrapper):
+            total += sum(parameter.numel() for parameter in module.modules_to_save.parameters())
+    return total

@@ -1,0 +1,44 @@
+"""One cell after the other in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bayeslora.comparison.cells import CellComputer, Outcome
+from bayeslora.comparison.config import CompareConfig
+from bayeslora.comparison.executors.base import Executor
+from bayeslora.comparison.items import ComparedItems
+from bayeslora.comparison.places import Place
+
+__all__ = ["LocalExecutor"]
+
+
+class LocalExecutor(Executor):
+    """Computes a cell when its outcome is asked for."""
+
+    slots = 1
+
+    def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
+        self._computer = CellComputer(config, output, items)
+        self._submitted: list[Place] = []
+
+    @property
+    def device(self) -> str:
+        """The GPU, or the number of CPU threads."""
+        if torch.cuda.is_available() and self._computer.config.model.device != "cpu":
+            return f"cuda: {torch.cuda.get_device_name()}"
+        return f"cpu: {torch.get_num_threads()} threads"
+
+    def submit(self, place: Place) -> None:
+        """Note it."""
+        self._submitted.append(place)
+
+    def next(self) -> Outcome:
+        """Compute the first that was submitted."""
+        return self._computer.attempt(self._submitted.pop(0))
+
+    def close(self) -> None:
+        """Forget what was not computed."""
+        self._submitted.clear()

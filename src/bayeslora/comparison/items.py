@@ -1,0 +1,69 @@
+"""The items of a comparison: those of its tasks, and those that every adapter predicts beside its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bayeslora.comparison.config import CompareConfig
+from bayeslora.comparison.results import Items
+from bayeslora.runs import task_items
+from bayeslora.tasks import Item, Splits
+
+__all__ = ["ComparedItems"]
+
+
+class ComparedItems:
+    """Everything that a comparison trains on and predicts.
+
+    Args:
+        config: The comparison.
+
+    Attributes:
+        splits: By title of a task, its train, dev and test items.
+
+    Raises:
+        ValueError: A task lacks train, dev or test items, or an out-of-distribution task has no test items.
+    """
+
+    def __init__(self, config: CompareConfig):
+        self.splits = {title: task_items(task) for title, task in config.tasks.items()}
+        self._outside = {title: task_items(task).test for title, task in config.out_of_distribution.items()}
+        self._config = config
+        for title, splits in self.splits.items():
+            _check_splits(title, splits)
+        for title, items in self._outside.items():
+            if not items:
+                raise ValueError(f"out_of_distribution task {title!r} has no test items.")
+
+    def outside(self, task: str) -> list[tuple[str, list[Item]]]:
+        """Titles and test items of the out-of-distribution tasks that an adapter trained on `task` predicts."""
+        own, others = self._config.tasks[task].name, self._config.out_of_distribution
+        return [(title, items) for title, items in self._outside.items() if others[title].name != own]
+
+    def records(self, task: str) -> Iterator[Items]:
+        """What the results file says about the items that go with a task."""
+        splits = self.splits[task]
+        for name, items in (("dev", splits.dev), ("test", splits.test)):
+            yield _record(task, name, items, labelled=True)
+        classes = splits.test[0].choices
+        for name, items in self.outside(task):
+            same = self._config.tasks[task].scoring != "classification" or items[0].choices == classes
+            yield _record(task, f"ood:{name}", items, labelled=same)
+
+
+def _check_splits(task: str, splits: Splits) -> None:
+    for name in ("train", "dev", "test"):
+        if not getattr(splits, name):
+            raise ValueError(f"task {task!r} has no {name} items; a comparison needs train, dev and test.")
+
+
+def _record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:
+    labels = [item.label for item in items]
+    known = labelled and all(label is not None for label in labels)
+    return Items(
+        task=task,
+        split=split,
+        ids=[item.id for item in items],
+        labels=[int(label) for label in labels if label is not None] if known else None,
+        choices=[len(item.choices) for item in items],
+    )
