@@ -11,14 +11,14 @@ from bayeslora.factors import RandomModule
 from bayeslora.trainer import ELBOTrainerMixin
 
 try:
-    from trl import SFTTrainer
+    from trl import SFTConfig, SFTTrainer
 except ImportError as error:
     raise ImportError(
-        f'supervised fine-tuning on text needs TRL, which is missing ({error}); install it with '
+        f"supervised fine-tuning on text needs TRL, which is missing ({error}); install it with "
         'pip install "bayeslora[sft]".'
     ) from error
 
-__all__ = ["BayesianSFTTrainer"]
+__all__ = ["BayesianSFTTrainer", "SFTConfig", "SFTTrainer"]
 
 
 class BayesianSFTTrainer(ELBOTrainerMixin, SFTTrainer):

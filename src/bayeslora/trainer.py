@@ -132,11 +132,12 @@ class ELBOTrainerMixin(_Parent):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean NLL, and in train mode beta * KL / N once per step however it is accumulated and distributed."""
+        outputs: Any
         if isinstance(inputs, ChoiceBatch):
             loss, outputs = self._choice_loss(model, inputs, num_items_in_batch)
         else:
             # Outputs are asked for only where they are needed: TRL's trainers compute them in a forward of its own.
-            found = super().compute_loss(
+            found: Any = super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
             loss, outputs = found if return_outputs else (found, None)
@@ -148,7 +149,7 @@ class ELBOTrainerMixin(_Parent):
             kl = kl_divergence(model, self._rows(inputs))
             self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
             beta = self._kl_weight() / steps if scaled else self._kl_weight()
-            loss = negative_elbo(loss, kl, self._observations(), beta).to(loss.dtype)
+            loss = negative_elbo(loss, kl, self.num_observations, beta).to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
     def _choice_loss(self, model: nn.Module, batch: ChoiceBatch, num_items: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -189,7 +190,9 @@ class ELBOTrainerMixin(_Parent):
     def _kl_weight(self) -> float:
         return kl_weight(self.state.global_step + 1, self.beta, self.kl_warmup_steps)
 
-    def _observations(self) -> int:
+    @property
+    def num_observations(self) -> int:
+        """N of beta * KL / N: the number of training examples, or of their target tokens."""
         if self._num_examples is None:
             raise ValueError("num_examples (N in beta * KL / N) is unknown for this dataset; pass num_examples=...")
         return self._num_examples
@@ -198,11 +201,11 @@ class ELBOTrainerMixin(_Parent):
         """Rows of the training set: N, or where N counts tokens the length of the data set."""
         dataset: Any = self.train_dataset
         if isinstance(inputs, ChoiceBatch):
-            return self._observations()
+            return self.num_observations
         try:
             return len(dataset)
         except TypeError:
-            return self._observations()
+            return self.num_observations
 
     @property
     def _module(self) -> nn.Module:

@@ -86,7 +86,7 @@ def evaluate(
     examples: int | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Score a run on a split and write metrics.json, predictions.jsonl and reliability.png.
+    """Score a run on a split and write metrics.json, predictions.jsonl (of texts: texts.jsonl) and reliability.png.
 
     Args:
         folder: The run folder, or the Hub id of a pushed run.
@@ -114,11 +114,15 @@ def evaluate(
         described = replace(described, name=str(task), train_examples=None, dev_examples=None, test_examples=None)
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
+    target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
+    if run.config.task.scoring == "text":
+        from bayeslora.language_modelling.evaluation import evaluate_texts
+
+        return evaluate_texts(run, described, split, num_samples, target)
     items = getattr(task_items(described), split)
     if not items:
         raise ValueError(f"task {described.name!r} has no {split} items.")
     prediction = run.predict(items, num_samples)
-    target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
     metrics = run.metrics | {"task": described.name, "split": split} | prediction.metrics()
     if run.metrics.get("split") == "dev":
         # The dev scores stand nowhere else.

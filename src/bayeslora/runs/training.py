@@ -31,7 +31,7 @@ from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import BayesianLoraTrainer
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Trained", "open_trunk_cache", "train"]
+__all__ = ["Trained", "open_trunk_cache", "set_checkpoints_aside", "train", "training_fields"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -51,7 +51,7 @@ def train(
     evaluate_dev: bool = True,
     trunk_cache: TrunkCache | None = None,
 ) -> Trained:
-    """Train an adapter and write it to `output_dir`.
+    """Train an adapter and write it to `output_dir`; on texts: `bayeslora.language_modelling.train_texts`.
 
     Writes `adapter/`, `config.yaml`, `metrics.json` (on the dev split), and where the method knows more than its
     adapter `posterior.safetensors`. With 0 epochs nothing is trained: for methods that go on from `init_from`.
@@ -66,6 +66,8 @@ def train(
     Raises:
         NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
     """
+    if config.task.scoring == "text":
+        raise ValueError("task.scoring text has no items: train with bayeslora.language_modelling.train_texts.")
     output = Path(output_dir)
     recover_folder(output / "adapter")
     splits = task_items(config.task)
@@ -78,7 +80,7 @@ def train(
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
     if not resume:
-        _set_aside(output / "checkpoints")
+        set_checkpoints_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
@@ -139,7 +141,7 @@ def _training(
     return Training(batches, len(splits.train), optimizer, trunk_cache, config.seed)
 
 
-def _set_aside(checkpoints: Path) -> None:
+def set_checkpoints_aside(checkpoints: Path) -> None:
     """Keep an earlier run's checkpoints under another name: a later resume must not take them for this run's."""
     previous = checkpoints.with_name("checkpoints.previous")
     if checkpoints.exists():
@@ -170,6 +172,32 @@ def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | N
     return cache if cache.skipped else None
 
 
+def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
+    """What a run's config says about the fields of TrainingArguments, its `train.arguments` left out."""
+    options = config.train
+    return {
+        "output_dir": str(output / "checkpoints"),
+        "num_train_epochs": options.epochs,
+        "max_steps": options.max_steps or -1,
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": options.lr_scheduler,
+        "warmup_steps": options.warmup,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        "logging_steps": options.logging_steps,
+        "save_strategy": "epoch" if options.save_steps is None else "steps",
+        "save_steps": options.save_steps or 500,
+        "save_total_limit": 2,
+        "report_to": options.report_to,
+        "seed": config.seed,
+        "use_cpu": next(model.parameters()).device.type == "cpu",
+        # Items are not columns of tensors: the scoring reads them whole.
+        "remove_unused_columns": False,
+    }
+
+
 def _trainer(
     config: RunConfig,
     output: Path,
@@ -181,27 +209,7 @@ def _trainer(
     options = config.train
     per_step = options.batch_size * options.gradient_accumulation_steps
     steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
-    fields: dict[str, Any] = {
-        "output_dir": str(output / "checkpoints"),
-        "num_train_epochs": options.epochs,
-        "max_steps": options.max_steps or -1,
-        "per_device_train_batch_size": options.batch_size,
-        "gradient_accumulation_steps": options.gradient_accumulation_steps,
-        "learning_rate": options.learning_rate,
-        "lr_scheduler_type": options.lr_scheduler,
-        "warmup_steps": options.warmup,
-        "weight_decay": options.weight_decay,
-        "max_grad_norm": options.max_grad_norm,
-        "logging_steps": min(options.logging_steps, steps),
-        "save_strategy": "epoch" if options.save_steps is None else "steps",
-        "save_steps": options.save_steps or 500,
-        "save_total_limit": 2,
-        "report_to": options.report_to,
-        "seed": config.seed,
-        "use_cpu": next(model.parameters()).device.type == "cpu",
-        # Items are not columns of tensors: the scoring reads them whole.
-        "remove_unused_columns": False,
-    }
+    fields = training_fields(config, output, model) | {"logging_steps": min(options.logging_steps, steps)}
     arguments = TrainingArguments(**fields | options.arguments)
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.
     arguments._n_gpu = min(1, arguments.n_gpu)
