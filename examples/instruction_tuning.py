@@ -24,7 +24,7 @@ from bayeslora.methods import BayesianLora, Lora
 from bayeslora.plots import draw_reliability_curves
 from bayeslora.saving import write_json
 
-COUNTS = {"train": 80, "dev": 40, "test": 100}
+COUNTS = {"train": 64, "dev": 24, "test": 60}
 COLUMNS = (
     "perplexity",
     "joint_perplexity",
@@ -65,7 +65,7 @@ def main() -> None:
     """Train, score, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, default=3)
     options = parser.parse_args()
     output: Path = options.output_dir
     write_texts(output / "texts")

@@ -33,7 +33,7 @@ def sequences(count: int = 5) -> list[dict[str, list[int]]]:
 
 
 def by_hand(row: dict[str, list[int]], num_samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities `[samples, targets, vocabulary]` of one text's targets, one draw after the other, and the targets."""
+    """Probabilities `[samples, targets, vocabulary]` of one text's targets, draw by draw, and the targets."""
     model = bayesian()
     ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
     places = (labels[1:] != -100).nonzero().flatten()
@@ -152,7 +152,7 @@ def test_splits_do_not_overlap_and_a_task_of_choices_is_refused(tmp_path: Path) 
     assert len(parts[0]) == 10
     assert min(map(len, parts)) > 3
     assert len(set().union(*parts)) == sum(map(len, parts))
-    with pytest.raises(TaskError, match="name a file, or use task.scoring cloze"):
+    with pytest.raises(TaskError, match=r"name a file, or use task\.scoring cloze"):
         text_splits(TaskConfig(name="arc_easy"))
 
 

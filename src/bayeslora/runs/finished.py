@@ -171,6 +171,8 @@ def predict_file(
         check_coverage(coverage)
     run = load_run(folder)
     columns = run.config.task
+    if columns.scoring == "text":
+        raise ValueError("this run writes texts and has no choices to predict; use `bayeslora generate --input FILE`.")
     items = load_items(
         input,
         question_column=columns.question_column,
