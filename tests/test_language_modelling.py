@@ -90,6 +90,17 @@ def test_metrics_as_by_hand(predictions: list[TokenPrediction]) -> None:
     assert curve.count.tolist() == expected.count.tolist()
 
 
+def test_bits_per_byte_count_the_text_and_not_the_marks() -> None:
+    tokenizer = byte_level_tokenizer()
+    targets = torch.tensor(tokenizer("the quick brown fox é</s>")["input_ids"])
+    zeros = torch.zeros(len(targets))
+    bits = torch.full((1, len(targets)), -math.log(2))
+    predictions = [TokenPrediction(targets, bits, zeros, zeros.bool(), zeros, zeros, zeros)]
+    size = len("the quick brown fox é".encode())
+    assert size > len(targets)
+    assert token_metrics(predictions, tokenizer)["bits_per_byte"] == pytest.approx(len(targets) / size)
+
+
 def test_memory_limit_and_batches_change_nothing(predictions: list[TokenPrediction]) -> None:
     model = bayesian()
     seen: list[int] = []

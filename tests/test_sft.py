@@ -149,12 +149,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("beta", [0.0, 5.0])
-def test_gradient_and_loss_are_those_of_the_elbo(shape: str, beta: float, tmp_path: Path) -> None:
+def test_gradient_and_loss_are_those_of_the_elbo(shape: str, tmp_path: Path) -> None:
     seen = Gradients()
-    trainer = trainer_for(tmp_path, callbacks=[seen], own={"beta": beta}, **SHAPES[shape])
+    trainer = trainer_for(tmp_path, callbacks=[seen], own={"beta": 5.0}, **SHAPES[shape])
     trainer.train()
-    loss, expected = expected_step(rows(), beta)
+    loss, expected = expected_step(rows(), 5.0)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-4)
     assert seen.first.keys() == expected.keys()
     scale = max(value.abs().max().item() for value in expected.values())
