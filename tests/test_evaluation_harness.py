@@ -29,7 +29,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from bayeslora.evaluation_harness import PosteriorLM
-from bayeslora.evaluation_harness.likelihood import ContinuationScorer, log_likelihood
+from bayeslora.likelihood import ContinuationScorer, log_likelihood
 
 SAMPLES, SEED, LENGTH = 4, 3, 48
 TOKENIZER = byte_level_tokenizer()

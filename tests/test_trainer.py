@@ -355,11 +355,11 @@ def test_logs_of_a_second_call_of_train(tmp_path: Path) -> None:
 
 
 def test_number_of_examples(tmp_path: Path) -> None:
-    assert trainer_for("cloze", tmp_path)._observations() == 24
+    assert trainer_for("cloze", tmp_path).num_observations == 24
     tokens = sum(sum(label != -100 for label in row["labels"][1:]) for row in texts())
-    assert trainer_for("lm", tmp_path)._observations() == tokens
+    assert trainer_for("lm", tmp_path).num_observations == tokens
     scalar = [{"input_ids": [1, 2], "labels": 1}] * 7
-    assert trainer_for("lm", tmp_path, train=scalar)._observations() == 7
+    assert trainer_for("lm", tmp_path, train=scalar).num_observations == 7
 
 
 def test_plain_lora_trains_with_no_kl(tmp_path: Path) -> None:

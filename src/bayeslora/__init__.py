@@ -16,12 +16,14 @@ from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig, RandomLoraMode
 if TYPE_CHECKING:
     from bayeslora.hub import push_to_hub
     from bayeslora.runs import load_run
+    from bayeslora.sft import BayesianSFTTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraTrainer",
+    "BayesianSFTTrainer",
     "Classification",
     "Cloze",
     "ELBOTrainerMixin",
@@ -41,7 +43,11 @@ __all__ = [
     "sampling",
 ]
 
-_LATER = {"load_run": "bayeslora.runs", "push_to_hub": "bayeslora.hub"}
+_LATER = {
+    "BayesianSFTTrainer": "bayeslora.sft",
+    "load_run": "bayeslora.runs",
+    "push_to_hub": "bayeslora.hub",
+}
 """Names whose modules import metrics and pictures, which a user of adapters alone need not wait for."""
 
 

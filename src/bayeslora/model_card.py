@@ -19,6 +19,7 @@ __all__ = ["CardFacts", "model_card", "write_model_card"]
 
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
 _METRICS = ("accuracy", "nll", "ece", "brier")
+_TEXT_COLUMNS = ("perplexity", *_COLUMNS, "num_tokens")
 _ORIGINS = {
     "offline:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "offline:minilm": "sentence-transformers/all-MiniLM-L6-v2",
@@ -101,11 +102,10 @@ def _metadata(config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts) -
 
 
 def _eval_results(config: RunConfig, metrics: Mapping[str, Any], datasets: Sequence[str]) -> list[EvalResult]:
-    classifies = config.task.scoring == "classification"
     task = _file_name(str(metrics["task"]))
     return [
         EvalResult(
-            task_type="text-classification" if classifies else "multiple-choice",
+            task_type=_task_type(config),
             dataset_type=datasets[0] if datasets and metrics["task"] == config.task.name else "local",
             dataset_name=task,
             dataset_split=metrics["split"],
@@ -115,6 +115,11 @@ def _eval_results(config: RunConfig, metrics: Mapping[str, Any], datasets: Seque
         )
         for name in _METRICS
     ]
+
+
+def _task_type(config: RunConfig) -> str:
+    types = {"classification": "text-classification", "text": "text-generation"}
+    return types.get(config.task.scoring, "multiple-choice")
 
 
 def _hub_datasets(task: str) -> list[str]:
@@ -141,18 +146,21 @@ def _results(metrics: Mapping[str, Any], facts: CardFacts) -> str:
         return "## Results\n\nIt was not evaluated."
     rows = [] if facts.baseline is None else [(f"{facts.baseline['method']} (for comparison)", facts.baseline)]
     rows.append((f"**{metrics['method']}**, {_draws(metrics)}", metrics))
+    columns = _TEXT_COLUMNS if "perplexity" in metrics else _COLUMNS
     parts = [
         f"## Results\n\nOn the {metrics['split']} split of `{_file_name(str(metrics['task']))}`:",
         "\n".join(
             [
-                f"| | {' | '.join(_COLUMNS)} |",
-                f"|---|{'---|' * len(_COLUMNS)}",
-                *(f"| {title} | {' | '.join(_cell(row[name]) for name in _COLUMNS)} |" for title, row in rows),
+                f"| | {' | '.join(columns)} |",
+                f"|---|{'---|' * len(columns)}",
+                *(f"| {title} | {' | '.join(_cell(row[name]) for name in columns)} |" for title, row in rows),
             ]
         ),
         "`nll` is the negative log-likelihood in nats, `ece` the expected calibration error over 15 bins of equal "
         "width; both and `brier` are better when lower.",
     ]
+    if "perplexity" in metrics:
+        parts.append("All of them, and the perplexity, are per token of the texts that the model had to write.")
     if facts.curve is not None:
         parts.append(
             "### Calibration\n\nThe share of right answers among items of similar confidence; a calibrated model is "
@@ -193,6 +201,18 @@ def _loading(config: RunConfig, facts: CardFacts) -> str:
 
 def _predicting(config: RunConfig, place: str) -> str:
     base = f', base_model="{config.model.name}"' if config.model.name.startswith("./") else ""
+    if config.task.scoring == "text":
+        return "\n".join(
+            [
+                "import bayeslora",
+                "from bayeslora.generation.runs import generate_records",
+                "",
+                f'run = bayeslora.load_run("{place}"{base})  # the adapter on its base model',
+                "prompts = [{'prompt': 'Which gas do plants take in?'}]",
+                f"for record in generate_records(run, prompts, raw={config.task.raw}):",
+                "    print(record['text'], record['mutual_information'])  # nats, token by token",
+            ]
+        )
     lines = [
         "import bayeslora",
         "from bayeslora.tasks import Item",
@@ -233,9 +253,10 @@ def _with_peft(config: RunConfig, facts: CardFacts) -> str:
 
 
 def _training(config: RunConfig, metrics: Mapping[str, Any]) -> str:
+    unit = "texts" if config.task.scoring == "text" else "items"
     facts = {
         "base model": _base_sentence(config.model.name),
-        "data": f"`{_file_name(config.task.name)}`, {metrics['train_examples']} items, {config.task.scoring} scoring",
+        "data": f"`{_file_name(config.task.name)}`, {metrics['train_examples']} {unit}, {config.task.scoring} scoring",
         "method": f"{type(config.method).__name__}, rank {config.method.r}",
         "trainable parameters": f"{metrics['trainable_parameters']:,}",
         "training time": f"{metrics['train_seconds']:.0f} s",

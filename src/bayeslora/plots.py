@@ -40,6 +40,21 @@ def reliability_diagram(
 
     Source: Guo et al. (arXiv:1706.04599), figure 1.
     """
+    panels = {
+        _panel_title(name, summary(probabilities, labels)): reliability_curve(probabilities, labels, bins)
+        for name, (probabilities, labels) in curves.items()
+    }
+    draw_reliability_curves(panels, path, title)
+
+
+def draw_reliability_curves(
+    curves: Mapping[str, ReliabilityCurve], path: Path, title: str | None = None, unit: str = "items"
+) -> None:
+    """As `reliability_diagram`, of curves under the titles of their panels; `unit` is what the bins count.
+
+    Raises:
+        ValueError: When there is no curve, or the path does not end in .png.
+    """
     path = Path(path)
     if not curves:
         raise ValueError("Expected at least one method to draw, but got none. Pass {name: (probabilities, labels)}.")
@@ -47,13 +62,12 @@ def reliability_diagram(
         raise ValueError(f"Expected a path that ends in .png, but got {path}. Rename it.")
     figure = Figure(figsize=(max(3.0 * len(curves) + 0.6, 5.6), 5.0), layout="constrained")
     axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row", height_ratios=[3.2, 1])
-    for column, (name, (probabilities, labels)) in enumerate(curves.items()):
-        curve = reliability_curve(probabilities, labels, bins)
+    for column, (name, curve) in enumerate(curves.items()):
         _draw_accuracy(axes[0, column], curve)
         _draw_counts(axes[1, column], curve)
-        axes[0, column].set_title(_panel_title(name, summary(probabilities, labels)), fontsize=9)
+        axes[0, column].set_title(name, fontsize=9)
     axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("items")
+    axes[1, 0].set_ylabel(unit)
     handles, meanings = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, meanings, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     if title is not None:

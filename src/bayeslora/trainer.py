@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from transformers import Trainer
 
 from bayeslora.factors import KL, RandomModule
 from bayeslora.objective import kl_divergence, kl_weight, negative_elbo
+from bayeslora.observations import count_target_tokens, has_token_labels, row_count, rows_have_token_labels
 from bayeslora.optimizers import build_optimizer
 from bayeslora.sampling import find_draws, hold_draw
 from bayeslora.saving import last_complete_checkpoint
@@ -42,8 +42,8 @@ class ELBOTrainerMixin(_Parent):
 
     Args:
         beta: Weight of the KL; 1 is the ELBO.
-        num_examples: N. Default: the length of the training set, or the number of its target tokens where `labels`
-            are sequences.
+        num_examples: N. Default: the length of the training set, or where labels are sequences, in the dataset or made
+            by the collator, the number of its target tokens. A dataset without a length needs it.
         kl_warmup_steps: Steps until the KL has its full weight.
         posterior_learning_rate: Learning rate of the variational parameters (all of a factor but its LoRA mean).
             Default: that of the others.
@@ -97,8 +97,10 @@ class ELBOTrainerMixin(_Parent):
         dataset: Any = self.train_dataset
         self._counts_rows = False
         if num_examples is None and dataset is not None:
-            num_examples = count_observations(dataset)
-            self._counts_rows = num_examples is not None and num_examples == len(dataset)
+            self._counts_rows = not rows_have_token_labels(dataset)
+            num_examples = row_count(dataset)
+            if not self._counts_rows:
+                num_examples = count_target_tokens(dataset, self._row_collator())
         self._num_examples = num_examples
         self._drawn_step: int | None = None
         self._sums: dict[str, Tensor] = {}
@@ -130,21 +132,24 @@ class ELBOTrainerMixin(_Parent):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean NLL, and in train mode beta * KL / N once per step however it is accumulated and distributed."""
+        outputs: Any
         if isinstance(inputs, ChoiceBatch):
             loss, outputs = self._choice_loss(model, inputs, num_items_in_batch)
         else:
-            loss, outputs = super().compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            # Outputs are asked for only where they are needed: TRL's trainers compute them in a forward of its own.
+            found: Any = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
+            loss, outputs = found if return_outputs else (found, None)
         if model.training:
             # The trainer divides by the accumulation steps unless the loss is already a share of the whole batch.
             steps = max(1, getattr(self, "current_gradient_accumulation_steps", 1))
             scaled = self._is_scaled(num_items_in_batch)
-            self._check_unit(inputs)
+            self._count_labels_of_collator(inputs)
             kl = kl_divergence(model, self._rows(inputs))
             self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
             beta = self._kl_weight() / steps if scaled else self._kl_weight()
-            loss = negative_elbo(loss, kl, self._observations(), beta).to(loss.dtype)
+            loss = negative_elbo(loss, kl, self.num_observations, beta).to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
     def _choice_loss(self, model: nn.Module, batch: ChoiceBatch, num_items: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,19 +177,22 @@ class ELBOTrainerMixin(_Parent):
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return bool(counted or self.compute_loss_func is not None)
 
-    def _check_unit(self, inputs: Any) -> None:
-        """Labels made by the collator are not in the dataset: then N would count texts and the loss tokens."""
-        labels = None if isinstance(inputs, ChoiceBatch) else inputs.get("labels")
-        if self._counts_rows and isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-            raise ValueError(
-                "the loss is per target token, but N of beta * KL / N could only be counted in rows of the dataset, "
-                "which has no labels (the collator makes them); pass num_examples=<number of target tokens>."
-            )
+    def _count_labels_of_collator(self, inputs: Any) -> None:
+        """Where the collator makes the labels, the first batch shows whether the loss is per token; then N is too."""
+        if self._counts_rows and not isinstance(inputs, ChoiceBatch) and has_token_labels(inputs):
+            self._num_examples = count_target_tokens(self.train_dataset, self._row_collator())
+            self._counts_rows = False
+
+    def _row_collator(self) -> Callable[[list[Any]], Any]:
+        """The collator, with the columns that the trainer takes out of the dataset taken out."""
+        return self._get_collator_with_removed_columns(self.data_collator, description="training")
 
     def _kl_weight(self) -> float:
         return kl_weight(self.state.global_step + 1, self.beta, self.kl_warmup_steps)
 
-    def _observations(self) -> int:
+    @property
+    def num_observations(self) -> int:
+        """N of beta * KL / N: the number of training examples, or of their target tokens."""
         if self._num_examples is None:
             raise ValueError("num_examples (N in beta * KL / N) is unknown for this dataset; pass num_examples=...")
         return self._num_examples
@@ -193,11 +201,11 @@ class ELBOTrainerMixin(_Parent):
         """Rows of the training set: N, or where N counts tokens the length of the data set."""
         dataset: Any = self.train_dataset
         if isinstance(inputs, ChoiceBatch):
-            return self._observations()
+            return self.num_observations
         try:
             return len(dataset)
         except TypeError:
-            return self._observations()
+            return self.num_observations
 
     @property
     def _module(self) -> nn.Module:
@@ -352,19 +360,3 @@ def variational_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         for name, parameter in module.named_parameters(recurse=False)
         if name not in module.location
     ]
-
-
-def count_observations(dataset: Any) -> int | None:
-    """N of the ELBO: examples, or target tokens (labels but for the first and those of -100) in language modelling.
-
-    None where the dataset has no length.
-    """
-    try:
-        length = len(dataset)
-    except TypeError:
-        return None
-    first = dataset[0] if length else None
-    labels = first.get("labels") if isinstance(first, dict) else None
-    if labels is None or not hasattr(labels, "__len__") or math.prod(getattr(labels, "shape", (2,))) <= 1:
-        return length
-    return sum(sum(int(label) != -100 for label in list(row["labels"])[1:]) for row in dataset)

@@ -31,5 +31,8 @@ class Command(ABC):
 
 def metrics_line(metrics: Mapping[str, Any]) -> str:
     """The most important metrics as one line of JSON."""
-    names = ("method", "task", "split", "accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
+    names = (
+        *("method", "task", "split", "accuracy", "nll", "perplexity", "joint_perplexity", "bits_per_byte", "ece"),
+        *("brier", "num_examples", "num_tokens", "num_samples"),
+    )
     return json.dumps({name: metrics[name] for name in names if name in metrics})

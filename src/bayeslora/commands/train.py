@@ -27,8 +27,10 @@ class Train(Command):
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the metrics on dev and where the adapter is."""
-        from bayeslora.runs import train
-
-        trained = train(instantiate(parser, options, RunConfig), options.output_dir, resume=options.resume)
-        print(metrics_line(trained.metrics))
+        config = instantiate(parser, options, RunConfig)
+        if config.task.scoring == "text":
+            from bayeslora.language_modelling import train_texts as train
+        else:
+            from bayeslora.runs import train
+        print(metrics_line(train(config, options.output_dir, resume=options.resume).metrics))
         print(f"adapter: {Path(options.output_dir) / 'adapter'}")

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.evaluation_harness.likelihood import (
+from bayeslora.generation import generate
+from bayeslora.likelihood import (
     LIKELIHOODS,
     ContinuationScorer,
     Likelihood,
     Scored,
     log_likelihood,
 )
-from bayeslora.generation import generate
 from bayeslora.predictive import affordable_samples
 from bayeslora.runs import Run, load_run
 from bayeslora.sampling import find_draws, sampling
@@ -54,7 +54,7 @@ Request = tuple[Any, list[int], list[int]]
 class PosteriorLM(HFLM):
     """A run under lm-evaluation-harness: tasks, prompts and metrics are the harness's, the answers the posterior's.
 
-    `loglikelihood` averages over draws as `likelihood` says (`bayeslora.evaluation_harness.likelihood`),
+    `loglikelihood` averages over draws as `likelihood` says (`bayeslora.likelihood`),
     `loglikelihood_rolling` does so over the whole text, and `generate_until` decodes from the average over draws for
     each token (`bayeslora.generate`). The draws are the same for all requests. With 0 samples all of it is the code of
     HFLM on the posterior mean.

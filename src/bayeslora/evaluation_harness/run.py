@@ -9,7 +9,7 @@ from typing import Any
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from bayeslora.evaluation_harness.likelihood import Likelihood
+from bayeslora.likelihood import Likelihood
 
 __all__ = ["evaluate_with_harness"]
 
@@ -30,7 +30,7 @@ def evaluate_with_harness(
         run: Run folder, or Hub id of a pushed run.
         tasks: Names of the harness's tasks, or of those in `include_path`.
         num_samples: Draws; default: the run's; 0: the posterior mean.
-        likelihood: "joint" or "mixture", see `bayeslora.evaluation_harness.likelihood`.
+        likelihood: "joint" or "mixture", see `bayeslora.likelihood`.
         seed: Of the draws; default: the run's.
         include_path: Folder with YAML tasks of your own.
         **options: For `lm_eval.simple_evaluate`: batch_size, num_fewshot, limit, log_samples, use_cache, device, ...

@@ -64,6 +64,8 @@ class Method(ABC):
     """The PEFT config; arguments of the method that are fields of it are handed on."""
     train_samples: int = 1
     """Draws per training forward; the loss is their mean."""
+    needs_items: ClassVar[bool] = False
+    """Whether `finish` or `predict` reads batches of items with choices, so that texts will not do."""
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class LaplaceLora(Method):
     """
 
     name: ClassVar[str] = "laplace"
+    needs_items: ClassVar[bool] = True
 
     def __init__(
         self,

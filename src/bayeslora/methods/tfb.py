@@ -74,6 +74,7 @@ class Tfb(Method):
 
     name: ClassVar[str] = "tfb"
     config_class: ClassVar[type[LoraConfig]] = TfbConfig
+    needs_items: ClassVar[bool] = True
 
     def __init__(
         self,

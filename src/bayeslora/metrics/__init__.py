@@ -9,6 +9,8 @@ are not integers. The work is done in float64 on the CPU. docs/metrics.md has th
 from bayeslora.metrics.calibration import (
     ReliabilityCurve,
     adaptive_calibration_error,
+    confidence_calibration_error,
+    confidence_reliability_curve,
     expected_calibration_error,
     maximum_calibration_error,
     reliability_curve,
@@ -34,6 +36,8 @@ __all__ = [
     "adaptive_calibration_error",
     "aurc",
     "brier",
+    "confidence_calibration_error",
+    "confidence_reliability_curve",
     "correctness_auroc",
     "entropy",
     "expected_calibration_error",

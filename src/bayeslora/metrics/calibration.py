@@ -28,8 +28,18 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
 
     Source: Guo et al. (arXiv:1706.04599), equation 3.
     """
-    confidence, correct = _top_choice(probabilities, labels)
-    return binary_calibration_error(confidence, correct.long(), n_bins=bins, norm="l1").item()
+    return confidence_calibration_error(*top_choice(*checked(probabilities, labels)), bins)
+
+
+def confidence_calibration_error(confidence: torch.Tensor, correct: torch.Tensor, bins: int = 15) -> float:
+    """`expected_calibration_error` of predictions that are known by their confidence and whether they are right.
+
+    Args:
+        confidence: Probability of each top choice `[items]`.
+        correct: Whether it is right `[items]`, bool.
+        bins: Number of bins between 0 and 1.
+    """
+    return binary_calibration_error(_below_one(confidence), correct.long(), n_bins=bins, norm="l1").item()
 
 
 def maximum_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
@@ -60,7 +70,12 @@ def reliability_curve(probabilities: Array, labels: Array, bins: int = 15) -> Re
 
     Bin i holds the confidences in [i / bins, (i + 1) / bins); the last one holds 1 too.
     """
-    confidence, correct = _top_choice(probabilities, labels)
+    return confidence_reliability_curve(*top_choice(*checked(probabilities, labels)), bins)
+
+
+def confidence_reliability_curve(confidence: torch.Tensor, correct: torch.Tensor, bins: int = 15) -> ReliabilityCurve:
+    """`reliability_curve` of predictions that are known by their confidence and whether they are right `[items]`."""
+    confidence = _below_one(confidence)
     index = torch.bucketize(confidence, _equal_steps(bins), right=True) - 1
     return _grouped(confidence, correct, index, bins)
 
@@ -68,9 +83,14 @@ def reliability_curve(probabilities: Array, labels: Array, bins: int = 15) -> Re
 def _top_choice(probabilities: Array, labels: Array) -> tuple[torch.Tensor, torch.Tensor]:
     """Confidence of the top choice `[items]`, kept below one, and whether it is right `[items]`."""
     confidence, correct = top_choice(*checked(probabilities, labels))
+    return _below_one(confidence), correct
+
+
+def _below_one(confidence: torch.Tensor) -> torch.Tensor:
     # torchmetrics' bins are open above, with one bin more for exactly 1, and anything past 1 it takes for a
     # logit. Saturated confidences belong into the last bin, as in the definition.
-    return confidence.clamp_max(1 - torch.finfo(confidence.dtype).eps / 2), correct
+    confidence = confidence.double()
+    return confidence.clamp_max(1 - torch.finfo(confidence.dtype).eps / 2)
 
 
 def _equal_steps(bins: int) -> torch.Tensor:

@@ -87,7 +87,7 @@ def evaluate(
     examples: int | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Score a run on a split and write metrics.json, predictions.jsonl and reliability.png.
+    """Score a run on a split and write metrics.json, predictions.jsonl (of texts: texts.jsonl) and reliability.png.
 
     Args:
         folder: The run folder, or the Hub id of a pushed run.
@@ -115,11 +115,15 @@ def evaluate(
         described = replace(described, name=str(task), train_examples=None, dev_examples=None, test_examples=None)
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
+    target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
+    if run.config.task.scoring == "text":
+        from bayeslora.language_modelling.evaluation import evaluate_texts
+
+        return evaluate_texts(run, described, split, num_samples, target)
     items = getattr(task_items(described), split)
     if not items:
         raise ValueError(f"task {described.name!r} has no {split} items.")
     prediction = run.predict(items, num_samples)
-    target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
     metrics = run.metrics | {"task": described.name, "split": split} | prediction.metrics()
     if run.metrics.get("split") == "dev":
         # The dev scores stand nowhere else.
@@ -170,6 +174,8 @@ def predict_file(
         check_coverage(coverage)
     run = load_run(folder)
     columns = run.config.task
+    if columns.scoring == "text":
+        raise ValueError("this run writes texts and has no choices to predict; use `bayeslora generate --input FILE`.")
     items = load_items(
         input,
         question_column=columns.question_column,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
 from bayeslora.config import TaskConfig
-from bayeslora.tasks import Item, LocalFile, Splits, Task, get_task
+from bayeslora.tasks import LocalFile, Splits, Task, get_task
 
-__all__ = ["task_items"]
+__all__ = ["subset", "task_items"]
+
+AnyItem = TypeVar("AnyItem")
 
 
 def build_task(config: TaskConfig) -> Task:
@@ -36,13 +39,14 @@ def task_items(config: TaskConfig) -> Splits:
     """The splits of a config's task, cut to the numbers of examples it asks for."""
     splits = build_task(config).splits(source=config.source)
     parts = {
-        name: _subset(getattr(splits, name), getattr(config, f"{name}_examples"), config.subset_seed)
+        name: subset(getattr(splits, name), getattr(config, f"{name}_examples"), config.subset_seed)
         for name in ("train", "dev", "test")
     }
     return Splits(**parts)
 
 
-def _subset(items: list[Item], count: int | None, seed: int) -> list[Item]:
+def subset(items: list[AnyItem], count: int | None, seed: int) -> list[AnyItem]:
+    """`count` of the items, drawn with `seed`; all where there are no more, or `count` is None."""
     if count is not None and count < 1:
         raise ValueError(f"the number of examples must be at least 1, got {count}.")
     if count is None or count >= len(items):

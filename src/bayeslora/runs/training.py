@@ -32,7 +32,7 @@ from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import BayesianLoraTrainer
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Trained", "open_trunk_cache", "train"]
+__all__ = ["Trained", "open_trunk_cache", "set_checkpoints_aside", "train", "training_fields"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -52,7 +52,7 @@ def train(
     evaluate_dev: bool = True,
     trunk_cache: TrunkCache | None = None,
 ) -> Trained:
-    """Train an adapter and write it to `output_dir`.
+    """Train an adapter and write it to `output_dir`; on texts: `bayeslora.language_modelling.train_texts`.
 
     Writes `adapter/`, `config.yaml`, `metrics.json` (on the dev split), and where the method knows more than its
     adapter `posterior.safetensors`. With 0 epochs nothing is trained: for methods that go on from `init_from`.
@@ -69,6 +69,8 @@ def train(
     Raises:
         NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
     """
+    if config.task.scoring == "text":
+        raise ValueError("task.scoring text has no items: train with bayeslora.language_modelling.train_texts.")
     output = Path(output_dir)
     recover_folder(output / "adapter")
     splits = task_items(config.task)
@@ -80,9 +82,8 @@ def train(
     set_seed(config.seed)
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
-    if not resume and is_main():
-        _set_aside(output / "checkpoints")
-    wait()
+    if not resume:
+        set_checkpoints_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
@@ -146,12 +147,16 @@ def _training(
     return Training(batches, len(splits.train), optimizer, trunk_cache, config.seed)
 
 
-def _set_aside(checkpoints: Path) -> None:
-    """Keep an earlier run's checkpoints under another name: a later resume must not take them for this run's."""
+def set_checkpoints_aside(checkpoints: Path) -> None:
+    """Keep an earlier run's checkpoints under another name: a later resume must not take them for this run's.
+
+    Of several processes the main one does it, and all of them return when it is done.
+    """
     previous = checkpoints.with_name("checkpoints.previous")
-    if checkpoints.exists():
+    if is_main() and checkpoints.exists():
         shutil.rmtree(previous, ignore_errors=True)
         checkpoints.rename(previous)
+    wait()
 
 
 def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | None = None) -> TrunkCache | None:
@@ -177,18 +182,10 @@ def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | N
     return cache if cache.skipped else None
 
 
-def _trainer(
-    config: RunConfig,
-    output: Path,
-    model: PeftModel,
-    scoring: Scoring,
-    splits: Splits,
-    trunk_cache: TrunkCache | None,
-) -> BayesianLoraTrainer:
+def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
+    """What a run's config says about the fields of TrainingArguments, its `train.arguments` left out."""
     options = config.train
-    per_step = options.batch_size * options.gradient_accumulation_steps * world_size()
-    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
-    fields: dict[str, Any] = {
+    return {
         "output_dir": str(output / "checkpoints"),
         "num_train_epochs": options.epochs,
         "max_steps": options.max_steps or -1,
@@ -199,7 +196,7 @@ def _trainer(
         "warmup_steps": options.warmup,
         "weight_decay": options.weight_decay,
         "max_grad_norm": options.max_grad_norm,
-        "logging_steps": min(options.logging_steps, steps),
+        "logging_steps": options.logging_steps,
         "save_strategy": "epoch" if options.save_steps is None else "steps",
         "save_steps": options.save_steps or 500,
         "save_total_limit": 2,
@@ -212,6 +209,20 @@ def _trainer(
         # Items are not columns of tensors: the scoring reads them whole.
         "remove_unused_columns": False,
     }
+
+
+def _trainer(
+    config: RunConfig,
+    output: Path,
+    model: PeftModel,
+    scoring: Scoring,
+    splits: Splits,
+    trunk_cache: TrunkCache | None,
+) -> BayesianLoraTrainer:
+    options = config.train
+    per_step = options.batch_size * options.gradient_accumulation_steps * world_size()
+    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
+    fields = training_fields(config, output, model) | {"logging_steps": min(options.logging_steps, steps)}
     arguments = TrainingArguments(**fields | options.arguments)
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.
     arguments._n_gpu = min(1, arguments.n_gpu)

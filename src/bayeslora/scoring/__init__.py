@@ -8,8 +8,9 @@ from bayeslora.scoring.base import ChoiceBatch, Scoring
 from bayeslora.scoring.classification import Classification
 from bayeslora.scoring.cloze import Cloze
 from bayeslora.scoring.letter import Letter, class_token_ids
+from bayeslora.scoring.text import Text
 
-__all__ = ["ChoiceBatch", "Classification", "Cloze", "Letter", "Scoring", "class_token_ids", "get_scoring"]
+__all__ = ["ChoiceBatch", "Classification", "Cloze", "Letter", "Scoring", "Text", "class_token_ids", "get_scoring"]
 
 
 def get_scoring(name: str) -> type[Scoring]:

@@ -5,8 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from .item import Item, TaskError
+
+
+class Identified(Protocol):
+    """Anything with an id."""
+
+    @property
+    def id(self) -> str:
+        """Name of the item."""
+
+
+AnyItem = TypeVar("AnyItem", bound=Identified)
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,9 @@ def check_fraction(fraction: float) -> None:
         raise TaskError(f"a split fraction should be at least 0 and below 1, but is {fraction!r}; try 0.2.")
 
 
-def hashed_split(items: Sequence[Item], fraction: float = 0.2, salt: str = "dev") -> tuple[list[Item], list[Item]]:
+def hashed_split(
+    items: Sequence[AnyItem], fraction: float = 0.2, salt: str = "dev"
+) -> tuple[list[AnyItem], list[AnyItem]]:
     """Split items into (rest, held out) by the sha256 of salt and id; both keep the given order.
 
     Each item's side depends on nothing but its id and the salt. The held-out share is about, not
@@ -40,8 +54,8 @@ def hashed_split(items: Sequence[Item], fraction: float = 0.2, salt: str = "dev"
         TaskError: the fraction is not in [0, 1).
     """
     check_fraction(fraction)
-    rest: list[Item] = []
-    held_out: list[Item] = []
+    rest: list[AnyItem] = []
+    held_out: list[AnyItem] = []
     for item in items:
         side = held_out if stable_fraction(f"{salt}:{item.id}") < fraction else rest
         side.append(item)

@@ -1,0 +1,141 @@
+"""Training a run on texts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from bayeslora.config import RunConfig
+from bayeslora.language_modelling.evaluation import predict_texts
+from bayeslora.language_modelling.quiet import quiet_datasets
+from bayeslora.language_modelling.texts import TextRow, text_dataset, text_splits
+from bayeslora.memory import peak_memory
+from bayeslora.methods import Method, Training, trainable_parameters
+from bayeslora.model_card import write_model_card
+from bayeslora.runs.config_files import write_config
+from bayeslora.runs.loading import load_model
+from bayeslora.runs.run import Run
+from bayeslora.runs.state import save_state
+from bayeslora.runs.training import set_checkpoints_aside, training_fields
+from bayeslora.saving import recover_folder, save_adapter, write_json
+from bayeslora.scoring import ChoiceBatch
+from bayeslora.sft import BayesianSFTTrainer, SFTConfig
+
+__all__ = ["train_texts"]
+
+logger = logging.getLogger("bayeslora")
+
+
+def train_texts(config: RunConfig, output_dir: str | Path, *, resume: bool = False, evaluate_dev: bool = True) -> Run:
+    """What `bayeslora.runs.train` does for task.scoring text: the same run folder, scored in tokens.
+
+    Raises:
+        ValueError: The method or an option is for items with choices, or there are no training texts.
+        NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
+    """
+    _check(config)
+    output = Path(output_dir)
+    recover_folder(output / "adapter")
+    splits = text_splits(config.task)
+    if not splits.train:
+        raise ValueError(f"task {config.task.name!r} has no training texts.")
+    set_seed(config.seed)
+    base, tokenizer, scoring = load_model(config.model, config.task)
+    set_seed(config.seed)
+    model = config.method.adapt(base, "causal_lm")
+    if not resume:
+        set_checkpoints_aside(output / "checkpoints")
+    trainer = _trainer(config, output, model, tokenizer, splits.train, scoring.max_length)
+    rows: Any = trainer.train_dataset
+    tokens = trainer.num_observations
+    logger.info("%d training texts with %d target tokens", len(splits.train), tokens)
+    started = time.perf_counter()
+    with peak_memory(trainer.args.device) as memory:
+        if config.train.epochs or config.train.max_steps:
+            trainer.train(resume_from_checkpoint=resume)
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        state = config.method.finish(model, Training(_no_items, tokens, optimizer, None, config.seed))
+    metrics: dict[str, Any] = {
+        "method": config.method.name,
+        "task": config.task.name,
+        "scoring": config.task.scoring,
+        "model": config.model.name,
+        "seed": config.seed,
+        "train_examples": len(splits.train),
+        "train_rows": len(rows),
+        "train_tokens": tokens,
+        "train_seconds": round(time.perf_counter() - started, 2),
+        "peak_memory_bytes": memory.peak,
+        "trainable_parameters": trainable_parameters(model),
+        "history": [entry for entry in trainer.state.log_history if "nll" in entry],
+    }
+    save_adapter(model, output / "adapter")
+    save_state(state, output)
+    write_config(config, output / "config.yaml")
+    run = Run(config=config, model=model, scoring=scoring, metrics=metrics, state=state)
+    if splits.dev and evaluate_dev:
+        metrics |= predict_texts(run, splits.dev).metrics(run) | {"split": "dev"}
+    write_model_card(output / "adapter", config, metrics)
+    write_json(output / "metrics.json", metrics)
+    return run
+
+
+def _check(config: RunConfig) -> None:
+    method: Method = config.method
+    if method.needs_items or method.train_samples > 1:
+        why = "reads items with choices" if method.needs_items else "takes several draws in a training forward"
+        raise ValueError(
+            f"the method {method.name!r} {why}, which task.scoring text does not support; use another method "
+            "(BayesianLora, Lora, Blob, ...), with train_samples 1, or a task with choices."
+        )
+    if config.temperature_scaling:
+        raise ValueError("temperature_scaling is about choices; leave it out with task.scoring text.")
+
+
+def _no_items() -> Iterable[ChoiceBatch]:
+    raise ValueError("this run has texts and no items with choices.")
+
+
+def _trainer(
+    config: RunConfig,
+    output: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[TextRow],
+    max_length: int,
+) -> BayesianSFTTrainer:
+    options = config.train
+    fields = training_fields(config, output, model) | {
+        "remove_unused_columns": True,
+        "max_length": max_length,
+        "bf16": False,
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+        "label_smoothing_factor": options.label_smoothing,
+    }
+    arguments = SFTConfig(**fields | options.arguments)
+    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    with quiet_datasets():
+        trainer = BayesianSFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=text_dataset(rows, chat=tokenizer.chat_template is not None and not config.task.raw),
+            processing_class=tokenizer,
+            optimizer=options.optimizer,
+            optimizer_options=options.optimizer_options,
+        )
+    data: Any = trainer.train_dataset
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(data) / per_step)))
+    arguments.logging_steps = min(arguments.logging_steps, steps)
+    # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().
+    for name, value in config.method.trainer_options(options.learning_rate, steps, trainer.num_observations).items():
+        assert hasattr(trainer, name), name
+        setattr(trainer, name, value)
+    return trainer
