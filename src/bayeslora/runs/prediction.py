@@ -14,15 +14,17 @@ from torch import nn
 from tqdm import tqdm
 
 from bayeslora.config import RunConfig
+from bayeslora.conformal import ConformalSets
 from bayeslora.methods import State
 from bayeslora.metrics import summary
 from bayeslora.predictive import Predictive
 from bayeslora.saving import atomic_file
 from bayeslora.scoring import Scoring
+from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import Item
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Prediction", "predict_items", "write_rows"]
+__all__ = ["Prediction", "by_length", "predict_items", "write_rows"]
 
 
 @dataclass
@@ -44,10 +46,16 @@ class Prediction:
             "spread": float(self.predictive.spread.mean()),
         }
 
-    def rows(self, abstain_above: float | None = None) -> Iterator[dict[str, Any]]:
-        """One record per item for predictions.jsonl; entropies in nats."""
+    def rows(self, abstain_above: float | None = None, rule: ConformalSets | None = None) -> Iterator[dict[str, Any]]:
+        """One record per item for predictions.jsonl; entropies in nats.
+
+        Args:
+            abstain_above: Adds `abstain`, whether the entropy is above it (nats).
+            rule: Adds `set` (indices) and `set_choices` (texts), the prediction set.
+        """
         probabilities = self.predictive.probabilities
         uncertainty = zip(self.predictive.entropy.tolist(), self.predictive.mutual_information.tolist(), strict=True)
+        sets = iter(()) if rule is None else iter(rule.sets(probabilities, choice_mask(self.items)))
         for item, row, (entropy, information) in zip(self.items, probabilities.tolist(), uncertainty, strict=True):
             chosen = row[: len(item.choices)]
             best = max(range(len(chosen)), key=chosen.__getitem__)
@@ -64,6 +72,9 @@ class Prediction:
                 record["label"] = item.label
             if abstain_above is not None:
                 record["abstain"] = entropy > abstain_above
+            if rule is not None:
+                record["set"] = next(sets).nonzero().flatten().tolist()
+                record["set_choices"] = [item.choices[index] for index in record["set"]]
             yield record
 
 
@@ -77,6 +88,8 @@ def predict_items(
     num_samples: int | None = None,
     state: State | None = None,
     temperature: float = 1.0,
+    seed: int | None = None,
+    progress: bool = True,
 ) -> Prediction:
     """Predict `items` with the method of `config`; items of similar length share a batch.
 
@@ -89,19 +102,28 @@ def predict_items(
         num_samples: Draws; default: the config's.
         state: What the method's `finish` returned.
         temperature: Divides the log-probabilities.
+        seed: Of the draws; default: the config's.
+        progress: Whether to show a progress bar.
     """
     samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
-    order = sorted(range(len(items)), key=lambda index: _length(items[index]))
+    seed = config.seed if seed is None else seed
+    order = by_length(items)
     device = next(model.parameters()).device
     started, parts = time.perf_counter(), []
-    for first in tqdm(range(0, len(order), config.batch_size), desc="predict", unit="batch", leave=False):
+    starts = range(0, len(order), config.batch_size)
+    for first in tqdm(starts, desc="predict", unit="batch", leave=False, disable=not progress):
         batch = scoring([items[index] for index in order[first : first + config.batch_size]]).to(device)
-        predictive = config.method.predict(model, batch, samples, config.seed, trunk_cache, state)
+        predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
         parts.append(Predictive(predictive.samples.cpu()))
     joined = Predictive.concatenate(parts)
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = Predictive(joined.samples[:, back]).tempered(temperature)
     return Prediction(items, predictive, samples, time.perf_counter() - started)
+
+
+def by_length(items: Sequence[Item]) -> list[int]:
+    """Indices of `items`, short ones first, so that items of similar length can share a batch."""
+    return sorted(range(len(items)), key=lambda index: _length(items[index]))
 
 
 def _length(item: Item) -> int:
