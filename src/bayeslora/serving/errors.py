@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -41,6 +42,8 @@ class Refused(Exception):
         field: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
+        # What came is quoted in it, and need not be text that can be sent back.
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.status = status
         self.content = {"status": status, "code": code, "message": message, **({"field": field} if field else {})}
@@ -121,7 +124,7 @@ def _described(problem: Mapping[str, Any]) -> tuple[str, str]:
         return field, f"{field} is missing; add it"
     if kind == "extra_forbidden":
         return field, f"{field} is no field that is known; correct its name or leave it out"
-    expected = problem["msg"].removeprefix("Input ").removeprefix("should be ").removeprefix("should have ")
+    expected = re.sub("^(Value error, |Input should (be|have) )", "", problem["msg"])
     return field, f"{field}: expected {expected}, got {came}; correct it"
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = ["ErrorResponse", "ItemRequest", "ModelResponse", "PredictRequest", "PredictResponse", "Record"]
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a character (a lone surrogate), which is no text and which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("text that can be encoded in UTF-8") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Strict(BaseModel):
@@ -18,9 +30,9 @@ class Strict(BaseModel):
 class ItemRequest(Strict):
     """A multiple-choice question, or a text and its classes."""
 
-    id: str | None = Field(None, max_length=256, description="Name of the item; default: `item-` and its index.")
-    question: str = Field(description="The question, or the text to classify.")
-    choices: list[str] | None = Field(
+    id: Text | None = Field(None, max_length=256, description="Name of the item; default: `item-` and its index.")
+    question: Text = Field(description="The question, or the text to classify.")
+    choices: list[Text] | None = Field(
         None,
         description="Two or more texts that differ. May be left out where the run has choices of its own for all items "
         "(`choices` of /v1/model).",
