@@ -105,12 +105,12 @@ class Batcher:
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """End after the batch under way; what still waits is answered 503."""
+        """Take no more batches, and wait for the thread; what is not answered yet is refused (503)."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for place in self._queue:
-            place.job.fail(Refused(503, "shutting_down", "the server is shutting down; ask another one, or later."))
+            place.job.fail(_shutting_down())
         self._queue.clear()
         await asyncio.to_thread(self._thread.shutdown)
 
@@ -182,6 +182,10 @@ class Batcher:
         try:
             loop = asyncio.get_running_loop()
             records = await loop.run_in_executor(self._thread, self._compute, items, draws)
+        except asyncio.CancelledError:
+            for place in batch:
+                place.job.fail(_shutting_down())
+            raise
         except Exception as error:
             jobs = list(dict.fromkeys(place.job for place in batch))
             if len(jobs) == 1:
@@ -195,3 +199,7 @@ class Batcher:
         self._observe(len(batch), seconds)
         for place, record in zip(batch, records, strict=True):
             place.job.receive(place.index, record)
+
+
+def _shutting_down() -> Refused:
+    return Refused(503, "shutting_down", "the server is shutting down; ask another one, or later.")

@@ -117,7 +117,7 @@ class Predictor:
         """What /v1/model says of the run called `name`."""
         config, settings = self.run.config, self.settings
         limits = ("max_body_bytes", "max_items", "max_choices", "max_characters", "max_samples", "timeout")
-        numbers = {key: value for key, value in self.run.metrics.items() if isinstance(value, str | int | float)}
+        scores = {key: value for key, value in self.run.metrics.items() if isinstance(value, str | int | float)}
         return {
             "run": name,
             "method": config.method.name,
@@ -131,6 +131,7 @@ class Predictor:
             "temperature": self.run.temperature,
             "abstain_above": settings.abstain_above,
             "coverage": settings.coverage,
-            "metrics": numbers,
+            # JSON has no NaN.
+            "metrics": {key: value for key, value in scores.items() if value == value},
             "limits": {limit: getattr(settings, limit) for limit in limits},
         }

@@ -3,7 +3,7 @@
 const at = (id) => document.getElementById(id);
 const { abstain_above: limit, coverage } = JSON.parse(at("limit").textContent);
 const nats = (value) => `${value.toFixed(3)} nats`;
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -27,7 +27,7 @@ function row(choice, index, record) {
   heading.scope = "row";
   const track = element("td", undefined, "track");
   const bar = element("div", undefined, "bar");
-  bar.style.width = percent(record.probabilities[index]).replace(" ", "");
+  bar.style.width = `${100 * record.probabilities[index]}%`;
   track.setAttribute("aria-hidden", "true");
   track.append(bar);
   line.append(heading, track, element("td", percent(record.probabilities[index]), "number"));
@@ -41,7 +41,7 @@ function showAbstention(record) {
   at("abstain").className = record.abstain ? "yes" : "no";
   at("abstain").textContent = record.abstain
     ? `Abstain: the entropy is above ${limit} nats.`
-    : `No need to abstain: the entropy is not above ${limit} nats.`;
+    : `Does not abstain: the entropy is not above ${limit} nats.`;
 }
 
 function show(body, answer) {
