@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import random
 import re
+import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ import torch
 
 from bayeslora.runs import task_items
 from bayeslora.runs.config_files import read_config
+from bayeslora.serving.server import serve
+from bayeslora.serving.settings import Settings
 from bayeslora.tasks import Item
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
@@ -51,19 +54,31 @@ class Load:
 
 
 @contextmanager
-def server(run: Path, batch_size: int, max_wait_ms: float) -> Iterator[str]:
-    """The address of a `bayeslora serve` process."""
-    command = [sys.executable, "-c", "from bayeslora.cli import main; main()", "serve", str(run), "--port", "0"]
-    command += ["--batch_size", str(batch_size), "--max_wait_ms", str(max_wait_ms), "--timeout", "600"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            greeting = process.stdout.readline() if process.stdout else ""
-            found = re.search(r"http://\S+", greeting)
-            if found is None:
-                raise RuntimeError(f"the server did not start: {greeting!r}; run {' '.join(command[3:])} to see why.")
-            yield found[0]
-        finally:
-            process.terminate()
+def server(run: Path, settings: Settings) -> Iterator[str]:
+    """The address of a process that does what `bayeslora serve` does; forked, so that nothing is imported again."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = multiprocessing.get_context("fork").Process(
+        target=serve, args=(str(run), settings), kwargs={"port": port}
+    )
+    process.start()
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while not answers(address):
+            if not process.is_alive():
+                raise RuntimeError(f"the server of {run} did not start; its message stands above.")
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.join()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz", timeout=600, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 async def loaded(address: str, items: Sequence[Item], concurrency: int) -> Load:
@@ -121,7 +136,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32, help="In each round, for each server and concurrency.")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    shared = {"max_wait_ms": options.max_wait_ms, "timeout": 600.0}
     config = read_config(options.run / "config.yaml")
     items = task_items(config.task).test
     chosen, order = [items[index % len(items)] for index in range(options.requests)], random.Random(0)
@@ -129,7 +145,7 @@ def main() -> None:
     forwards: dict[int, list[float]] = {concurrency: [0.0, 0.0] for concurrency in options.concurrency}
     with ExitStack() as stack:
         addresses = {
-            name: stack.enter_context(server(options.run, size, options.max_wait_ms))
+            name: stack.enter_context(server(options.run, Settings(batch_size=size, **shared)))
             for name, size in (("batched", options.batch_size), ("single", 1))
         }
         for address in addresses.values():
@@ -155,7 +171,6 @@ def main() -> None:
         "max_wait_ms": options.max_wait_ms,
         "requests": options.requests,
         "rounds": options.rounds,
-        "threads_of_a_server": int(os.environ["OMP_NUM_THREADS"]),
         "load_average": [round(number, 1) for number in os.getloadavg()],
         "latency_unit": f"median latency of the single server at concurrency {options.concurrency[0]}",
         "concurrency": {
