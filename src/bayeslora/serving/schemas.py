@@ -88,7 +88,7 @@ class ModelResponse(BaseModel):
     abstain_above: float | None = Field(description="Entropy above which an item says abstain, nats.")
     coverage: float | None = Field(description="Probability with which a prediction set holds the right choice.")
     metrics: dict[str, Any] = Field(description="Scores from the run's metrics.json, with their split.")
-    limits: dict[str, float] = Field(description="What a request may ask for; timeout in seconds.")
+    limits: dict[str, int | float] = Field(description="What a request may ask for; timeout in seconds.")
 
 
 class Error(BaseModel):
