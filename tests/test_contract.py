@@ -426,6 +426,18 @@ def test_chunks_of_samples(run: TrainedRun, chunk_size: int) -> None:
     assert distance(finite(found), run.samples(5)) < 2e-6
 
 
+def test_an_item_is_predicted_alone_as_in_a_batch_unless_the_method_says_otherwise(run: TrainedRun) -> None:
+    """`bayeslora serve` lets the items of several requests share a batch."""
+    trained, together = run.trained, run.samples()
+    apart = []
+    for index, item in enumerate(TEST):
+        alone = trained.config.method.predict(trained.model, trained.scoring([item]), SAMPLES, 0, None, trained.state)
+        width = len(item.choices)
+        apart.append(distance(alone.samples[:, 0, :width], together[:, index, :width]))
+    assert (max(apart) > 1e-3) == trained.config.method.draws_depend_on_batch
+    assert trained.config.method.draws_depend_on_batch or max(apart) < 1e-5
+
+
 def test_cached_trunk_changes_nothing(run: TrainedRun) -> None:
     cache = TrunkCache(run.trained.model)
     for num_samples in (0, SAMPLES):

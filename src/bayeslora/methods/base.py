@@ -62,6 +62,8 @@ class Method(ABC):
     name: ClassVar[str]
     config_class: ClassVar[type[LoraConfig]] = LoraConfig
     """The PEFT config; arguments of the method that are fields of it are handed on."""
+    draws_depend_on_batch: ClassVar[bool] = False
+    """Whether an item's draws depend on the shape of its batch, beside the seed."""
     train_samples: int = 1
     """Draws per training forward; the loss is their mean."""
     needs_items: ClassVar[bool] = False

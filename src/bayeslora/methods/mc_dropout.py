@@ -128,6 +128,7 @@ class MonteCarloDropout(Method):
 
     name: ClassVar[str] = "mc_dropout"
     config_class: ClassVar[type[LoraConfig]] = MonteCarloDropoutConfig
+    draws_depend_on_batch: ClassVar[bool] = True
 
     def __init__(self, lora_dropout: float = 0.1, **kwargs: Any):
         super().__init__(lora_dropout=lora_dropout, **kwargs)

@@ -26,7 +26,7 @@ from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import load_items
 
-__all__ = ["evaluate", "load_run", "predict_file", "write_evaluation"]
+__all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
 
 
 def load_run(run: str | Path, *, revision: str | None = None, base_model: str | None = None) -> Run:
@@ -185,22 +185,21 @@ def predict_file(
         choices=columns.choices,
         optional_label=True,
     )
-    rule = None if coverage is None else _calibrated_on_dev(run, coverage, num_samples)
-    prediction = run.predict(items, num_samples)
-    rows = list(prediction.rows(abstain_above))
-    if rule is not None:
-        sets = rule.sets(prediction.predictive.probabilities, choice_mask(items))
-        for item, row, inside in zip(items, rows, sets, strict=True):
-            row["set"] = inside.nonzero().flatten().tolist()
-            row["set_choices"] = [item.choices[index] for index in row["set"]]
+    rule = None if coverage is None else calibrated_on_dev(run, coverage, num_samples)
+    rows = list(run.predict(items, num_samples).rows(abstain_above, rule))
     if is_main():
         write_rows(output, rows)
     wait()
     return rows
 
 
-def _calibrated_on_dev(run: Run, coverage: float, num_samples: int | None) -> ConformalSets:
-    """Prediction sets calibrated on the dev split of the run's task."""
+def calibrated_on_dev(run: Run, coverage: float, num_samples: int | None = None) -> ConformalSets:
+    """Prediction sets calibrated on the dev split of the run's task.
+
+    Raises:
+        ValueError: `coverage` is not in (0, 1), or the task has no dev items.
+    """
+    check_coverage(coverage)
     dev = task_items(run.config.task).dev
     if not dev:
         raise ValueError(

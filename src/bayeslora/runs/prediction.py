@@ -14,16 +14,18 @@ from torch import nn
 from tqdm import tqdm
 
 from bayeslora.config import RunConfig
+from bayeslora.conformal import ConformalSets
 from bayeslora.distributed import gather_shares, is_main, is_sharded, largest, share
 from bayeslora.methods import State
 from bayeslora.metrics import summary
 from bayeslora.predictive import Predictive
 from bayeslora.saving import atomic_file
 from bayeslora.scoring import Scoring
+from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import Item
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Prediction", "predict_items", "write_rows"]
+__all__ = ["Prediction", "by_length", "predict_items", "write_rows"]
 
 
 @dataclass
@@ -45,10 +47,16 @@ class Prediction:
             "spread": float(self.predictive.spread.mean()),
         }
 
-    def rows(self, abstain_above: float | None = None) -> Iterator[dict[str, Any]]:
-        """One record per item for predictions.jsonl; entropies in nats."""
+    def rows(self, abstain_above: float | None = None, rule: ConformalSets | None = None) -> Iterator[dict[str, Any]]:
+        """One record per item for predictions.jsonl; entropies in nats.
+
+        Args:
+            abstain_above: Adds `abstain`, whether the entropy is above it (nats).
+            rule: Adds `set` (indices) and `set_choices` (texts), the prediction set.
+        """
         probabilities = self.predictive.probabilities
         uncertainty = zip(self.predictive.entropy.tolist(), self.predictive.mutual_information.tolist(), strict=True)
+        sets = iter(()) if rule is None else iter(rule.sets(probabilities, choice_mask(self.items)))
         for item, row, (entropy, information) in zip(self.items, probabilities.tolist(), uncertainty, strict=True):
             chosen = row[: len(item.choices)]
             best = max(range(len(chosen)), key=chosen.__getitem__)
@@ -65,6 +73,9 @@ class Prediction:
                 record["label"] = item.label
             if abstain_above is not None:
                 record["abstain"] = entropy > abstain_above
+            if rule is not None:
+                record["set"] = next(sets).nonzero().flatten().tolist()
+                record["set_choices"] = [item.choices[index] for index in record["set"]]
             yield record
 
 
@@ -78,6 +89,8 @@ def predict_items(
     num_samples: int | None = None,
     state: State | None = None,
     temperature: float = 1.0,
+    seed: int | None = None,
+    progress: bool = True,
 ) -> Prediction:
     """Predict `items` with the method of `config`; items of similar length share a batch.
 
@@ -94,22 +107,30 @@ def predict_items(
         num_samples: Draws; default: the config's.
         state: What the method's `finish` returned.
         temperature: Divides the log-probabilities.
+        seed: Of the draws; default: the config's.
+        progress: Whether to show a progress bar.
     """
     samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
-    order = sorted(range(len(items)), key=lambda index: _length(items[index]))
+    seed = config.seed if seed is None else seed
+    order = by_length(items)
     device = next(model.parameters()).device
     started, parts = time.perf_counter(), []
     chunks = [order[first : first + config.batch_size] for first in range(0, len(order), config.batch_size)]
     together = is_sharded(model)
     own = chunks if together else share(chunks)
-    for chunk in tqdm(own, desc="predict", unit="batch", leave=False, disable=not is_main()):
+    for chunk in tqdm(own, desc="predict", unit="batch", leave=False, disable=not (progress and is_main())):
         batch = scoring([items[index] for index in chunk]).to(device)
-        predictive = config.method.predict(model, batch, samples, config.seed, trunk_cache, state)
+        predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
         parts.append(Predictive(predictive.samples.cpu()))
     joined = Predictive.concatenate(parts if together else gather_shares(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = Predictive(joined.samples[:, back]).tempered(temperature)
     return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0)
+
+
+def by_length(items: Sequence[Item]) -> list[int]:
+    """Indices of `items`, short ones first, so that items of similar length can share a batch."""
+    return sorted(range(len(items)), key=lambda index: _length(items[index]))
 
 
 def _length(item: Item) -> int:

@@ -30,7 +30,14 @@ class Run:
     temperature: float = 1.0
     trunk_cache: TrunkCache | None = None
 
-    def predict(self, items: Sequence[Item], num_samples: int | None = None) -> Prediction:
+    def predict(
+        self,
+        items: Sequence[Item],
+        num_samples: int | None = None,
+        *,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> Prediction:
         """`predict_items` with the run's adapter, state, temperature and cache."""
         return predict_items(
             self.config,
@@ -41,4 +48,6 @@ class Run:
             num_samples=num_samples,
             state=self.state,
             temperature=self.temperature,
+            seed=seed,
+            progress=progress,
         )

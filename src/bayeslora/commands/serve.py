@@ -1,0 +1,39 @@
+"""bayeslora serve."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora.commands.base import Command
+from bayeslora.parsing import instantiate
+from bayeslora.serving.settings import Settings
+
+
+class Serve(Command):
+    """Serves a run over HTTP."""
+
+    name: ClassVar[str] = "serve"
+    description: ClassVar[str] = "Serve a run over HTTP, with a page to try it in a browser."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The run, the address, and every field of Settings."""
+        parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
+        parser.add_argument(
+            "--host", type=str, default="127.0.0.1", help="Address to listen at; the default is reached from here only."
+        )
+        parser.add_argument("--port", type=int, default=8000, help="Port to listen at; 0: a free one.")
+        parser.add_class_arguments(Settings, nested_key=None)
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints the address, and ends with SIGTERM or Ctrl+C."""
+        try:
+            from bayeslora.serving.server import serve
+        except ModuleNotFoundError as error:
+            if error.name not in ("fastapi", "uvicorn", "prometheus_client"):
+                raise
+            raise ImportError(
+                f'{error.name} is not installed; install what serving needs with pip install "bayeslora[serve]".'
+            ) from error
+        serve(options.run, instantiate(parser, options, Settings), host=options.host, port=options.port)

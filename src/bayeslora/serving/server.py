@@ -1,0 +1,80 @@
+"""Runs the app until SIGTERM or Ctrl+C; requests under way are answered first."""
+
+from __future__ import annotations
+
+import math
+import socket
+
+import uvicorn
+
+from bayeslora.runs import load_run
+from bayeslora.serving.app import create_app
+from bayeslora.serving.security import allowed_hosts, is_loopback
+from bayeslora.serving.settings import Settings
+
+__all__ = ["serve"]
+
+_CONNECTIONS = 1000
+"""Open connections beyond which uvicorn itself answers 503."""
+
+
+class _Server(uvicorn.Server):
+    """Says when it can be reached."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str):
+        super().__init__(config)
+        self.greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As the base class."""
+        await super().startup(sockets)
+        if self.started:
+            print(self.greeting, flush=True)
+
+
+def serve(run: str, settings: Settings, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve a run over HTTP.
+
+    Args:
+        run: The run folder, or the Hub id of a pushed run.
+        settings: See `Settings`.
+        host: Address to listen at.
+        port: 0 for a free one.
+
+    Raises:
+        OSError: The address cannot be listened at, or there is no such run.
+        ValueError: The run cannot be loaded, or the prediction sets cannot be calibrated.
+    """
+    listener = _bound(host, port)
+    try:
+        app = create_app(load_run(run), run, settings, hosts=allowed_hosts(host, settings.allowed_hosts))
+        if not is_loopback(host):
+            print(f"warning: {host} can be reached from other machines, and there is no authentication.", flush=True)
+        shown = f"[{host}]" if ":" in host else host
+        greeting = f"serving {run} at http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)"
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=math.ceil(settings.timeout) + 1,
+        )
+        _Server(config, greeting).run(sockets=[listener])
+    except KeyboardInterrupt:
+        print("ended")
+    finally:
+        listener.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Before the model is loaded, so that a port in use is known at once; nobody can connect yet."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise OSError(f"cannot listen at {host} port {port}: {error}; choose another --port or --host.") from error
+    return listener
