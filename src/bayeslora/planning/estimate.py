@@ -1,0 +1,145 @@
+"""Memory of a training step and of a prediction: both run on the meta device, where tensors have no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora.methods import Method
+from bayeslora.objective import kl_divergence, negative_elbo
+from bayeslora.planning.memory import Budget, Memory, Weights
+from bayeslora.planning.shape import Shape
+from bayeslora.planning.tracing import peak_bytes
+from bayeslora.predictive import affordable_samples
+from bayeslora.sampling import find_draws, hold_draw
+
+__all__ = ["Estimator", "Setting"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a user can choose that memory depends on.
+
+    Args:
+        batch_size: Items of a training forward.
+        predict_batch_size: Items of a prediction's forward.
+        checkpointing: Gradient checkpointing.
+        four_bit: The base model's linear layers in 4 bits.
+        devices: Over how many devices FSDP shares the frozen weights.
+    """
+
+    batch_size: int
+    predict_batch_size: int
+    checkpointing: bool = False
+    four_bit: bool = False
+    devices: int = 1
+
+
+class Estimator:
+    """Memory of one method on one base model; each forward is traced once.
+
+    Args:
+        base: Makes the base model on the meta device.
+        method: How it is adapted.
+        shape: The largest item.
+        num_samples: Draws that a prediction asks for.
+    """
+
+    def __init__(self, base: Callable[[], Any], method: Method, shape: Shape, num_samples: int):
+        self._base, self.method, self.shape = base, method, shape
+        self.num_samples = method.samples_used(num_samples)
+        kind: Any = "sequence_classification" if shape.scoring == "classification" else "causal_lm"
+        self._adapt = lambda: method.adapt(base(), kind)
+        self._models: dict[bool, Any] = {}
+        self._traced: dict[tuple[Any, ...], int] = {}
+        self.weights = Weights.of(self.model)
+
+    @property
+    def model(self) -> Any:
+        """With adapters, without checkpointing."""
+        return self._model(False)
+
+    def _model(self, checkpointing: bool) -> Any:
+        if checkpointing not in self._models:
+            model: Any = self._adapt()
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.enable_input_require_grads()
+            self._models[checkpointing] = model
+        return self._models[checkpointing]
+
+    def training(self, setting: Setting) -> Memory:
+        """At the peak of a training step, gradients of an earlier micro-batch included."""
+        activations = self._training_activations(setting.batch_size, setting.checkpointing)
+        return self._stored(self.weights.memory(activations, training=True), setting)
+
+    def prediction(self, setting: Setting, draws: int) -> Memory:
+        """At the peak of a prediction with `draws` draws in one forward."""
+        rows = setting.predict_batch_size
+        if type(self.method).predict is not Method.predict:
+            # The linearised predictive (Laplace) takes gradients of the logits: a forward and backward of its own.
+            activations = self._training_activations(rows, False)
+        else:
+            activations = self._prediction_activations(rows, draws)
+        return self._stored(self.weights.memory(activations, training=False), setting)
+
+    def chunk(self, setting: Setting, budget: Budget) -> int:
+        """Draws in one forward that `bayeslora.predict` would choose by itself on a device of this size.
+
+        It takes half of the memory that is free, which here is the usable memory less the weights.
+        """
+        if self.num_samples <= 1:
+            return 1
+        resident = self._stored(self.weights.memory(0, training=False), setting).total
+        batch = self.shape.batch(setting.predict_batch_size)
+        limit = max(0, budget.usable - resident) // 2
+        return min(self.num_samples, affordable_samples(self.model, batch["input_ids"], batch.logit_positions, limit))
+
+    def _stored(self, memory: Memory, setting: Setting) -> Memory:
+        if setting.four_bit:
+            memory = self.weights.in_four_bit(memory)
+        return self.weights.sharded(memory, setting.devices) if setting.devices > 1 else memory
+
+    def _training_activations(self, rows: int, checkpointing: bool) -> int:
+        key = ("training", rows, checkpointing)
+        if key not in self._traced:
+            model = self._model(checkpointing)
+            self._traced[key] = _traced(model, lambda: self._step(model, rows))
+        return self._traced[key]
+
+    def _prediction_activations(self, rows: int, draws: int) -> int:
+        key = ("prediction", rows, draws)
+        if key not in self._traced:
+            batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
+            self._traced[key] = _traced(self.model, lambda: self.method.predict(self.model, batch, samples, seed=0))
+        return self._traced[key]
+
+    def _step(self, model: nn.Module, rows: int) -> None:
+        """Forward and backward as `BayesianLoraTrainer` runs them."""
+        model.train()
+        batch, copies = self.shape.batch(rows), self.method.train_samples
+        hold_draw(model, seed=0, step=0, num_samples=copies)
+        logits = batch.choice_logits(model)
+        labels = batch["labels"].repeat(copies)
+        nll = nn.functional.cross_entropy(logits, labels)
+        negative_elbo(nll, kl_divergence(model, rows), num_examples=rows).backward()  # type: ignore[no-untyped-call]
+
+
+def _traced(model: nn.Module, work: Callable[[], object]) -> int:
+    """Peak bytes of `work` beyond what the model holds; `model` is in eval mode and without a draw afterwards."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    try:
+        return peak_bytes(work, [*model.parameters(), *model.buffers(), *gradients])
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+        if (draws := find_draws(model)) is not None:
+            draws.clear()
+        model.eval()
