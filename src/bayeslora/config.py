@@ -20,7 +20,8 @@ class ModelConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: Branch, tag or commit of a Hub id.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        quantization: "nf4" stores the base model's linear layers in 4 bits (QLoRA, arXiv 2305.14314; needs bitsandbytes).
+        quantization: "nf4" stores the base model's linear layers in 4 bits (QLoRA,
+            arXiv 2305.14314; needs bitsandbytes).
     """
 
     name: str = "offline:smollm2"

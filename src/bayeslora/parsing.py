@@ -88,7 +88,7 @@ def parse_run_or_comparison(path: str | Path) -> RunConfig | CompareConfig:
         raise FileNotFoundError(f"expected the YAML file of a run or of a comparison, but {path} does not exist.")
     keys = set(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
     comparison = keys & (_names(CompareConfig) - _names(RunConfig))
-    return _parse(path, CompareConfig if comparison else RunConfig)
+    return _parse(path, CompareConfig) if comparison else _parse(path, RunConfig)
 
 
 def _names(config: type[DataclassInstance]) -> set[str]:

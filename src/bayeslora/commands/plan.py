@@ -19,9 +19,7 @@ class Plan(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The config and the device."""
         parser.add_argument("config", type=str, help="YAML of bayeslora train, or of bayeslora compare.")
-        parser.add_argument(
-            "--gpu_memory", type=str, required=True, help="Memory of one device, such as 80GB or 24GiB."
-        )
+        parser.add_argument("--gpu_memory", type=str, required=True, help="Of one device, such as 80GB or 24GiB.")
         parser.add_argument("--headroom", type=float, default=0.1, help="Share of it that is left free.")
         parser.add_argument("--architecture", type=str | None, default=None, help="config.json of the base model.")
         parser.add_argument("--tokens", type=int | None, default=None, help="Tokens of the longest item.")

@@ -49,12 +49,17 @@ class Change:
 
 
 def advise(
-    setting: Setting, training_fits: Callable[[Setting], bool], prediction_fits: Callable[[Setting], bool]
+    setting: Setting, training_fits: Callable[[Change], bool], prediction_fits: Callable[[Change], bool]
 ) -> list[Change]:
     """Ways to make a plan fit, the least first; the empty change alone where it fits, none where nothing helps.
 
     The weights stay as they are if that can be, else they are stored in 4 bits, or are shared by devices: one way of
     each kind. For each, checkpointing is tried, then smaller batches with accumulation, then both.
+
+    Args:
+        setting: Before any change.
+        training_fits: Whether training fits with a change.
+        prediction_fits: The same for prediction.
     """
     found: list[Change] = []
     for kind in _KINDS:
@@ -63,7 +68,8 @@ def advise(
         way = next((way for way in ways if way is not None), None)
         if way is not None:
             found.append(way)
-        if way == Change() or (len(found) > 1 and kind is _KINDS[2]):
+        # Both kinds at once only where one is not enough.
+        if way == Change() or (found and kind is _KINDS[2]):
             break
     return found
 
@@ -71,24 +77,21 @@ def advise(
 def _smallest(
     weights: Change,
     setting: Setting,
-    training_fits: Callable[[Setting], bool],
-    prediction_fits: Callable[[Setting], bool],
+    training_fits: Callable[[Change], bool],
+    prediction_fits: Callable[[Change], bool],
 ) -> Change | None:
-    training = _first(_for_training(weights, setting), setting, training_fits)
-    prediction = _first(_for_prediction(weights, setting), setting, prediction_fits)
+    """The least that is needed beside `weights`; None where nothing is enough."""
+    training = next(filter(training_fits, _for_training(weights, setting)), None)
+    prediction = next(filter(prediction_fits, _for_prediction(weights, setting)), None)
     if training is None or prediction is None:
         return None
     return replace(training, smaller_forwards=prediction.smaller_forwards)
 
 
-def _first(changes: Iterator[Change], setting: Setting, fits: Callable[[Setting], bool]) -> Change | None:
-    return next((change for change in changes if fits(change.of(setting))), None)
-
-
 def _for_training(weights: Change, setting: Setting) -> Iterator[Change]:
-    checkpointing = [weights] if setting.checkpointing else [weights, replace(weights, checkpointing=True)]
-    yield from checkpointing
-    for change in checkpointing:
+    whole = [weights] if setting.checkpointing else [weights, replace(weights, checkpointing=True)]
+    yield from whole
+    for change in whole:
         for parts in _halvings(setting.batch_size):
             yield replace(change, accumulation=parts)
 
@@ -101,9 +104,4 @@ def _for_prediction(weights: Change, setting: Setting) -> Iterator[Change]:
 
 def _halvings(size: int) -> list[int]:
     """2, 4, 8, ... as long as they divide `size` into whole batches."""
-    parts = []
-    part = 2
-    while size % part == 0:
-        parts.append(part)
-        part *= 2
-    return parts
+    return [2**power for power in range(1, size.bit_length()) if size % 2**power == 0]

@@ -126,7 +126,7 @@ class Estimator:
         logits = batch.choice_logits(model)
         labels = batch["labels"].repeat(copies)
         nll = nn.functional.cross_entropy(logits, labels)
-        negative_elbo(nll, kl_divergence(model, rows), num_examples=rows).backward()  # type: ignore[no-untyped-call]
+        negative_elbo(nll, kl_divergence(model, rows), num_examples=rows).backward()
 
 
 def _traced(model: nn.Module, work: Callable[[], object]) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bayeslora.layers import outermost_layers
 from bayeslora.planning.tracing import tensor_bytes
@@ -13,8 +14,8 @@ from bayeslora.planning.tracing import tensor_bytes
 __all__ = ["FOUR_BIT", "Budget", "Memory", "Weights", "parse_bytes"]
 
 FOUR_BIT = 4 + (8 + 32 / 256) / 64
-"""Bits per weight of NF4 with double quantisation (QLoRA, arXiv 2305.14314): 4, for each 64 weights a constant of 8 bits,
-and for each 256 constants one of 32 bits."""
+"""Bits per weight of NF4 with double quantisation (QLoRA, arXiv 2305.14314): 4, for each 64 weights a constant of 8
+bits, and for each 256 constants one of 32 bits."""
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -144,16 +145,13 @@ class Weights:
         return replace(memory, **parts, activations=memory.activations + gathered)
 
 
-def _quantisable(model: nn.Module) -> list[nn.Parameter]:
+def _quantisable(model: nn.Module) -> list[Tensor]:
     """Weights of the linear layers but the head: bitsandbytes replaces these modules and nothing else.
 
     The experts of a mixture are parameters of three dimensions since transformers 5, not linear layers, and stay.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = getattr(base, "get_output_embeddings", lambda: None)()
-    heads = [
-        part for part in (head, *(getattr(base, name, None) for name in ("score", "classifier"))) if part is not None
-    ]
-    left_out = {id(module) for part in heads for module in part.modules()}
-    linear = [module for module in base.modules() if isinstance(module, nn.Linear) and id(module) not in left_out]
-    return [module.weight for module in linear]
+    inner: Any = model
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    heads = [base.get_output_embeddings(), getattr(base, "score", None), getattr(base, "classifier", None)]
+    left_out = {id(module) for head in heads if head is not None for module in head.modules()}
+    return [module.weight for module in base.modules() if isinstance(module, nn.Linear) and id(module) not in left_out]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
 from bayeslora.tasks import Item
 
-__all__ = ["Plan", "PlanOptions", "RowPlan", "make_plan"]
+__all__ = ["Plan", "PlanOptions", "RowPlan", "make_plan", "make_plans"]
 
 Items = dict[str, list[Item]] | None
 
@@ -82,7 +82,6 @@ class Plan:
         rows: By method.
         proposals: The smallest changes that make all rows fit, as options and what they set; one empty proposal where
             the plan fits as it is, none where no change was found.
-        accumulation: The config's, before any change.
     """
 
     model: str
@@ -92,7 +91,7 @@ class Plan:
     setting: Setting
     budget: Budget
     rows: list[RowPlan]
-    proposals: list[Mapping[str, Any]] = field(default_factory=list)
+    proposals: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -163,15 +162,25 @@ def make_plan(
     Args:
         config: As `bayeslora train` or `bayeslora compare` read it.
         options: The device and what the config does not say.
-        note: Told what is being traced.
+        note: Told which row is being traced.
 
     Raises:
         OSError: The base model's architecture cannot be had.
         ValueError: The method does not fit the model.
     """
-    tasks = config.tasks if isinstance(config, CompareConfig) else {config.task.name: config.task}
-    outside = config.out_of_distribution if isinstance(config, CompareConfig) else {}
-    items = {id(task): read_locally(task) for task in (*tasks.values(), *outside.values())}
+    return make_plans(config, options, [options.budget], note)[0]
+
+
+def make_plans(
+    config: RunConfig | CompareConfig,
+    options: PlanOptions,
+    budgets: Sequence[Budget],
+    note: Callable[[str], object] = lambda _: None,
+) -> list[Plan]:
+    """As `make_plan`, for several devices; what they share is traced once."""
+    tasks = [config.task] if isinstance(config, RunConfig) else [*config.tasks.values()]
+    outside = [] if isinstance(config, RunConfig) else [*config.out_of_distribution.values()]
+    items = {id(task): read_locally(task) for task in (*tasks, *outside)}
     architecture = find_architecture(config.model.name, options.architecture, config.model.revision)
     extents = _extents(config, items, options)
     choices = max(extent.shape.choices for extent in extents)
@@ -192,24 +201,25 @@ def make_plan(
     rows = []
     for title, run, passes in _runs(config, items):
         note(title)
-        estimators = [estimator(run, extent.shape) for extent in extents]
-        rows.append(_Row(title, run, estimators, passes))
-    finished = [row.finished(options.budget) for row in rows]
+        rows.append(_Row(title, run, [estimator(run, extent.shape) for extent in extents], passes))
     plain = base(extents[0].shape.scoring)
-    plan = Plan(
-        model=config.model.name,
-        parameters=sum(parameter.numel() for parameter in plain.parameters()),
-        dtype=str(next(plain.parameters()).dtype).removeprefix("torch."),
-        extents=extents,
-        setting=rows[0].setting(),
-        budget=options.budget,
-        rows=finished,
-    )
-    note("what would make it fit" if not plan.fits else "done")
-    accumulation = config.train.gradient_accumulation_steps
-    changes = [Change()] if plan.fits else _changes(rows, finished, options.budget)
-    proposals = [_as_options(change, plan.setting, accumulation) for change in changes]
-    return dataclasses.replace(plan, proposals=proposals)
+    parameters, dtype = sum(weight.numel() for weight in plain.parameters()), next(plain.parameters()).dtype
+    plans = []
+    for budget in budgets:
+        plan = Plan(
+            model=config.model.name,
+            parameters=parameters,
+            dtype=str(dtype).removeprefix("torch."),
+            extents=extents,
+            setting=rows[0].setting(),
+            budget=budget,
+            rows=[row.finished(budget) for row in rows],
+        )
+        changes = [Change()] if plan.fits else _changes(rows, plan.rows, budget)
+        accumulation = config.train.gradient_accumulation_steps
+        proposals = [_as_options(change, plan.setting, accumulation) for change in changes]
+        plans.append(dataclasses.replace(plan, proposals=proposals))
+    return plans
 
 
 def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget) -> list[Change]:
@@ -217,13 +227,14 @@ def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget) -> list[
     order = {row.title: row for row in finished}
     for_training = sorted(rows, key=lambda row: -order[row.title].training.total)
     for_prediction = sorted(rows, key=lambda row: -order[row.title].prediction.total)
-    return advise(
-        rows[0].setting(),
-        lambda change: all(row.training(row.setting(change)).total <= budget.usable for row in for_training),
-        lambda change: all(
-            row.prediction(row.setting(change), budget).total <= budget.usable for row in for_prediction
-        ),
-    )
+
+    def training_fits(change: Change) -> bool:
+        return all(row.training(row.setting(change)).total <= budget.usable for row in for_training)
+
+    def prediction_fits(change: Change) -> bool:
+        return all(row.prediction(row.setting(change), budget).total <= budget.usable for row in for_prediction)
+
+    return advise(rows[0].setting(), training_fits, prediction_fits)
 
 
 def _as_options(change: Change, setting: Setting, accumulation: int) -> dict[str, Any]:

@@ -96,4 +96,5 @@ TASK_SIZES: Mapping[str, TaskSize] = {
     "mmlu_law": TaskSize(0, 1762),
     "mmlu_health": TaskSize(0, 1640),
 }
-"""Training sizes are those of the datasets' cards, test sizes were counted (MMLU without items that repeat a choice)."""
+"""Training sizes are those of the datasets' cards; test sizes were counted (MMLU without items that repeat a choice)
+where the offline data package has them, else they are the cards'."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import Item, Row, Task
 
 
@@ -11,7 +13,7 @@ class Winogrande(Task):
     name = "winogrande"
     hub_id = "allenai/winogrande"
     hub_config = "winogrande_xl"
-    offline_folder = "winogrande/winogrande_xl/validation"
+    offline_folder: ClassVar[str | None] = "winogrande/winogrande_xl/validation"
 
     def parse(self, row: Row, index: int) -> Item:
         """Read a row; its answer is "1", "2" or, in the public test split, empty."""

@@ -17,9 +17,10 @@ __all__ = ["check_experts"]
 _BEFORE_FUSION = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """What the experts' linear layers are called in checkpoints, and in many recipes' target_modules."""
 
+_FUSED = "the experts are one parameter of three dimensions, and S draws of their factors would be S copies of the whole stack"
 _REMEDY = (
-    "Adapt the layers that see every token: target_modules=['q_proj', 'v_proj'] (or k_proj, o_proj, lm_head). Where some "
-    "layers have an ordinary feed-forward part, name those by layers_to_transform or a regular expression."
+    "Adapt the layers that see every token: target_modules=['q_proj', 'v_proj'] (or k_proj, o_proj, lm_head). Where "
+    "some layers have an ordinary feed-forward part, name those by layers_to_transform or a regular expression."
 )
 
 
@@ -49,13 +50,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str]]:
         convolution = type(module).__module__.startswith("torch.")
         if not convolution and any(parameter.dim() == 3 for parameter in own.values()):
             for leaf in ("", *own, *_BEFORE_FUSION):
-                yield (
-                    f"{name}.{leaf}".strip("."),
-                    (
-                        "the experts are one parameter of three dimensions, and S draws of their factors would be S copies "
-                        "of the whole stack"
-                    ),
-                )
+                yield f"{name}.{leaf}".strip("."), _FUSED
         elif type(module).__name__.endswith("Router") and "weight" in own:
             yield name, "it is a router, which is no linear layer in this model"
         elif re.search(r"(^|\.)experts\.\d+\.", name) and isinstance(module, nn.Linear):
