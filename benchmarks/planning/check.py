@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/planning/check.py --output results/planning/smollm2_cpu.json
 
-Measured is what torch's allocator hands out (its own record, which includes temporary tensors inside of kernels), on top
-of the model, and beside it the resident memory of the process.
+Measured is what torch's allocator hands out (its own record, which includes temporary tensors inside of kernels), on
+top of the model, and beside it the resident memory of the process. Each case is on the disk when it ends; called again,
+the script goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from bayeslora.runs.loading import load_model
 from bayeslora.trainer import BayesianLoraTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
-from measure import environment, save  # noqa: E402
+from measure import environment, save
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,17 @@ class Case:
 
 
 CASES = (
-    Case("training", "cloze", "lora"),
     Case("training", "cloze"),
-    Case("training", "cloze", rows=2),
     Case("training", "cloze", checkpointing=True),
-    Case("training", "cloze", last_layers=4),
-    Case("training", "letter"),
-    Case("training", "letter", checkpointing=True),
-    Case("prediction", "cloze", samples=1),
     Case("prediction", "cloze", samples=4),
-    Case("prediction", "cloze", samples=4, last_layers=4),
-    Case("prediction", "cloze", rows=2, samples=4),
-    Case("prediction", "letter", samples=4),
+    Case("training", "cloze", rows=2),
+    Case("training", "letter"),
+    Case("prediction", "cloze", rows=2, samples=1),
     Case("prediction", "letter", samples=10),
+    Case("training", "cloze", last_layers=4),
+    Case("training", "cloze", "lora"),
+    Case("prediction", "cloze", samples=4, last_layers=4),
+    Case("training", "letter", checkpointing=True),
 )
 
 
@@ -74,9 +73,7 @@ def allocated(work: Callable[[], object]) -> int:
         work()
     assert record.profiler is not None
     events: Any = record.profiler.kineto_results
-    changes = sorted(
-        (event.start_ns(), event.nbytes()) for event in events.events() if event.name() == "[memory]"
-    )
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events.events() if event.name() == "[memory]")
     now = peak = 0
     for _, size in changes:
         now += size
@@ -144,7 +141,9 @@ def measure(case: Case) -> dict[str, Any]:
     # As many items as a batch has rows, so that every batch has the same extent.
     items = task_items(TaskConfig(name="arc_easy")).train[: case.rows]
     work, model, scoring = work_of(case, items)
-    stored = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}.values())
+    stored = sum(
+        tensor.nbytes for tensor in {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}.values()
+    )
     measured = allocated(work)
     in_system = resident(work)
     plan = estimated(case, scoring, items)
@@ -182,15 +181,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="Print the table of a results file that is there.")
+    parser.add_argument("--at_most", type=int, default=None, help="Measure only so many further cases.")
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(options.output.read_text(encoding="utf-8"))))
         return
-    rows = []
-    for case in CASES:
+    rows = json.loads(options.output.read_text(encoding="utf-8"))["rows"] if options.output.exists() else []
+    done = [{name: row[name] for name in vars(CASES[0])} for row in rows]
+    for case in [case for case in CASES if vars(case) not in done][: options.at_most]:
         rows.append(measure(case))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    save(options.output, {**environment(torch.device("cpu")), "rows": rows})
+        save(options.output, {**environment(torch.device("cpu")), "rows": rows})
 
 
 if __name__ == "__main__":

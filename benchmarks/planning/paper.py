@@ -1,6 +1,6 @@
 """What `bayeslora plan` says of the paper's runs, for devices of several sizes.
 
-    OMP_NUM_THREADS=1 python benchmarks/planning/paper.py --output results/planning/paper.json
+OMP_NUM_THREADS=1 python benchmarks/planning/paper.py --output results/planning/paper.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bayeslora.parsing import parse_run_or_comparison
 from bayeslora.planning import Budget, PlanOptions, as_record, make_plans, parse_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
-from measure import environment, save  # noqa: E402
+from measure import environment, save
 
 FOLDER = Path(__file__).parents[1] / "paper"
 DEVICES = ("24GB", "48GB", "80GB")
@@ -34,8 +34,8 @@ def planned(path: Path) -> dict[str, Any]:
 def table(record: Mapping[str, Any]) -> str:
     """The configs as Markdown: the rows with the least and the most memory, and what fits where."""
     lines = [
-        "| config | base model | trained, Bayesian-LoRA (over LoRA) | training, Bayesian-LoRA / the largest row | prediction, "
-        f"Bayesian-LoRA | optimizer steps | items forward | {' | '.join(DEVICES)} |",
+        "| config | base model | trained, Bayesian-LoRA (over LoRA) | training, Bayesian-LoRA / the largest row | "
+        f"prediction, Bayesian-LoRA | optimizer steps | items forward | {' | '.join(DEVICES)} |",
         "|---" * (7 + len(DEVICES)) + "|",
     ]
     for name, plans in record["configs"].items():
@@ -67,12 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="Print the table of a results file that is there.")
+    parser.add_argument("--at_most", type=int, default=None, help="Plan only so many further configs.")
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(options.output.read_text(encoding="utf-8"))))
         return
-    configs = {path.stem: planned(path) for path in sorted(FOLDER.glob("*.yaml"))}
-    save(options.output, {**environment(torch.device("cpu")), "configs": configs})
+    known = json.loads(options.output.read_text(encoding="utf-8"))["configs"] if options.output.exists() else {}
+    missing = [path for path in sorted(FOLDER.glob("*.yaml")) if path.stem not in known]
+    for path in missing[: options.at_most]:
+        known[path.stem] = planned(path)
+        save(options.output, {**environment(torch.device("cpu")), "configs": known})
 
 
 if __name__ == "__main__":

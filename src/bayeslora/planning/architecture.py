@@ -74,7 +74,12 @@ def _from_fields(fields: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def base_on_meta(
-    architecture: PreTrainedConfig, kind: str = "causal_lm", dtype: str = "auto", num_labels: int | None = None
+    architecture: PreTrainedConfig,
+    kind: str = "causal_lm",
+    dtype: str = "auto",
+    num_labels: int | None = None,
+    *,
+    layers: int | None = None,
 ) -> PreTrainedModel:
     """The base model on the meta device: every module, no bytes.
 
@@ -83,11 +88,17 @@ def base_on_meta(
         kind: "causal_lm" or "sequence_classification".
         dtype: Number type of the weights; "auto" is that of the config, else float32.
         num_labels: Outputs of a classification head.
+        layers: Only the first so many transformer layers.
     """
     stored = getattr(architecture, "dtype", None) or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, dtype)
     head = {} if num_labels is None else {"num_labels": num_labels}
-    config = type(architecture).from_dict({**architecture.to_dict(), **head})
+    fields = {**architecture.to_dict(), **head}
+    if layers is not None:
+        fields["num_hidden_layers"] = layers
+        if fields.get("layer_types") is not None:
+            fields["layer_types"] = fields["layer_types"][:layers]
+    config = type(architecture).from_dict(fields)
     if config.pad_token_id is None:
         # Models with a classification head look for it in every batch.
         config.pad_token_id = 0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bayeslora.layers import outermost_layers
 from bayeslora.methods import Method
 from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.planning.memory import Budget, Memory, Weights
@@ -18,6 +19,9 @@ from bayeslora.predictive import affordable_samples
 from bayeslora.sampling import find_draws, hold_draw
 
 __all__ = ["Estimator", "Setting"]
+
+_FEW = (2, 4)
+"""Numbers of layers from which the bytes of each further one are known."""
 
 
 @dataclass(frozen=True)
@@ -40,37 +44,38 @@ class Setting:
 
 
 class Estimator:
-    """Memory of one method on one base model; each forward is traced once.
+    """Memory of one method on one base model; each forward is traced once, on few layers where all are alike.
 
     Args:
-        base: Makes the base model on the meta device.
+        base: Makes the base model on the meta device, with all its layers or with so many (`layers`).
         method: How it is adapted.
         shape: The largest item.
         num_samples: Draws that a prediction asks for.
     """
 
-    def __init__(self, base: Callable[[], Any], method: Method, shape: Shape, num_samples: int):
+    def __init__(self, base: Callable[..., Any], method: Method, shape: Shape, num_samples: int):
         self._base, self.method, self.shape = base, method, shape
         self.num_samples = method.samples_used(num_samples)
-        kind: Any = "sequence_classification" if shape.scoring == "classification" else "causal_lm"
-        self._adapt = lambda: method.adapt(base(), kind)
-        self._models: dict[bool, Any] = {}
+        self._models: dict[tuple[bool, int | None], Any] = {}
         self._traced: dict[tuple[Any, ...], int] = {}
         self.weights = Weights.of(self.model)
+        self._layers = len(outermost_layers(self.model))
 
     @property
     def model(self) -> Any:
         """With adapters, without checkpointing."""
         return self._model(False)
 
-    def _model(self, checkpointing: bool) -> Any:
-        if checkpointing not in self._models:
-            model: Any = self._adapt()
+    def _model(self, checkpointing: bool, layers: int | None = None) -> Any:
+        key = (checkpointing, layers)
+        if key not in self._models:
+            kind: Any = "sequence_classification" if self.shape.scoring == "classification" else "causal_lm"
+            model: Any = self.method.adapt(self._base(layers=layers), kind)
             if checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 model.enable_input_require_grads()
-            self._models[checkpointing] = model
-        return self._models[checkpointing]
+            self._models[key] = model
+        return self._models[key]
 
     def training(self, setting: Setting) -> Memory:
         """At the peak of a training step, gradients of an earlier micro-batch included."""
@@ -105,18 +110,35 @@ class Estimator:
         return self.weights.sharded(memory, setting.devices) if setting.devices > 1 else memory
 
     def _training_activations(self, rows: int, checkpointing: bool) -> int:
-        key = ("training", rows, checkpointing)
-        if key not in self._traced:
-            model = self._model(checkpointing)
-            self._traced[key] = _traced(model, lambda: self._step(model, rows))
-        return self._traced[key]
+        return self._activations(
+            ("training", rows, checkpointing), lambda model: self._step(model, rows), checkpointing
+        )
 
     def _prediction_activations(self, rows: int, draws: int) -> int:
-        key = ("prediction", rows, draws)
+        batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
+        return self._activations(
+            ("prediction", rows, samples), lambda model: self.method.predict(model, batch, samples, seed=0)
+        )
+
+    def _activations(self, key: tuple[Any, ...], work: Callable[[Any], object], checkpointing: bool = False) -> int:
+        """Peak bytes of `work`. Where all layers are alike, it grows by the same bytes with each: few are traced."""
         if key not in self._traced:
-            batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
-            self._traced[key] = _traced(self.model, lambda: self.method.predict(self.model, batch, samples, seed=0))
+            if self._alike():
+                few, more = (_traced(self._model(checkpointing, layers), work) for layers in _FEW)
+                found = more + (more - few) // (_FEW[1] - _FEW[0]) * (self._layers - _FEW[1])
+            else:
+                found = _traced(self._model(checkpointing), work)
+            self._traced[key] = found
         return self._traced[key]
+
+    def _alike(self) -> bool:
+        """Whether all layers have the same parameters and attention, adapters included, and are more than few."""
+        layers = outermost_layers(self.model)
+        kinds = {
+            (type(layer), getattr(layer, "attention_type", None), *((n, p.shape) for n, p in layer.named_parameters()))
+            for layer in layers
+        }
+        return self._layers > _FEW[1] and len(kinds) == 1 and self.method.last_layers is None
 
     def _step(self, model: nn.Module, rows: int) -> None:
         """Forward and backward as `BayesianLoraTrainer` runs them."""
@@ -129,14 +151,14 @@ class Estimator:
         negative_elbo(nll, kl_divergence(model, rows), num_examples=rows).backward()
 
 
-def _traced(model: nn.Module, work: Callable[[], object]) -> int:
+def _traced(model: nn.Module, work: Callable[[Any], object]) -> int:
     """Peak bytes of `work` beyond what the model holds; `model` is in eval mode and without a draw afterwards."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     try:
-        return peak_bytes(work, [*model.parameters(), *model.buffers(), *gradients])
+        return peak_bytes(lambda: work(model), [*model.parameters(), *model.buffers(), *gradients])
     finally:
         for parameter in trained:
             parameter.grad = None

@@ -185,10 +185,10 @@ def make_plans(
     extents = _extents(config, items, options)
     choices = max(extent.shape.choices for extent in extents)
 
-    def base(scoring: str) -> Any:
+    def base(scoring: str, layers: int | None = None) -> Any:
         classifies = scoring == "classification"
         kind: Any = "sequence_classification" if classifies else "causal_lm"
-        return base_on_meta(architecture, kind, config.model.dtype, choices if classifies else None)
+        return base_on_meta(architecture, kind, config.model.dtype, choices if classifies else None, layers=layers)
 
     known: dict[Any, Estimator] = {}
 

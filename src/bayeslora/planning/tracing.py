@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,7 +31,7 @@ def peak_bytes(work: Callable[[], object], before: Iterable[Tensor], device: str
     [tokens, tokens] scores.
     """
     counter = _LiveBytes(before, device)
-    with _FusedAttention(), counter:
+    with _fused_attention(), counter:
         work()
     return counter.peak
 
@@ -65,17 +65,27 @@ class _LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On the meta device torch would choose the kernel that writes all scores out; GPUs and CPUs take a fused one."""
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On the meta device torch would choose the kernel that writes all scores out; GPUs and CPUs take a fused one.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and args and args[0].is_meta:
-            return _fused_attention(*args, **kwargs)
-        return func(*args, **kwargs)
+    The function itself is replaced, since a mode would not reach layers that the backward pass computes again.
+    """
+    functional: Any = torch.nn.functional
+    own = functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = (_attend if query.is_meta else own)(query, *args, **kwargs)
+        return output
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
 
 
-def _fused_attention(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,

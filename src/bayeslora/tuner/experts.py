@@ -17,7 +17,9 @@ __all__ = ["check_experts"]
 _BEFORE_FUSION = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """What the experts' linear layers are called in checkpoints, and in many recipes' target_modules."""
 
-_FUSED = "the experts are one parameter of three dimensions, and S draws of their factors would be S copies of the whole stack"
+_FUSED = (
+    "the experts are one parameter of three dimensions, and S draws of their factors would be S copies of all of it"
+)
 _REMEDY = (
     "Adapt the layers that see every token: target_modules=['q_proj', 'v_proj'] (or k_proj, o_proj, lm_head). Where "
     "some layers have an ordinary feed-forward part, name those by layers_to_transform or a regular expression."
