@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from bayeslora.comparison.config import CompareConfig
 from bayeslora.config import RunConfig
 from bayeslora.methods import method_classes
 
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
 
     Config = TypeVar("Config", bound=DataclassInstance)
 
-__all__ = ["Parser", "add_config", "config_parser", "dump_config", "instantiate", "parse_config"]
+__all__ = [
+    "Parser",
+    "add_config",
+    "config_parser",
+    "dump_config",
+    "instantiate",
+    "parse_config",
+    "parse_run_or_comparison",
+]
 
 
 class Parser(ArgumentParser):
@@ -64,9 +74,31 @@ def parse_config(path: str | Path) -> RunConfig:
     Raises:
         ValueError: A key or value is wrong; the message has the nearest right name.
     """
-    parser = config_parser(RunConfig)
+    return _parse(path, RunConfig)
+
+
+def parse_run_or_comparison(path: str | Path) -> RunConfig | CompareConfig:
+    """The config of a YAML file of `bayeslora train` or of `bayeslora compare`, told apart by their keys.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A key or value is wrong; the message has the nearest right name.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected the YAML file of a run or of a comparison, but {path} does not exist.")
+    keys = set(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    comparison = keys & (_names(CompareConfig) - _names(RunConfig))
+    return _parse(path, CompareConfig) if comparison else _parse(path, RunConfig)
+
+
+def _names(config: type[DataclassInstance]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def _parse(path: str | Path, config: type[Config]) -> Config:
+    parser = config_parser(config)
     parser.exit_on_error = False
-    return instantiate(parser, parser.parse_path(str(path)), RunConfig)
+    return instantiate(parser, parser.parse_path(str(path)), config)
 
 
 def dump_config(config: RunConfig) -> str:

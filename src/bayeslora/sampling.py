@@ -212,9 +212,12 @@ def set_noise(
 
 
 def generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator for `key`, numbers >= 0; another key gives an unrelated stream. Zeros at its end do not count."""
+    """A generator for `key`, numbers >= 0; another key gives an unrelated stream. Zeros at its end do not count.
+
+    For the meta device it is the CPU's: torch has none there, and what is drawn loses its numbers anyway.
+    """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(int(state >> np.uint64(1)))
 
 
 def find_draws(model: nn.Module) -> Draws | None:

@@ -7,15 +7,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place
 from bayeslora.comparison.results import Cell, Predictions
+from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.training import open_trunk_cache
@@ -137,7 +136,7 @@ def _record(place: Place, trained: Run, predictions: dict[str, Prediction]) -> C
         predict_seconds=sum(part.seconds for part in predictions.values()),
         peak_memory_bytes=metrics.get("peak_memory_bytes"),
         trainable_parameters=metrics["trainable_parameters"],
-        extra_parameters=_saved_numbers(trained) - _lora_numbers(trained.model),
+        extra_parameters=_saved_numbers(trained) - lora_parameters(trained.model),
         details={"spread": float(predictions["dev"].predictive.spread.mean())},
         history=metrics["history"],
         predictions={name: _stored(part) for name, part in predictions.items()},
@@ -178,18 +177,3 @@ def _saved_numbers(trained: Run) -> int:
 
     adapter = get_peft_model_state_dict(trained.model)
     return sum(tensor.numel() for tensor in [*adapter.values(), *trained.state.values()])
-
-
-def _lora_numbers(model: nn.Module) -> int:
-    """Numbers in plain LoRA adapters of the same rank on the same layers, saved modules included."""
-    from peft.tuners.lora import LoraLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    total = 0
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            base: Any = module.get_base_layer()
-            total += sum(int(rank) * (base.in_features + base.out_features) for rank in module.r.values())
-        elif isinstance(module, ModulesToSaveWrapper):
-            total += sum(parameter.numel() for parameter in module.modules_to_save.parameters())
-    return total

@@ -61,6 +61,7 @@ class CompareConfig:
         tasks: Tasks to train on, by title; each is trained, selected and tested apart.
         out_of_distribution: Tasks, by title, whose test items every adapter also predicts, unless it was trained on
             that task; read with the scoring of the task trained on.
+        out_of_distribution_from: Titles of the tasks whose adapters predict them; default: all.
         rows: Rows of the table by title.
         adapter: Rank, scale and place of the adapters, the same for every method.
         train: Optimisation, the same for every method but for its learning rate and what its row says.
@@ -75,6 +76,7 @@ class CompareConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=lambda: {"arc_easy": TaskConfig()})
     out_of_distribution: dict[str, TaskConfig] = field(default_factory=dict)
+    out_of_distribution_from: list[str] | None = None
     rows: dict[str, RowConfig] = field(default_factory=_default_rows)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -89,7 +91,8 @@ class CompareConfig:
         """Check what would fail only hours later.
 
         Raises:
-            ValueError: A list is empty or has a value twice, or a row's training has an unknown field.
+            ValueError: A list is empty or has a value twice, a row's training has an unknown field, or
+                `out_of_distribution_from` names no task.
         """
         for name in ("tasks", "rows", "learning_rates", "seeds"):
             if not getattr(self, name):
@@ -97,6 +100,8 @@ class CompareConfig:
         for name in ("seeds", "learning_rates"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must not have a value twice, got {getattr(self, name)}.")
+        if missing := sorted(set(self.out_of_distribution_from or ()) - set(self.tasks)):
+            raise ValueError(f"out_of_distribution_from: {missing[0]!r} is no task; there are {sorted(self.tasks)}.")
         known = set(TrainConfig.__dataclass_fields__)
         for title, row in self.rows.items():
             if unknown := sorted(set(row.train) - known):
@@ -105,6 +110,13 @@ class CompareConfig:
     def grid(self, title: str) -> list[float]:
         """The learning rates to choose from for a row."""
         return self.rows[title].learning_rates or self.learning_rates
+
+    def outside(self, task: str) -> dict[str, TaskConfig]:
+        """The out-of-distribution tasks, by title, that adapters trained on the task of this title predict."""
+        if self.out_of_distribution_from is not None and task not in self.out_of_distribution_from:
+            return {}
+        own = self.tasks[task].name
+        return {title: other for title, other in self.out_of_distribution.items() if other.name != own}
 
     def run(self, task: str, title: str, seed: int, learning_rate: float) -> RunConfig:
         """One training run of a row, on the task of this title."""

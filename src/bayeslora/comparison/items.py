@@ -37,8 +37,7 @@ class ComparedItems:
 
     def outside(self, task: str) -> list[tuple[str, list[Item]]]:
         """Titles and test items of the out-of-distribution tasks that an adapter trained on `task` predicts."""
-        own, others = self._config.tasks[task].name, self._config.out_of_distribution
-        return [(title, items) for title, items in self._outside.items() if others[title].name != own]
+        return [(title, self._outside[title]) for title in self._config.outside(task)]
 
     def records(self, task: str) -> Iterator[Items]:
         """What the results file says about the items that go with a task."""

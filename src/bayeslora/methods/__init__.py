@@ -7,7 +7,14 @@ import importlib
 import inspect
 import pkgutil
 
-from bayeslora.methods.base import Method, State, Training, VariationalMethod, trainable_parameters
+from bayeslora.methods.base import (
+    Method,
+    State,
+    Training,
+    VariationalMethod,
+    lora_parameters,
+    trainable_parameters,
+)
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.methods.lora import Lora
 
@@ -18,6 +25,7 @@ __all__ = [
     "State",
     "Training",
     "VariationalMethod",
+    "lora_parameters",
     "method_classes",
     "trainable_parameters",
 ]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayeslora.from_lora import adapter_folder, from_lora
@@ -18,7 +20,7 @@ from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 from bayeslora.tuner import RandomLoraConfig
 
-__all__ = ["Method", "State", "Training", "VariationalMethod", "trainable_parameters"]
+__all__ = ["Method", "State", "Training", "VariationalMethod", "lora_parameters", "trainable_parameters"]
 
 _TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
@@ -209,3 +211,15 @@ class VariationalMethod(Method):
 def trainable_parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def lora_parameters(model: nn.Module) -> int:
+    """Numbers in plain LoRA adapters of the same rank on the same layers, saved modules included."""
+    total = 0
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            base: Any = module.get_base_layer()
+            total += sum(int(rank) * (base.in_features + base.out_features) for rank in module.r.values())
+        elif isinstance(module, ModulesToSaveWrapper):
+            total += sum(parameter.numel() for parameter in module.modules_to_save.parameters())
+    return total

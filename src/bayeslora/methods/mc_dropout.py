@@ -83,6 +83,8 @@ def _seeds(noise: Noise) -> list[int]:
 
 def _kept(value: Tensor, seed: int, probability: float) -> Tensor:
     """Ones with `probability`, else zeros, in the shape of `value`."""
+    if value.is_meta:
+        return torch.empty_like(value)  # Torch has no generator there.
     generator = torch.Generator(value.device).manual_seed(seed)
     return torch.empty_like(value).bernoulli_(probability, generator=generator)
 

@@ -53,14 +53,19 @@ class Task(ABC):
         """
         check_fraction(dev_fraction)
         collector = Collector(self.name)
-        if self._reads_offline(source):
+        if self.reads_offline(source):
             rest, test = self._offline(collector)
         else:
             rest, test = self._hub(collector)
         collector.warn_skipped()
         return Splits(*hashed_split(rest, dev_fraction), test)
 
-    def _reads_offline(self, source: str) -> bool:
+    def reads_offline(self, source: str) -> bool:
+        """Whether `splits(source)` reads the data package, and not the Hub.
+
+        Raises:
+            TaskError: the source is unknown.
+        """
         if source not in SOURCES:
             expected = ", ".join(SOURCES)
             raise TaskError(f"source should be one of {expected}, but it is {source!r}; use 'auto'.")

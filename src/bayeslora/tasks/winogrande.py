@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import Item, Row, Task
 
 
@@ -11,9 +13,28 @@ class Winogrande(Task):
     name = "winogrande"
     hub_id = "allenai/winogrande"
     hub_config = "winogrande_xl"
-    offline_folder = "winogrande/winogrande_xl/validation"
+    offline_folder: ClassVar[str | None] = "winogrande/winogrande_xl/validation"
 
     def parse(self, row: Row, index: int) -> Item:
         """Read a row; its answer is "1", "2" or, in the public test split, empty."""
         label = int(row["answer"]) - 1 if row["answer"] else None
         return Item(f"{self.name}-{index}", row["sentence"], (row["option1"], row["option2"]), label)
+
+
+class _Subset(Winogrande):
+    # The data package carries the validation split alone, which is the same for all sizes.
+    offline_folder = None
+
+
+class WinograndeS(_Subset):
+    """The training subset S (640 items)."""
+
+    name = "winogrande_s"
+    hub_config = "winogrande_s"
+
+
+class WinograndeM(_Subset):
+    """The training subset M (2558 items)."""
+
+    name = "winogrande_m"
+    hub_config = "winogrande_m"

@@ -34,7 +34,7 @@ class _PeftType(str):
 _UNSUPPORTED = {
     "use_dora": "DoRA renormalises the weights, which is not defined for several draws in one forward",
     "lora_bias": "a LoRA bias has no posterior",
-    "target_parameters": "parameters that are not linear layers (fused experts) have no LoRA factors to draw",
+    "target_parameters": "S draws for fused experts would be S copies of their stack; adapt the attention instead",
     "alora_invocation_tokens": "activated LoRA replaces the forward of the factors",
     "use_qalora": "QA-LoRA pools the inputs of the factors",
     "use_bdlora": "BD-LoRA replaces the factors",

@@ -13,6 +13,7 @@ from torch import nn
 from bayeslora.factors import Noise, RandomFactor, RandomModule
 from bayeslora.fingerprint import check_fingerprint, fingerprint
 from bayeslora.sampling import Draws
+from bayeslora.tuner.experts import check_experts
 
 if TYPE_CHECKING:
     from bayeslora.tuner.config import Part, RandomLoraConfig
@@ -48,6 +49,11 @@ class RandomLoraModel(LoraModel):
             draws = Draws(self.model)
             self.model.__dict__["bayeslora_draws"] = draws
         return draws
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT, which looks at linear layers only; targets inside a mixture of experts are refused here."""
+        check_experts(model, self.peft_config[adapter_name])  # type: ignore[arg-type]
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(  # type: ignore[override]
         self,

@@ -1,0 +1,197 @@
+"""The plan's estimate against the memory that real training steps and predictions of SmolLM2 take on this CPU.
+
+    OMP_NUM_THREADS=1 python benchmarks/planning/check.py --output results/planning/smollm2_cpu.json
+
+Measured is what torch's allocator hands out (its own record, which includes temporary tensors inside of kernels), on
+top of the model, and beside it the resident memory of the process. Each case is on the disk when it ends; called again,
+the script goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainingArguments
+
+from bayeslora.config import ModelConfig, TaskConfig
+from bayeslora.memory import peak_memory
+from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.planning import Estimator, Memory, Setting, Shape, base_on_meta, find_architecture
+from bayeslora.predictive import predict
+from bayeslora.runs import task_items
+from bayeslora.runs.loading import load_model
+from bayeslora.trainer import BayesianLoraTrainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
+from measure import environment, save
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run of two steps, or one prediction."""
+
+    work: str
+    scoring: str
+    method: str = "bayesian_lora"
+    last_layers: int | None = None
+    rows: int = 4
+    checkpointing: bool = False
+    samples: int = 0
+
+
+CASES = (
+    Case("training", "cloze"),
+    Case("training", "cloze", checkpointing=True),
+    Case("prediction", "cloze", samples=4),
+    Case("training", "cloze", rows=2),
+    Case("training", "letter"),
+    Case("prediction", "cloze", rows=2, samples=1),
+    Case("prediction", "letter", samples=10),
+    Case("training", "cloze", last_layers=4),
+    Case("training", "cloze", "lora"),
+    Case("prediction", "cloze", samples=4, last_layers=4),
+    Case("training", "letter", checkpointing=True),
+)
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """The most bytes that torch's CPU allocator had handed out at one moment of `work`, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    assert record.profiler is not None
+    events: Any = record.profiler.kineto_results
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events.events() if event.name() == "[memory]")
+    now = peak = 0
+    for _, size in changes:
+        now += size
+        peak = max(peak, now)
+    return peak
+
+
+def resident(work: Callable[[], object]) -> int | None:
+    """The same in resident memory of the process; freed memory is handed back to the system before."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = psutil.Process().memory_info().rss
+    with peak_memory(torch.device("cpu")) as memory:
+        work()
+    return None if memory.peak is None else memory.peak - before
+
+
+def method_of(case: Case) -> Method:
+    kind = {"lora": Lora, "bayesian_lora": BayesianLora}[case.method]
+    return kind(target_modules=["q_proj", "v_proj"], last_layers=case.last_layers)
+
+
+def train(model: Any, scoring: Any, items: list[Any], case: Case) -> None:
+    """Two steps: in the second the optimizer has its state."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            max_steps=2,
+            per_device_train_batch_size=case.rows,
+            use_cpu=True,
+            remove_unused_columns=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1000,
+        )
+        BayesianLoraTrainer(model=model, args=arguments, train_dataset=items, data_collator=scoring).train()
+
+
+def work_of(case: Case, items: list[Any]) -> tuple[Callable[[], object], Any, Any]:
+    """What is measured, the model (its bytes are there before), and the scoring."""
+    task = TaskConfig(name="arc_easy", scoring=case.scoring)  # type: ignore[arg-type]
+    base, _, scoring = load_model(ModelConfig(dtype="float32", device="cpu"), task)
+    model = method_of(case).adapt(base, "causal_lm")
+    if case.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if case.work == "training":
+        return partial(train, model, scoring, items, case), model, scoring
+    return partial(predict, model, scoring(items), case.samples, chunk_size=case.samples), model, scoring
+
+
+def estimated(case: Case, scoring: Any, items: list[Any]) -> Memory:
+    """What `bayeslora plan` says."""
+    base = partial(base_on_meta, find_architecture("offline:smollm2"), "causal_lm", "float32")
+    estimator = Estimator(base, method_of(case), Shape.measured(scoring, items), case.samples)
+    setting = Setting(case.rows, case.rows, case.checkpointing)
+    if case.work == "training":
+        return estimator.training(setting)
+    return estimator.prediction(setting, case.samples)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One row of the results; bytes. The errors are of what comes on top of the model, and of the whole."""
+    # As many items as a batch has rows, so that every batch has the same extent.
+    items = task_items(TaskConfig(name="arc_easy")).train[: case.rows]
+    work, model, scoring = work_of(case, items)
+    stored = sum(
+        tensor.nbytes for tensor in {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}.values()
+    )
+    measured = allocated(work)
+    in_system = resident(work)
+    plan = estimated(case, scoring, items)
+    on_top = plan.gradients + plan.optimizer + plan.activations
+    return {
+        **vars(case),
+        "tokens": Shape.measured(scoring, items).tokens,
+        "stored": {"measured": stored, "estimated": plan.weights + plan.adapters},
+        "on_top": {"measured": measured, "estimated": on_top, "resident": in_system},
+        "error_on_top": round(on_top / measured - 1, 4),
+        "error_in_total": round(plan.total / (stored + measured) - 1, 4),
+    }
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| | batch | tokens | S | measured | estimated | error | resident |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        words = [row["work"], row["scoring"], row["method"]]
+        words += [f"top {row['last_layers']} layers"] * bool(row["last_layers"])
+        words += ["checkpointing"] * row["checkpointing"]
+        sizes = row["on_top"]
+        lines.append(
+            f"| {', '.join(words)} | {row['rows']} | {row['tokens']} | {row['samples'] or '-'} | "
+            f"{sizes['measured'] / 1e6:.0f} MB | {sizes['estimated'] / 1e6:.0f} MB | {row['error_on_top']:+.1%} | "
+            f"{sizes['resident'] / 1e6:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="Print the table of a results file that is there.")
+    parser.add_argument("--at_most", type=int, default=None, help="Measure only so many further cases.")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.output.read_text(encoding="utf-8"))))
+        return
+    rows = json.loads(options.output.read_text(encoding="utf-8"))["rows"] if options.output.exists() else []
+    done = [{name: row[name] for name in vars(CASES[0])} for row in rows]
+    for case in [case for case in CASES if vars(case) not in done][: options.at_most]:
+        rows.append(measure(case))
+        save(options.output, {**environment(torch.device("cpu")), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

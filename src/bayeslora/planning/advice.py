@@ -1,0 +1,107 @@
+"""The smallest changes that make a plan fit, each as the option to set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from bayeslora.planning.estimate import Setting
+
+__all__ = ["Change", "advise"]
+
+_KINDS: tuple[tuple[tuple[bool, int], ...], ...] = (
+    ((False, 1),),
+    ((True, 1),),
+    ((False, 2), (False, 4), (False, 8)),
+    ((True, 2), (True, 4), (True, 8)),
+)
+"""What can be done about the weights (4 bits, devices): nothing, 4 bits, sharing, both."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is set differently.
+
+    Args:
+        checkpointing: Gradient checkpointing is switched on.
+        accumulation: Into how many micro-batches each batch of training is split.
+        smaller_forwards: By what the items of a prediction's forward are divided.
+        four_bit: The linear layers of the base model are stored in 4 bits.
+        devices: How many devices share the frozen weights.
+    """
+
+    checkpointing: bool = False
+    accumulation: int = 1
+    smaller_forwards: int = 1
+    four_bit: bool = False
+    devices: int = 1
+
+    def of(self, setting: Setting) -> Setting:
+        """`setting` with this change."""
+        return replace(
+            setting,
+            batch_size=max(1, setting.batch_size // self.accumulation),
+            predict_batch_size=max(1, setting.predict_batch_size // self.smaller_forwards),
+            checkpointing=setting.checkpointing or self.checkpointing,
+            four_bit=setting.four_bit or self.four_bit,
+            devices=max(setting.devices, self.devices),
+        )
+
+
+def advise(
+    setting: Setting, training_fits: Callable[[Change], bool], prediction_fits: Callable[[Change], bool]
+) -> list[Change]:
+    """Ways to make a plan fit, the least first; the empty change alone where it fits, none where nothing helps.
+
+    The weights stay as they are if that can be, else they are stored in 4 bits, or are shared by devices: one way of
+    each kind. For each, checkpointing is tried, then smaller batches with accumulation, then both.
+
+    Args:
+        setting: Before any change.
+        training_fits: Whether training fits with a change.
+        prediction_fits: The same for prediction.
+    """
+    found: list[Change] = []
+    for kind in _KINDS:
+        weights = (Change(four_bit=four_bit, devices=devices) for four_bit, devices in kind)
+        ways = (_smallest(change, setting, training_fits, prediction_fits) for change in weights)
+        way = next((way for way in ways if way is not None), None)
+        if way is not None:
+            found.append(way)
+        # Both kinds at once only where one is not enough.
+        if way == Change() or (found and kind is _KINDS[2]):
+            break
+    return found
+
+
+def _smallest(
+    weights: Change,
+    setting: Setting,
+    training_fits: Callable[[Change], bool],
+    prediction_fits: Callable[[Change], bool],
+) -> Change | None:
+    """The least that is needed beside `weights`; None where nothing is enough."""
+    training = next(filter(training_fits, _for_training(weights, setting)), None)
+    prediction = next(filter(prediction_fits, _for_prediction(weights, setting)), None)
+    if training is None or prediction is None:
+        return None
+    return replace(training, smaller_forwards=prediction.smaller_forwards)
+
+
+def _for_training(weights: Change, setting: Setting) -> Iterator[Change]:
+    whole = [weights] if setting.checkpointing else [weights, replace(weights, checkpointing=True)]
+    yield from whole
+    for change in whole:
+        for parts in _halvings(setting.batch_size):
+            yield replace(change, accumulation=parts)
+
+
+def _for_prediction(weights: Change, setting: Setting) -> Iterator[Change]:
+    yield weights
+    for parts in _halvings(setting.predict_batch_size):
+        yield replace(weights, smaller_forwards=parts)
+
+
+def _halvings(size: int) -> list[int]:
+    """2, 4, 8, ... as long as they divide `size` into whole batches."""
+    return [2**power for power in range(1, size.bit_length()) if size % 2**power == 0]

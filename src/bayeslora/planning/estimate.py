@@ -1,0 +1,167 @@
+"""Memory of a training step and of a prediction: both run on the meta device, where tensors have no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora.layers import outermost_layers
+from bayeslora.methods import Method
+from bayeslora.objective import kl_divergence, negative_elbo
+from bayeslora.planning.memory import Budget, Memory, Weights
+from bayeslora.planning.shape import Shape
+from bayeslora.planning.tracing import peak_bytes
+from bayeslora.predictive import affordable_samples
+from bayeslora.sampling import find_draws, hold_draw
+
+__all__ = ["Estimator", "Setting"]
+
+_FEW = (2, 4)
+"""Numbers of layers from which the bytes of each further one are known."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a user can choose that memory depends on.
+
+    Args:
+        batch_size: Items of a training forward.
+        predict_batch_size: Items of a prediction's forward.
+        checkpointing: Gradient checkpointing.
+        four_bit: The base model's linear layers in 4 bits.
+        devices: Over how many devices FSDP shares the frozen weights.
+    """
+
+    batch_size: int
+    predict_batch_size: int
+    checkpointing: bool = False
+    four_bit: bool = False
+    devices: int = 1
+
+
+class Estimator:
+    """Memory of one method on one base model; each forward is traced once, on few layers where all are alike.
+
+    Args:
+        base: Makes the base model on the meta device, with all its layers or with so many (`layers`).
+        method: How it is adapted.
+        shape: The largest item.
+        num_samples: Draws that a prediction asks for.
+    """
+
+    def __init__(self, base: Callable[..., Any], method: Method, shape: Shape, num_samples: int):
+        self._base, self.method, self.shape = base, method, shape
+        self.num_samples = method.samples_used(num_samples)
+        self._models: dict[tuple[bool, int | None], Any] = {}
+        self._traced: dict[tuple[Any, ...], int] = {}
+        self.weights = Weights.of(self.model)
+        self._layers = len(outermost_layers(self.model))
+
+    @property
+    def model(self) -> Any:
+        """With adapters, without checkpointing."""
+        return self._model(False)
+
+    def _model(self, checkpointing: bool, layers: int | None = None) -> Any:
+        key = (checkpointing, layers)
+        if key not in self._models:
+            kind: Any = "sequence_classification" if self.shape.scoring == "classification" else "causal_lm"
+            model: Any = self.method.adapt(self._base(layers=layers), kind)
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.enable_input_require_grads()
+            self._models[key] = model
+        return self._models[key]
+
+    def training(self, setting: Setting) -> Memory:
+        """At the peak of a training step, gradients of an earlier micro-batch included."""
+        activations = self._training_activations(setting.batch_size, setting.checkpointing)
+        return self._stored(self.weights.memory(activations, training=True), setting)
+
+    def prediction(self, setting: Setting, draws: int) -> Memory:
+        """At the peak of a prediction with `draws` draws in one forward."""
+        rows = setting.predict_batch_size
+        if type(self.method).predict is not Method.predict:
+            # The linearised predictive (Laplace) takes gradients of the logits: a forward and backward of its own.
+            activations = self._training_activations(rows, False)
+        else:
+            activations = self._prediction_activations(rows, draws)
+        return self._stored(self.weights.memory(activations, training=False), setting)
+
+    def chunk(self, setting: Setting, budget: Budget) -> int:
+        """Draws in one forward that `bayeslora.predict` would choose by itself on a device of this size.
+
+        It takes half of the memory that is free, which here is the usable memory less the weights.
+        """
+        if self.num_samples <= 1:
+            return 1
+        resident = self._stored(self.weights.memory(0, training=False), setting).total
+        batch = self.shape.batch(setting.predict_batch_size)
+        limit = max(0, budget.usable - resident) // 2
+        return min(self.num_samples, affordable_samples(self.model, batch["input_ids"], batch.logit_positions, limit))
+
+    def _stored(self, memory: Memory, setting: Setting) -> Memory:
+        if setting.four_bit:
+            memory = self.weights.in_four_bit(memory)
+        return self.weights.sharded(memory, setting.devices) if setting.devices > 1 else memory
+
+    def _training_activations(self, rows: int, checkpointing: bool) -> int:
+        return self._activations(
+            ("training", rows, checkpointing), lambda model: self._step(model, rows), checkpointing
+        )
+
+    def _prediction_activations(self, rows: int, draws: int) -> int:
+        batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
+        return self._activations(
+            ("prediction", rows, samples), lambda model: self.method.predict(model, batch, samples, seed=0)
+        )
+
+    def _activations(self, key: tuple[Any, ...], work: Callable[[Any], object], checkpointing: bool = False) -> int:
+        """Peak bytes of `work`. Where all layers are alike, it grows by the same bytes with each: few are traced."""
+        if key not in self._traced:
+            if self._alike():
+                few, more = (_traced(self._model(checkpointing, layers), work) for layers in _FEW)
+                found = more + (more - few) // (_FEW[1] - _FEW[0]) * (self._layers - _FEW[1])
+            else:
+                found = _traced(self._model(checkpointing), work)
+            self._traced[key] = found
+        return self._traced[key]
+
+    def _alike(self) -> bool:
+        """Whether all layers have the same parameters and attention, adapters included, and are more than few."""
+        layers = outermost_layers(self.model)
+        kinds = {
+            (type(layer), getattr(layer, "attention_type", None), *((n, p.shape) for n, p in layer.named_parameters()))
+            for layer in layers
+        }
+        return self._layers > _FEW[1] and len(kinds) == 1 and self.method.last_layers is None
+
+    def _step(self, model: nn.Module, rows: int) -> None:
+        """Forward and backward as `BayesianLoraTrainer` runs them."""
+        model.train()
+        batch, copies = self.shape.batch(rows), self.method.train_samples
+        hold_draw(model, seed=0, step=0, num_samples=copies)
+        logits = batch.choice_logits(model)
+        labels = batch["labels"].repeat(copies)
+        nll = nn.functional.cross_entropy(logits, labels)
+        negative_elbo(nll, kl_divergence(model, rows), num_examples=rows).backward()
+
+
+def _traced(model: nn.Module, work: Callable[[Any], object]) -> int:
+    """Peak bytes of `work` beyond what the model holds; `model` is in eval mode and without a draw afterwards."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    try:
+        return peak_bytes(lambda: work(model), [*model.parameters(), *model.buffers(), *gradients])
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+        if (draws := find_draws(model)) is not None:
+            draws.clear()
+        model.eval()

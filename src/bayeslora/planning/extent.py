@@ -1,0 +1,78 @@
+"""The longest item of a task: measured where items and tokenizer are at hand, else what the config allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from bayeslora.config import ModelConfig, TaskConfig
+from bayeslora.models import locate
+from bayeslora.planning.shape import Shape
+from bayeslora.scoring import get_scoring
+from bayeslora.tasks import Item
+
+__all__ = ["Extent", "extent_of"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A shape, and where it is known from.
+
+    Args:
+        shape: Of the longest item.
+        source: "measured", "max_length", "given", or several of them.
+    """
+
+    shape: Shape
+    source: str
+
+    @staticmethod
+    def union(extents: Sequence[Extent]) -> Extent:
+        """The largest; all of one scoring."""
+        sources = dict.fromkeys(extent.source for extent in extents)
+        return Extent(Shape.union([extent.shape for extent in extents]), ", ".join(sources))
+
+
+def extent_of(
+    task: TaskConfig,
+    items: dict[str, list[Item]] | None,
+    model: ModelConfig,
+    tokens: int | None = None,
+    answer_tokens: int | None = None,
+) -> Extent:
+    """The longest item of `task`; without items or tokenizer `max_length`, which no batch exceeds.
+
+    Args:
+        task: The task.
+        items: By split, where they could be read.
+        model: Whose tokenizer it is.
+        tokens: Overrides the length.
+        answer_tokens: Overrides the length of the choices (cloze).
+    """
+    every = [item for part in (items or {}).values() for item in part]
+    tokenizer = _tokenizer(model.name) if every and tokens is None else None
+    if tokenizer is not None:
+        shape = Shape.measured(get_scoring(task.scoring)(tokenizer, max_length=task.max_length), every)
+        return Extent(shape, "measured")
+    choices = max((len(item.choices) for item in every), default=5)
+    length = tokens or task.max_length
+    return Extent(
+        Shape(task.scoring, length, answer_tokens or length - 1, choices), "max_length" if tokens is None else "given"
+    )
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
+    """The tokenizer, if it lies on this machine; None where it would have to be fetched."""
+    source = locate(name)
+    if not Path(source).is_dir():
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
