@@ -19,6 +19,7 @@ from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.runs import evaluate, load_run, train
 from bayeslora.runs.items import task_items
+from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring import Cloze, Letter
 from bayeslora.tasks import Item
 from bayeslora.trunk import TrunkCache, _keys, frozen_trunk, trunk_digest

@@ -29,11 +29,13 @@ def last_positions(model: nn.Module, count: int) -> Iterator[None]:
     of keys and values, and where no random module in it depends on the position. Elsewhere all positions are right.
     """
     layer = _top_layer(model)
-    if layer is None or torch.is_grad_enabled():
+    if layer is None:
         yield
         return
 
     def run(layer: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():  # Checkpointing would run the layer again outside of this context.
+            return own(*args, **kwargs)
         inputs = _by_name(layer, args, kwargs)
         length = inputs["hidden_states"].shape[1]
         mask, before = inputs.pop("attention_mask", None), length - count
