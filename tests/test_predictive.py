@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from bayeslora import Predictive, predict, random_factors, sampling
+from bayeslora.predictive import affordable_samples
 from bayeslora.scoring import Cloze, Letter
 from bayeslora.tasks import Item
-from bayeslora.predictive import affordable_samples
 from conftest import (
     bayesian,
     config_for,
