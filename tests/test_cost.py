@@ -14,6 +14,7 @@ from bayeslora.methods.blob import BlobConfig
 from bayeslora.methods.mean_field import MeanFieldConfig
 from bayeslora.objective import kl_divergence
 from bayeslora.sampling import hold_draw
+from bayeslora.scoring.letter import LetterBatch
 from conftest import HIDDEN, VOCABULARY, seeded, tiny_llama
 
 CONFIGS = {
@@ -107,3 +108,33 @@ def test_samples_repeat_only_what_lies_above_the_first_adapter():
     # Beyond the limit there is the making of the weights, which does not grow with the batch.
     assert limit <= found < 1.25 * limit
     assert found < 0.75 * multiplications(model, samples, share_trunk=False)
+
+
+def scored(model, samples, rows=3, chunk_size=None):
+    """Multiplications of a letter prediction of one prompt per row."""
+    batch = LetterBatch(
+        input_ids=ids(rows),
+        attention_mask=torch.ones(rows, 7, dtype=torch.long),
+        position_ids=torch.arange(7).repeat(rows, 1),
+        lengths=torch.full((rows,), 7),
+        class_token_ids=torch.tensor([5, 6, 7]),
+        choice_mask=torch.ones(rows, 3, dtype=torch.bool),
+    )
+    with FlopCounterMode(display=False) as counter:
+        bayeslora.predict(model, batch, samples, chunk_size=chunk_size)
+    return counter.get_total_flops()
+
+
+def test_another_sample_costs_the_upper_layers_where_they_are_read():
+    """Of the top layer, all positions' queries, keys and values and no more; of the head, a few words."""
+    model, taller = adapted(6, only=[4, 5]).eval(), adapted(7, only=[4, 5, 6]).eval()
+    layer = scored(adapted(7, only=[4, 5]).eval(), 0) - scored(model, 0)
+    two_layers, three_layers = (scored(one, 5) - scored(one, 4) for one in (model, taller))
+    # The making of a draw's weights comes on top of a layer; the top layer and the head are what is left.
+    assert layer < three_layers - two_layers < 1.1 * layer
+    assert 0 < two_layers - (three_layers - two_layers) < 0.5 * layer
+
+
+def test_chunks_of_samples_share_the_trunk():
+    model = adapted(6, only=[4, 5]).eval()
+    assert scored(model, 4, chunk_size=1) < 1.01 * scored(model, 4, chunk_size=4)

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from bayeslora import Predictive, predict, random_factors, sampling
+from bayeslora.predictive import affordable_samples
 from bayeslora.scoring import Cloze, Letter
 from bayeslora.tasks import Item
 from conftest import (
@@ -243,6 +244,15 @@ def test_the_memory_limit_counts_rows_and_length() -> None:
 
     assert 64 > chunk(4, 10) > chunk(16, 10) >= 1
     assert chunk(4, 10) > chunk(4, 40) >= 1
+
+
+def test_on_a_cpu_more_draws_share_a_forward_of_few_tokens_than_of_many() -> None:
+    model = bayesian("bert")
+    # 48 numbers of 4 bytes per token in the widest activation, 16 MiB of them at most.
+    few, many = (affordable_samples(model, torch.zeros(8, length, dtype=torch.long), 1) for length in (50, 100))
+    assert few == 2**24 // (8 * 50 * 48 * 4) and many == 2**24 // (8 * 100 * 48 * 4)
+    assert affordable_samples(model, torch.zeros(8, 50, dtype=torch.long), 1, 2**40) > 1000 * few
+    assert affordable_samples(model, torch.zeros(8, 10**6, dtype=torch.long), 1) == 1
 
 
 def test_labels_in_the_inputs_are_not_used() -> None:

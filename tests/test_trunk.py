@@ -17,7 +17,8 @@ from bayeslora.comparison.config import AdapterConfig, CompareConfig, RowConfig
 from bayeslora.comparison.runner import compare
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora
-from bayeslora.runs import load_run, train
+from bayeslora.runs import evaluate, load_run, train
+from bayeslora.runs.items import task_items
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring import Cloze, Letter
 from bayeslora.tasks import Item
@@ -211,8 +212,19 @@ def test_a_run_from_disk_has_the_losses_and_gradients_of_one_without_a_cache(con
         (line,) = [message for message in caplog.messages if message.startswith("trunk cache")]
         assert line.startswith(f"trunk cache: 2 of 4 layers served from {tmp_path / 'trunk'}; 12 items, ")
         assert line.endswith(f" MB, {skipped} of 6 forwards skipped")
-    loaded = load_run(tmp_path / "second")
-    assert len(open_trunk_cache(loaded.config, loaded.model)) == 12
+
+
+def test_a_finished_run_predicts_from_the_folder_and_fills_it(config, tmp_path):
+    train(config, tmp_path / "plain", evaluate_dev=False)
+    assert load_run(tmp_path / "plain").trunk_cache is None
+    train(_kept_in(config, tmp_path / "trunk"), tmp_path / "run", evaluate_dev=False)
+    assert len(load_run(tmp_path / "run").trunk_cache) == 12
+    assert evaluate(tmp_path / "run")["nll"] == pytest.approx(evaluate(tmp_path / "plain")["nll"], rel=1e-4)
+    run = load_run(tmp_path / "run")
+    items = task_items(config.task).test
+    assert len(run.trunk_cache) == 12 + len(items)
+    run.predict(items)
+    assert run.trunk_cache.forwards == run.trunk_cache.served > 0
 
 
 def test_the_summary_of_a_cache_in_memory(tokenizer):

@@ -21,20 +21,22 @@ import torch
 from bayeslora.saving import atomic_file
 
 Work = Callable[[], object]
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+"""Wall time, or on a busy machine and one thread the time that this process had a processor."""
 
 
-def seconds(work: Work, device: torch.device) -> float:
-    """Wall time of one call, the device's queue included."""
+def seconds(work: Work, device: torch.device, clock: str = "wall") -> float:
+    """Time of one call, the device's queue included."""
     gc.collect()
     _synchronise(device)
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     work()
     _synchronise(device)
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
 def paired(
-    candidates: Mapping[str, Work], device: torch.device, rounds: int, warmup: int = 1
+    candidates: Mapping[str, Work], device: torch.device, rounds: int, warmup: int = 1, clock: str = "wall"
 ) -> dict[str, list[float]]:
     """Seconds of each candidate in each round; the order within a round is shuffled."""
     order = random.Random(0)
@@ -42,7 +44,7 @@ def paired(
     for number in range(warmup + rounds):
         names = order.sample(list(candidates), len(candidates))
         for name in names:
-            spent = seconds(candidates[name], device)
+            spent = seconds(candidates[name], device, clock)
             if number >= warmup:
                 times[name].append(spent)
         print(f"round {number + 1} of {warmup + rounds}", file=sys.stderr, flush=True)

@@ -18,6 +18,10 @@ from bayeslora.trunk import TrunkCache
 
 __all__ = ["Predictive", "affordable_samples", "evaluating", "log_mean_exp", "predict"]
 
+_FAST_ACTIVATION = 16 * 2**20
+"""Bytes. Allocators hand larger blocks back to the system each time (glibc: above 32 MiB), to be paged in anew, and
+they leave the processor's cache; below, more rows in one product gain nothing more."""
+
 
 @dataclass(frozen=True)
 class Predictive:
@@ -107,7 +111,7 @@ def predict(
         chunk_size: Draws in one forward. Default: as many as `memory_limit` allows. Draws, and so results, do not
             depend on it beyond rounding.
         memory_limit: Bound in bytes for the activations of one forward, as estimated. Default: half of the free
-            memory on a GPU, 1 GiB elsewhere.
+            memory on a GPU; on a CPU 1 GiB, and no more draws than keep an activation small enough to be fast.
         trunk_cache: Serves the frozen layers' output for batches of items (`ChoiceBatch`).
 
     Returns:
@@ -186,15 +190,19 @@ def affordable_samples(model: nn.Module, ids: Tensor, positions: int, memory_lim
         model: The model.
         ids: What it reads `[batch, tokens]`.
         positions: How many tokens of a row reach the head.
-        memory_limit: In bytes; default: half of the free memory on a GPU, 1 GiB elsewhere.
+        memory_limit: In bytes; default: half of the free memory on a GPU; on a CPU 1 GiB, and the widest activation at
+            most 16 MiB.
     """
     rows, tokens = int(ids.shape[0]), int(ids.shape[1])
-    if memory_limit is None:
-        memory_limit = torch.cuda.mem_get_info(ids.device)[0] // 2 if ids.is_cuda else 2**30
     config: Any = getattr(model, "config", None)
     hidden = getattr(config, "hidden_size", 1024)
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     heads = getattr(config, "num_attention_heads", 1)
     vocabulary = getattr(config, "vocab_size", 1)
     numbers = tokens * (6 * hidden + 3 * wide) + 2 * heads * tokens**2 + 3 * positions * vocabulary
-    return max(1, int(memory_limit // (4 * rows * numbers)))
+    if memory_limit is None and ids.is_cuda:
+        memory_limit = torch.cuda.mem_get_info(ids.device)[0] // 2
+    fitting = (memory_limit or 2**30) // (4 * rows * numbers)
+    if memory_limit is None:
+        fitting = min(fitting, _FAST_ACTIVATION // (4 * rows * tokens * wide))
+    return max(1, int(fitting))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.placement import Placement
 
 __all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
 
@@ -21,6 +22,7 @@ class AdapterConfig:
         lora_alpha: Scale of the update is lora_alpha / r.
         target_modules: Names of the linear layers to adapt; default: PEFT's choice for the model (query and value).
         last_layers: Adapt only this many layers, counted from the top; default: all.
+        placement: Adapt the upper share of the layers: "top_half" or "top_quarter".
         modules_to_save: Further modules to train and save whole.
     """
 
@@ -28,6 +30,7 @@ class AdapterConfig:
     lora_alpha: float = 16
     target_modules: list[str] | None = None
     last_layers: int | None = None
+    placement: Placement = "all"
     modules_to_save: list[str] | None = None
 
 

@@ -15,6 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayeslora.from_lora import adapter_folder, from_lora
+from bayeslora.placement import Placement, adapted_layers
 from bayeslora.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
@@ -56,6 +57,7 @@ class Method(ABC):
         lora_dropout: Dropout probability on the adapters' input while training.
         target_modules: Names of the linear layers to adapt; default: PEFT's choice for the model (query and value).
         last_layers: Adapt only this many layers, counted from the top; default: all.
+        placement: Adapt the upper share of the layers: "top_half" or "top_quarter" (docs/speed.md has what each costs).
         modules_to_save: Further modules to train and save whole, such as a new head.
         init_from: Run folder, adapter folder or Hub id of a trained LoRA adapter to start from. Its own rank, scale,
             targets, layers and saved modules count, not the options above. Default: a fresh adapter.
@@ -80,12 +82,14 @@ class Method(ABC):
         last_layers: int | None = None,
         modules_to_save: list[str] | None = None,
         init_from: str | None = None,
+        placement: Placement = "all",
     ):
         self.r = r
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
         self.target_modules = target_modules
         self.last_layers = last_layers
+        self.placement = placement
         self.modules_to_save = modules_to_save
         self.init_from = init_from
 
@@ -121,8 +125,8 @@ class Method(ABC):
         """`model` with fresh adapters, or with those of `init_from`.
 
         Raises:
-            ValueError: The target modules match nothing, `last_layers` exceeds the model's layers, or `init_from` is
-                no LoRA adapter that fits the model.
+            ValueError: The target modules match nothing, `last_layers` exceeds the model's layers or comes with a
+                `placement`, or `init_from` is no LoRA adapter that fits the model.
         """
         if self.init_from is not None:
             if issubclass(self.config_class, RandomLoraConfig):
@@ -141,13 +145,10 @@ class Method(ABC):
         }
 
     def _layers(self, model: nn.Module) -> list[int] | None:
-        if self.last_layers is None:
+        if self.last_layers is None and self.placement == "all":
             return None
         config: Any = model.config
-        total = int(config.get_text_config().num_hidden_layers)
-        if not 0 < self.last_layers <= total:
-            raise ValueError(f"last_layers must lie between 1 and the model's {total} layers, got {self.last_layers}.")
-        return list(range(total - self.last_layers, total))
+        return adapted_layers(int(config.get_text_config().num_hidden_layers), self.placement, self.last_layers)
 
     def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
         """Arguments for `BayesianLoraTrainer` beyond the usual ones."""

@@ -22,6 +22,7 @@ from bayeslora.runs.locating import is_hub_run, run_folder
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
+from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import load_items
@@ -31,6 +32,8 @@ __all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_e
 
 def load_run(run: str | Path, *, revision: str | None = None, base_model: str | None = None) -> Run:
     """Load the adapter of a run on its base model, in eval mode.
+
+    Where the run kept its trunk cache in a folder (`train.cache_trunk_folder`), predictions read and fill it too.
 
     Args:
         run: The run folder; or the Hub id of a pushed run, `user/name` or `user/name@revision`, which is downloaded
@@ -63,6 +66,7 @@ def load_run(run: str | Path, *, revision: str | None = None, base_model: str | 
         metrics=metrics,
         state=load_state(folder),
         temperature=metrics.get("temperature", 1.0),
+        trunk_cache=open_trunk_cache(config, model) if config.train.cache_trunk_folder else None,
     )
 
 

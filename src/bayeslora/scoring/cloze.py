@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bayeslora.readout import head_of_positions, last_positions
 from bayeslora.scoring.base import (
     ChoiceBatch,
     ChoiceItem,
@@ -24,35 +25,45 @@ __all__ = ["Cloze", "ClozeBatch"]
 class ClozeBatch(ChoiceBatch):
     """Items packed as [padding | question | choice 1 | choice 2 | ...], so that the choices share their question.
 
-    `attention_mask` [batch, 1, tokens, tokens] lets a choice see the question and itself only. The last
-    `source.max() + 1` positions reach the head; `source`, `target`, `choice` [batch, answer tokens] say which of those
-    positions predicts which token of which choice (`choice` is -1 for padding).
+    `attention_mask` [batch, 1, tokens, tokens] lets a choice see the question and itself only. The head reads `read`
+    [batch, positions], the positions of all items that predict something, each once and spread evenly over the rows:
+    they are indices into the last positions of the items one after the other. `source`, `target`, `choice` [batch,
+    answer tokens] say which of `read` predicts which token of which choice (`choice` is -1 for padding).
     """
 
     @property
     def logit_positions(self) -> int:
-        """Longest answer part of the batch, and the last token of its question."""
-        return int(self["source"].shape[1]) + 1
+        """Positions that the head reads, per item."""
+        return int(self["read"].shape[1])
 
     def raw_logits(self, model: nn.Module) -> Tensor:
         """Mean log-likelihood per token of each choice, nats."""
-        keep = self.logit_positions
+        # Longest answer part of the batch, and the last token of its question.
+        keep = self["source"].shape[1] + 1
         options = forward_options(model, logits_to_keep=keep, use_cache=False)
-        logits = model(
-            input_ids=self["input_ids"],
-            # Additive in the weights' precision: what every attention implementation of transformers takes.
-            attention_mask=_attention_mask(model, self["attention_mask"], self["position_ids"]),
-            position_ids=self["position_ids"],
-            **options,
-        ).logits[:, -keep:]
-        copies = logits.shape[0] // self["source"].shape[0]
-        source, target, choice = (self[name].repeat(copies, 1) for name in ("source", "target", "choice"))
-        logits = logits.float()
-        # Only the targets' logits are gathered: the vocabulary is wide and a copy of [rows, tokens, vocabulary] costs
-        # more than the head.
-        token = logits.flatten(1).gather(1, source * logits.shape[-1] + target)
-        likelihood = token - logits.logsumexp(-1).gather(1, source)
+        # Additive in the weights' precision: what every attention implementation of transformers takes.
+        mask = _attention_mask(model, self["attention_mask"], self["position_ids"])
+
+        def choose(rows: Tensor) -> Tensor:
+            items = rows[:, -keep:].reshape(-1, self.batch_size * keep, rows.shape[-1])
+            return items.index_select(1, self["read"].flatten()).reshape(rows.shape[0], -1, rows.shape[-1])
+
+        with last_positions(model, keep), head_of_positions(model, choose) as chosen:
+            logits = model(
+                input_ids=self["input_ids"], attention_mask=mask, position_ids=self["position_ids"], **options
+            ).logits
+        likelihood = self._likelihood(logits if chosen else choose(logits))
+        choice = self["choice"].repeat(logits.shape[0] // self.batch_size, 1)
         return _mean_by_choice(likelihood, choice, self["choice_mask"].shape[1])
+
+    def _likelihood(self, logits: Tensor) -> Tensor:
+        """Log-likelihood of each answer token [rows, answer tokens], nats, from the logits [rows, positions, words]."""
+        words, copies = logits.shape[-1], logits.shape[0] // self.batch_size
+        source = self["source"].flatten().expand(copies, -1)
+        # Only the targets' logits are gathered, and a few rows at a time become float32: the vocabulary is wide.
+        token = logits.reshape(copies, -1).gather(1, source * words + self["target"].flatten()).float()
+        total = torch.cat([rows.float().logsumexp(-1) for rows in logits.flatten(0, 1).split(16)])
+        return (token - total.reshape(copies, -1).gather(1, source)).unflatten(1, self["source"].shape).flatten(0, 1)
 
 
 def _compute_dtype(model: nn.Module) -> torch.dtype:
@@ -112,6 +123,7 @@ class Cloze(Scoring):
         ]
         target = [[0] * (longest - count) + row[len(row) - count :] for row, count in zip(rows, answers, strict=True)]
         columns = {name: torch.stack([layout[name] for layout in layouts]) for name in layouts[0]}
+        columns["read"], columns["source"] = _read(columns["source"], columns["choice"] >= 0)
         return ClozeBatch(
             input_ids=ids,
             **columns,
@@ -140,6 +152,14 @@ class Cloze(Scoring):
             return whole[len(context) :]
         # The tokenizer merges across the border: take the choice alone.
         return list(self.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"])
+
+
+def _read(source: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """`ClozeBatch`'s `read`, and `source` as indices into it, from each item's own positions [batch, answer tokens]."""
+    batch, longest = source.shape
+    positions = source + torch.arange(batch).unsqueeze(1) * (longest + 1)
+    read, place = positions[real].unique(return_inverse=True)
+    return nn.functional.pad(read, (0, -len(read) % batch)).reshape(batch, -1), source.masked_scatter(real, place)
 
 
 def _layout(context: int, choices: Sequence[int], length: int, longest: int) -> dict[str, Tensor]:

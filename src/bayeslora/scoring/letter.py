@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from bayeslora.readout import head_of_words, last_positions
 from bayeslora.scoring.base import (
     ChoiceBatch,
     ChoiceItem,
@@ -28,8 +29,10 @@ class LetterBatch(ChoiceBatch):
     def raw_logits(self, model: nn.Module) -> Tensor:
         """Logits of the class tokens at the last position."""
         options = forward_options(model, position_ids=self["position_ids"], logits_to_keep=1, use_cache=False)
-        logits = model(input_ids=self["input_ids"], attention_mask=self["attention_mask"], **options).logits
-        return logits[:, -1].index_select(-1, self["class_token_ids"])
+        letters = self["class_token_ids"]
+        with last_positions(model, 1), head_of_words(model, letters) as chosen:
+            logits = model(input_ids=self["input_ids"], attention_mask=self["attention_mask"], **options).logits[:, -1]
+        return logits if chosen else logits.index_select(-1, letters)
 
 
 class Letter(Scoring):

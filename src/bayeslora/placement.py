@@ -1,0 +1,36 @@
+"""Where the adapters go: named shares of a model's layers, counted from the top."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["Placement", "adapted_layers"]
+
+Placement = Literal["all", "top_half", "top_quarter"]
+
+_PARTS: dict[str, int] = {"all": 1, "top_half": 2, "top_quarter": 4}
+
+
+def adapted_layers(total: int, placement: Placement = "all", last_layers: int | None = None) -> list[int] | None:
+    """Indices of the layers to adapt in a model of `total` layers; None for all of them.
+
+    Args:
+        total: Layers of the model.
+        placement: "top_half" and "top_quarter" are rounded down, but at least one layer.
+        last_layers: This many layers instead.
+
+    Raises:
+        ValueError: The placement is unknown, both are given, or `last_layers` exceeds the model's layers.
+    """
+    if placement not in _PARTS:
+        raise ValueError(f"placement must be one of {sorted(_PARTS)}, got {placement!r}.")
+    if last_layers is None:
+        return None if placement == "all" else list(range(total - max(1, total // _PARTS[placement]), total))
+    if placement != "all":
+        raise ValueError(
+            f"placement ({placement!r}) and last_layers ({last_layers}) both say which layers to adapt; give one of "
+            "them."
+        )
+    if not 0 < last_layers <= total:
+        raise ValueError(f"last_layers must lie between 1 and the model's {total} layers, got {last_layers}.")
+    return list(range(total - last_layers, total))

@@ -1,0 +1,49 @@
+"""Named placements of the adapters."""
+
+import pytest
+
+from bayeslora.comparison.config import AdapterConfig, CompareConfig
+from bayeslora.config import TaskConfig
+from bayeslora.methods import BayesianLora, Lora
+from bayeslora.placement import adapted_layers
+from conftest import tiny_llama
+
+
+def adapted(method, **sizes):
+    """Numbers of the layers that hold an adapter."""
+    model = method.adapt(tiny_llama(**sizes), "causal_lm")
+    return sorted(
+        {int(name.split(".layers.")[1].split(".")[0]) for name, _ in model.named_modules() if "lora_A." in name}
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"placement": "all"}, [0, 1, 2, 3, 4]),
+        ({"placement": "top_half"}, [3, 4]),
+        ({"placement": "top_quarter"}, [4]),
+        ({"last_layers": 3}, [2, 3, 4]),
+    ],
+)
+def test_each_placement_adapts_its_layers(options, layers):
+    assert adapted(Lora(r=2, **options), num_hidden_layers=5) == layers
+
+
+def test_shares_are_rounded_down_but_never_to_nothing():
+    assert adapted_layers(30, "top_quarter") == list(range(23, 30))
+    assert adapted_layers(3, "top_quarter") == [2]
+    assert adapted_layers(30) is None
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"placement must be one of .*got 'bottom'"):
+        adapted(Lora(placement="bottom"))
+    with pytest.raises(ValueError, match="both say which"):
+        adapted(BayesianLora(placement="top_half", last_layers=2))
+
+
+def test_a_comparison_places_the_adapters_of_every_row():
+    config = CompareConfig(tasks={"a": TaskConfig()}, adapter=AdapterConfig(placement="top_half"))
+    assert {config.run("a", title, 0, 0.1).method.placement for title in config.rows} == {"top_half"}
