@@ -14,11 +14,13 @@ from torch import nn
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.results import Cell, Header, Items, Predictions, Results, Stage
-from bayeslora.metrics import accuracy, nll, summary
+from bayeslora.comparison.selection import best_rate
+from bayeslora.metrics import summary
 from bayeslora.runs import Prediction, Run, load_run, task_items, train
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item, Splits
 from bayeslora.temperature import fit_temperature
+from bayeslora.trainer import NonFiniteLossError
 from bayeslora.trunk import TrunkCache
 
 __all__ = ["compare"]
@@ -38,7 +40,12 @@ class _Place:
     stage: Stage
 
 
-def compare(config: CompareConfig, output_dir: str | Path, described: dict[str, Any]) -> Results:
+def compare(
+    config: CompareConfig,
+    output_dir: str | Path,
+    described: dict[str, Any],
+    stages: Sequence[Stage] = ("selection", "final"),
+) -> Results:
     """Train, select and test every row of every task with every seed, into `output_dir/results.jsonl`.
 
     Each cell is on the disk when it ends; a comparison that was killed goes on where it stopped. A cell that fails is
@@ -48,6 +55,7 @@ def compare(config: CompareConfig, output_dir: str | Path, described: dict[str, 
         config: The comparison.
         output_dir: Folder for the results file and the runs (adapters, checkpoints) that it is made of.
         described: The config as JSON, for the file's header.
+        stages: Only the cells of these; "selection" alone is a sweep of learning rates, without the test split.
 
     Returns:
         The results, open for reading.
@@ -57,7 +65,7 @@ def compare(config: CompareConfig, output_dir: str | Path, described: dict[str, 
         RuntimeError: Cells failed; the message names them.
     """
     output = Path(output_dir)
-    comparison = _Comparison(config, output, described)
+    comparison = _Comparison(config, output, described, stages)
     failed = comparison.run()
     if failed:
         raise RuntimeError(
@@ -68,8 +76,8 @@ def compare(config: CompareConfig, output_dir: str | Path, described: dict[str, 
 
 
 class _Comparison:
-    def __init__(self, config: CompareConfig, output: Path, described: dict[str, Any]):
-        self.config, self.output = config, output
+    def __init__(self, config: CompareConfig, output: Path, described: dict[str, Any], stages: Sequence[Stage]):
+        self.config, self.output, self.stages = config, output, stages
         self.splits = {title: task_items(task) for title, task in config.tasks.items()}
         self.outside = {title: task_items(task).test for title, task in config.out_of_distribution.items()}
         for name, items in self.outside.items():
@@ -106,9 +114,9 @@ class _Comparison:
         for task in config.tasks:
             for title in config.rows:
                 grid = config.grid(title)
-                for rate in grid if len(grid) > 1 else []:
+                for rate in grid if len(grid) > 1 or "final" not in self.stages else []:
                     yield _Place(task, title, config.seeds[0], rate, "selection")
-        for seed in config.seeds:
+        for seed in config.seeds if "final" in self.stages else []:
             for task in config.tasks:
                 for title in config.rows:
                     yield _Place(task, title, seed, None, "final")
@@ -121,7 +129,15 @@ class _Comparison:
         present = results.find(place.task, place.title, place.seed, rate, place.stage)
         if present is not None:
             return None
-        trained = self._trained(place, rate)
+        started = time.perf_counter()
+        try:
+            trained = self._trained(place, rate)
+        except NonFiniteLossError as error:
+            if place.stage == "final":
+                raise
+            # A rate that is too high is a result of the selection.
+            results.append(_diverged(place, rate, error, time.perf_counter() - started))
+            return "diverged"
         splits = self.splits[place.task]
         parts = {"dev": splits.dev}
         if place.stage == "final":
@@ -144,22 +160,8 @@ class _Comparison:
         grid = self.config.grid(place.title)
         if len(grid) == 1:
             return grid[0]
-        task, seed = place.task, self.config.seeds[0]
-        labels = results.items(task, "dev").label_array()
-
-        def badness(rate: float) -> tuple[float, ...]:
-            cell = results.find(task, place.title, seed, rate, "selection")
-            if cell is None:
-                return (float("inf"),)
-            probabilities = cell.predictions["dev"].padded()
-            probabilities /= probabilities.sum(1, keepdims=True)
-            loss = nll(probabilities, labels)
-            return (loss,) if self.config.select_by == "nll" else (-accuracy(probabilities, labels), loss)
-
-        best = min(grid, key=badness)
-        if badness(best) == (float("inf"),):
-            raise RuntimeError(f"no selection cell of {place.title!r} on {task} could be computed.")
-        return best
+        config = self.config
+        return best_rate(results, place.task, place.title, config.seeds[0], grid, config.select_by)
 
     def _trained(self, place: _Place, rate: float) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""
@@ -213,11 +215,11 @@ class _Comparison:
 
     def _items(self, task: str) -> Iterator[Items]:
         splits = self.splits[task]
-        _check_splits(task, splits)
+        _check_splits(task, splits, ("train", "dev", "test") if "final" in self.stages else ("train", "dev"))
         for name, items in (("dev", splits.dev), ("test", splits.test)):
             if items:
                 yield _items_record(task, name, items, labelled=True)
-        classes = splits.test[0].choices
+        classes = (splits.test or splits.dev)[0].choices
         for name, items in self._outside(task):
             same = self.config.tasks[task].scoring != "classification" or items[0].choices == classes
             yield _items_record(task, f"ood:{name}", items, labelled=same)
@@ -231,10 +233,26 @@ def _without_storage(described: dict[str, Any]) -> dict[str, Any]:
     return described | {"train": {name: value for name, value in train.items() if name not in storage}}
 
 
-def _check_splits(task: str, splits: Splits) -> None:
-    for name in ("train", "dev", "test"):
+def _check_splits(task: str, splits: Splits, needed: Sequence[str]) -> None:
+    for name in needed:
         if not getattr(splits, name):
-            raise ValueError(f"task {task!r} has no {name} items; a comparison needs train, dev and test.")
+            raise ValueError(f"task {task!r} has no {name} items; needed are {', '.join(needed)}.")
+
+
+def _diverged(place: _Place, rate: float, error: NonFiniteLossError, seconds: float) -> Cell:
+    """A cell without predictions."""
+    return Cell(
+        task=place.task,
+        method=place.title,
+        seed=place.seed,
+        learning_rate=rate,
+        stage=place.stage,
+        num_samples=0,
+        train_seconds=seconds,
+        predict_seconds=0.0,
+        trainable_parameters=0,
+        details={"diverged": str(error)},
+    )
 
 
 def _items_record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:
