@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,10 +28,7 @@ class Sweep(Command):
         from bayeslora.sweep.run import sweep
         from bayeslora.sweep.table import sweep_table
 
-        names = SweepConfig.__dataclass_fields__
-        written = json.loads(parser.dump(options, format="json"))
-        described = {name: value for name, value in written.items() if name in names}
-        record = sweep(instantiate(parser, options, SweepConfig), options.output_dir, described)
+        record = sweep(instantiate(parser, options, SweepConfig), options.output_dir)
         print(sweep_table(record))
         for row in record["rows"]:
             if row["best"] is not None:

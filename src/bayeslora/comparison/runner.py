@@ -23,7 +23,7 @@ from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import NonFiniteLossError
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["compare"]
+__all__ = ["cell_folder", "compare"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -73,6 +73,11 @@ def compare(
             "same command again to try them once more."
         )
     return Results.read(output / "results.jsonl")
+
+
+def cell_folder(output_dir: Path, task: str, title: str, learning_rate: float, seed: int) -> Path:
+    """The run folder of a cell."""
+    return output_dir / "runs" / f"{task}-{title}-{learning_rate:g}-{seed}".replace("/", "_")
 
 
 class _Comparison:
@@ -166,7 +171,7 @@ class _Comparison:
     def _trained(self, place: _Place, rate: float) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""
         run = self.config.run(place.task, place.title, place.seed, rate)
-        folder = self.output / "runs" / f"{place.task}-{place.title}-{rate:g}-{place.seed}".replace("/", "_")
+        folder = cell_folder(self.output, place.task, place.title, rate, place.seed)
         layers = self.config.adapter.last_layers
         cache, done = self.caches.get(layers), (folder / "metrics.json").is_file()
         if done:

@@ -16,7 +16,7 @@ from bayeslora.comparison import Cell, Results
 from bayeslora.comparison.runner import compare
 from bayeslora.comparison.selection import best_rate, diverged
 from bayeslora.metrics import summary
-from bayeslora.parsing import dump_config
+from bayeslora.parsing import describe, dump_config
 from bayeslora.runs import task_items
 from bayeslora.runs.loading import load_model
 from bayeslora.saving import atomic_file, write_json
@@ -33,7 +33,7 @@ logger = logging.getLogger("bayeslora")
 FORMAT_VERSION = 1
 
 
-def sweep(config: SweepConfig, output_dir: str | Path, described: dict[str, Any]) -> dict[str, Any]:
+def sweep(config: SweepConfig, output_dir: str | Path) -> dict[str, Any]:
     """Train every row with every rate of its grid, and choose on dev.
 
     Writes `results.jsonl` (as a comparison does, with the same resuming), `sweep.json`, `sweep.md`, `sweep.png` and for
@@ -43,7 +43,6 @@ def sweep(config: SweepConfig, output_dir: str | Path, described: dict[str, Any]
     Args:
         config: The sweep.
         output_dir: Folder for all of it.
-        described: The config as JSON, for the file's header.
 
     Returns:
         What sweep.json holds.
@@ -53,7 +52,7 @@ def sweep(config: SweepConfig, output_dir: str | Path, described: dict[str, Any]
         RuntimeError: Runs failed, or all of a row diverged; the message names them.
     """
     output = Path(output_dir)
-    results = compare(config, output, _without_rates(described), stages=("selection",))
+    results = compare(config, output, _without_rates(config), stages=("selection",))
     curvatures = _curvatures(config, output) if config.hint else {}
     record = {
         "format_version": FORMAT_VERSION,
@@ -78,15 +77,13 @@ def sweep(config: SweepConfig, output_dir: str | Path, described: dict[str, Any]
     return record
 
 
-def _without_rates(described: dict[str, Any]) -> dict[str, Any]:
-    """The cells of a sweep do not depend on each other, so its grid may change from call to call."""
+def _without_rates(config: SweepConfig) -> dict[str, Any]:
+    """The config for the file's header: cells do not depend on each other, so the grid may change from call to call."""
     grid = ("learning_rates", "lowest", "highest", "ratio", "hint", "hint_examples")
-    kept = {name: value for name, value in described.items() if name not in grid}
-    rows = {
-        title: {name: value for name, value in row.items() if name != "learning_rates"}
-        for title, row in described["rows"].items()
-    }
-    return kept | {"rows": rows}
+    described = {name: value for name, value in describe(config).items() if name not in grid}
+    for row in described["rows"].values():
+        del row["learning_rates"]
+    return described
 
 
 def _row(
