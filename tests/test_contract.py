@@ -189,7 +189,8 @@ def nll(probabilities: Tensor, part: Sequence[Item]) -> float:
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     """What training may change, whether by the optimizer or in `finish`."""
-    return {key: value.detach().clone() for key, value in model.state_dict().items() if "lora_" in key}
+    changes = ("lora_", ".modules_to_save.")
+    return {key: value.detach().clone() for key, value in model.state_dict().items() if any(c in key for c in changes)}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -290,9 +291,9 @@ def test_everything_is_finite(run: TrainedRun) -> None:
 def test_base_weights_stay(run: TrainedRun, world: World) -> None:
     prefix = "base_model.model."
     found = {
-        key.removeprefix(prefix).replace(".base_layer", ""): value
+        key.removeprefix(prefix).replace(".base_layer", "").replace(".original_module", ""): value
         for key, value in run.trained.model.state_dict().items()
-        if "lora_" not in key
+        if "lora_" not in key and ".modules_to_save." not in key
     }
     expected = world.base_model().state_dict()
     assert found.keys() == expected.keys()

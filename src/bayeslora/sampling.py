@@ -126,7 +126,8 @@ class Draws:
         if any(kwargs.get(name) is not None for name in ("past_key_values", "cache")) and not self.use_cache:
             raise ValueError(
                 "a key-value cache (past_key_values) cannot be combined with several samples in one forward unless the "
-                "caller averages them: generate with bayeslora.generate, or open the context with sampling(..., use_cache=True)."
+                "caller averages them: generate with bayeslora.generate, or open the context with sampling(..., "
+                "use_cache=True)."
             )
         if not self.use_cache and ("use_cache" in kwargs or hasattr(root, "generate")):
             kwargs = {**kwargs, "use_cache": False}

@@ -20,9 +20,10 @@ from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item
 from bayeslora.temperature import fit_temperature
+from bayeslora.trainer import NonFiniteLossError
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["CellComputer", "Outcome"]
+__all__ = ["CellComputer", "Outcome", "cell_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,11 @@ class Outcome:
         return cls(place=place, seconds=seconds, failure=f"{type(error).__name__}: {error}", traceback=text)
 
 
+def cell_folder(output: Path, task: str, title: str, learning_rate: float, seed: int) -> Path:
+    """The run folder of a cell."""
+    return output / "runs" / f"{task}-{title}-{learning_rate:g}-{seed}".replace("/", "_")
+
+
 class CellComputer:
     """Computes cells, one after the other; they share what the frozen layers computed.
 
@@ -77,7 +83,14 @@ class CellComputer:
 
     def _compute(self, place: Place) -> tuple[list[Cell], str]:
         """The cells of a place, its own last, and its scores in words."""
-        trained = self._trained(place)
+        started = time.perf_counter()
+        try:
+            trained = self._trained(place)
+        except NonFiniteLossError as error:
+            if place.stage == "final":
+                raise
+            # A rate that is too high is a result of the selection.
+            return [_diverged(place, error, time.perf_counter() - started)], "diverged"
         final, splits = place.stage == "final", self.items.splits[place.task]
         parts = {"dev": splits.dev}
         if final:
@@ -99,7 +112,7 @@ class CellComputer:
         rate = place.learning_rate
         assert rate is not None
         run = self.config.run(place.task, place.title, place.seed, rate)
-        folder = self.output / "runs" / f"{place.task}-{place.title}-{rate:g}-{place.seed}".replace("/", "_")
+        folder = cell_folder(self.output, place.task, place.title, rate, place.seed)
         layers = self.config.adapter.last_layers
         cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
         if done:
@@ -140,6 +153,23 @@ def _record(place: Place, trained: Run, predictions: dict[str, Prediction]) -> C
         details={"spread": float(predictions["dev"].predictive.spread.mean())},
         history=metrics["history"],
         predictions={name: _stored(part) for name, part in predictions.items()},
+    )
+
+
+def _diverged(place: Place, error: NonFiniteLossError, seconds: float) -> Cell:
+    """A cell without predictions."""
+    assert place.learning_rate is not None
+    return Cell(
+        task=place.task,
+        method=place.title,
+        seed=place.seed,
+        learning_rate=place.learning_rate,
+        stage=place.stage,
+        num_samples=0,
+        train_seconds=seconds,
+        predict_seconds=0.0,
+        trainable_parameters=0,
+        details={"diverged": str(error)},
     )
 
 

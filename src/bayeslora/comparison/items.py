@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.comparison.results import Items
+from bayeslora.comparison.results import Items, Stage
 from bayeslora.runs import task_items
 from bayeslora.tasks import Item, Splits
 
@@ -17,20 +17,22 @@ class ComparedItems:
 
     Args:
         config: The comparison.
+        stages: What is to be computed; selection alone needs no test items.
 
     Attributes:
         splits: By title of a task, its train, dev and test items.
 
     Raises:
-        ValueError: A task lacks train, dev or test items, or an out-of-distribution task has no test items.
+        ValueError: A task lacks items of a split that is needed, or an out-of-distribution task has no test items.
     """
 
-    def __init__(self, config: CompareConfig):
+    def __init__(self, config: CompareConfig, stages: Sequence[Stage] = ("selection", "final")):
         self.splits = {title: task_items(task) for title, task in config.tasks.items()}
         self._outside = {title: task_items(task).test for title, task in config.out_of_distribution.items()}
         self._config = config
+        needed = ("train", "dev", "test") if "final" in stages else ("train", "dev")
         for title, splits in self.splits.items():
-            _check_splits(title, splits)
+            _check_splits(title, splits, needed)
         for title, items in self._outside.items():
             if not items:
                 raise ValueError(f"out_of_distribution task {title!r} has no test items.")
@@ -43,17 +45,18 @@ class ComparedItems:
         """What the results file says about the items that go with a task."""
         splits = self.splits[task]
         for name, items in (("dev", splits.dev), ("test", splits.test)):
-            yield _record(task, name, items, labelled=True)
-        classes = splits.test[0].choices
+            if items:
+                yield _record(task, name, items, labelled=True)
+        classes = splits.dev[0].choices
         for name, items in self.outside(task):
             same = self._config.tasks[task].scoring != "classification" or items[0].choices == classes
             yield _record(task, f"ood:{name}", items, labelled=same)
 
 
-def _check_splits(task: str, splits: Splits) -> None:
-    for name in ("train", "dev", "test"):
+def _check_splits(task: str, splits: Splits, needed: Sequence[str]) -> None:
+    for name in needed:
         if not getattr(splits, name):
-            raise ValueError(f"task {task!r} has no {name} items; a comparison needs train, dev and test.")
+            raise ValueError(f"task {task!r} has no {name} items; needed are {', '.join(needed)}.")
 
 
 def _record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.results import Results, Stage
-from bayeslora.metrics import accuracy, nll
+from bayeslora.comparison.selection import best_rate
 
 __all__ = ["Place", "chosen_rate", "is_ready", "wanted_places"]
 
@@ -31,14 +31,18 @@ class Place:
         return replace(self, learning_rate=learning_rate)
 
 
-def wanted_places(config: CompareConfig) -> Iterator[Place]:
-    """Selection first, then seed by seed, so that a comparison that is stopped early has whole seeds."""
+def wanted_places(config: CompareConfig, stages: Sequence[Stage] = ("selection", "final")) -> Iterator[Place]:
+    """Selection first, then seed by seed, so that a comparison that is stopped early has whole seeds.
+
+    A row with one learning rate has nothing to select, unless selection is all that is wanted.
+    """
+    only_selection = "final" not in stages
     for task in config.tasks:
         for title in config.rows:
             grid = config.grid(title)
-            for rate in grid if len(grid) > 1 else []:
+            for rate in grid if len(grid) > 1 or only_selection else []:
                 yield Place(task, title, config.seeds[0], rate, "selection")
-    for seed in config.seeds:
+    for seed in [] if only_selection else config.seeds:
         for task in config.tasks:
             for title in config.rows:
                 yield Place(task, title, seed, None, "final")
@@ -62,19 +66,4 @@ def chosen_rate(place: Place, config: CompareConfig, results: Results) -> float:
     grid = config.grid(place.title)
     if len(grid) == 1:
         return grid[0]
-    task, seed = place.task, config.seeds[0]
-    labels = results.items(task, "dev").label_array()
-
-    def badness(rate: float) -> tuple[float, ...]:
-        cell = results.find(task, place.title, seed, rate, "selection")
-        if cell is None:
-            return (float("inf"),)
-        probabilities = cell.predictions["dev"].padded()
-        probabilities /= probabilities.sum(1, keepdims=True)
-        loss = nll(probabilities, labels)
-        return (loss,) if config.select_by == "nll" else (-accuracy(probabilities, labels), loss)
-
-    best = min(grid, key=badness)
-    if badness(best) == (float("inf"),):
-        raise RuntimeError(f"no selection cell of {place.title!r} on {task} could be computed.")
-    return best
+    return best_rate(results, place.task, place.title, config.seeds[0], grid, config.select_by)

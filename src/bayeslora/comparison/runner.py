@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.executors import Executor, LocalExecutor
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place, chosen_rate, is_ready, wanted_places
-from bayeslora.comparison.results import Header, Results
+from bayeslora.comparison.results import Header, Results, Stage
 
 __all__ = ["compare"]
 
@@ -24,6 +24,7 @@ def compare(
     output_dir: str | Path,
     described: dict[str, Any],
     executor: Callable[[CompareConfig, Path, ComparedItems], Executor] = LocalExecutor,
+    stages: Sequence[Stage] = ("selection", "final"),
 ) -> Results:
     """Train, select and test every row of every task with every seed, into `output_dir/results.jsonl`.
 
@@ -35,6 +36,7 @@ def compare(
         output_dir: Folder for the results file and the runs (adapters, checkpoints) that it is made of.
         described: The config as JSON, for the file's header.
         executor: Where cells are computed: one after the other here, or `partial(RayExecutor, address=...)`.
+        stages: Only the cells of these; "selection" alone is a sweep of learning rates, without the test split.
 
     Returns:
         The results, open for reading.
@@ -44,14 +46,14 @@ def compare(
         RuntimeError: Cells failed; the message names them.
     """
     output = Path(output_dir)
-    items = ComparedItems(config)
+    items = ComparedItems(config, stages)
     with executor(config, output, items) as workers:
         header = Header.now(_defining(described), workers.device)
         with Results.open(output / "results.jsonl", header) as results:
             for task in config.tasks:
                 for record in items.records(task):
                     results.append(record)
-            failed = _compute_missing(config, results, workers)
+            failed = _compute_missing(wanted_places(config, stages), config, results, workers)
     if failed:
         raise RuntimeError(
             f"{len(failed)} cells failed: {'; '.join(failed)}. The others are in {output / 'results.jsonl'}; run the "
@@ -60,9 +62,9 @@ def compare(
     return Results.read(output / "results.jsonl")
 
 
-def _compute_missing(config: CompareConfig, results: Results, workers: Executor) -> list[str]:
-    """Have all cells computed that the file lacks; returns what failed."""
-    waiting, running = list(wanted_places(config)), set[Place]()
+def _compute_missing(wanted: Iterable[Place], config: CompareConfig, results: Results, workers: Executor) -> list[str]:
+    """Have the wanted cells computed that the file lacks; returns what failed."""
+    waiting, running = list(wanted), set[Place]()
     progress, failed = _Progress(len(waiting)), list[str]()
     while waiting or running:
         # A place with its rate known takes the place of the one that waited.

@@ -21,9 +21,9 @@ from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 from bayeslora.tuner import RandomLoraConfig
 
-__all__ = ["Method", "State", "Training", "VariationalMethod", "lora_parameters", "trainable_parameters"]
+__all__ = ["TASK_TYPES", "Method", "State", "Training", "VariationalMethod", "lora_parameters", "trainable_parameters"]
 
-_TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
 State = dict[str, Tensor]
@@ -132,7 +132,7 @@ class Method(ABC):
             if issubclass(self.config_class, RandomLoraConfig):
                 return from_lora(model, self.init_from, config_class=self.config_class, **self.own_options)
             return PeftModel.from_pretrained(model, str(adapter_folder(self.init_from)), is_trainable=True)
-        return get_peft_model(model, self.config(**self._lora_options(model), task_type=_TASK_TYPES[kind]))
+        return get_peft_model(model, self.config(**self._lora_options(model), task_type=TASK_TYPES[kind]))
 
     def _lora_options(self, model: nn.Module) -> dict[str, Any]:
         return {

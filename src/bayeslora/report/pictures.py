@@ -23,7 +23,7 @@ from bayeslora.report.rows import Row, TaskRows, outside_name
 from bayeslora.report.scores import Scores
 from bayeslora.report.tables import passes
 
-__all__ = ["Picture", "cost_picture", "entropy_picture", "reliability_picture", "risk_coverage_picture"]
+__all__ = ["Picture", "cost_picture", "entropy_picture", "png", "reliability_picture", "risk_coverage_picture"]
 
 _BINS = 15
 _SMALLEST_COVERAGE = 0.1
@@ -78,7 +78,7 @@ def reliability_picture(task: TaskRows, scores: Scores, styles: Mapping[str, Sty
         caption=f"Accuracy against confidence in {_BINS} bins of equal width, all seeds together; the area of a point "
         "is its share of the items. Calibrated predictions lie on the dashed line, overconfident ones below it. The "
         "ECE is the mean over seeds, as in the table.",
-        png=_png(figure),
+        png=png(figure),
     )
 
 
@@ -102,7 +102,7 @@ def risk_coverage_picture(task: TaskRows, thick: Sequence[Row], styles: Mapping[
         title="Risk and coverage",
         caption="Error rate when only the most confident items are answered; lower is better. Mean over seeds; below "
         f"{100 * _SMALLEST_COVERAGE:g} % coverage there are too few items to draw.",
-        png=_png(figure),
+        png=png(figure),
     )
 
 
@@ -132,7 +132,7 @@ def entropy_picture(task: TaskRows, outside: Sequence[str], rows: Sequence[Row])
         title="Entropy in and out of distribution",
         caption="How uncertain the predictions are on the test items and on items of other tasks, all seeds together. "
         "A method that knows what it does not know has its out-of-distribution items on the right.",
-        png=_png(figure),
+        png=png(figure),
     )
 
 
@@ -160,7 +160,7 @@ def cost_picture(task: TaskRows, scores: Scores, styles: Mapping[str, Style]) ->
         title="Cost and quality",
         caption="NLL against the time of training and of prediction, means over seeds with the standard deviation of "
         "the NLL; the lower left is better.",
-        png=_png(figure),
+        png=png(figure),
     )
 
 
@@ -221,7 +221,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside right upper", fontsize=_SMALL, frameon=False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG; equal pictures are equal files."""
     buffer = io.BytesIO()
     # Without the version of matplotlib, equal pictures are equal files.
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=150, metadata={"Software": None})

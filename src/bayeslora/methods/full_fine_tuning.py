@@ -1,0 +1,114 @@
+"""Full fine-tuning: the weights themselves are trained, the row that low-rank methods are compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import nn
+
+from bayeslora.from_lora import adapter_folder
+from bayeslora.layers import outermost_layers
+from bayeslora.methods.base import TASK_TYPES, Method
+
+__all__ = ["FullFineTuning"]
+
+_HEADS = ("classifier", "score")
+"""Heads that PEFT trains whole in a classifier, whatever is asked for."""
+
+
+class FullFineTuning(Method):
+    """Maximum likelihood over all weights, as a PEFT adapter without any low-rank update.
+
+    Every module with parameters is one of PEFT's `modules_to_save`: a trained copy of it takes its place, and is what
+    is saved. So the adapter is as large as what is trained, plain PEFT loads it, and the frozen original stays in
+    memory beside it. Weights that are tied in the base model stay tied.
+
+    `r`, `lora_alpha`, `lora_dropout` and `modules_to_save` have no effect. `target_modules` trains the modules of
+    these names alone, `last_layers` those of the top layers alone (and a classifier's head in both cases). With
+    `init_from` training starts at the sum of the base weights and that LoRA adapter's update.
+
+    Weight decay pulls the weights towards zero, not towards the base model's, so it should be 0 here.
+    """
+
+    name: ClassVar[str] = "full_fine_tuning"
+
+    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+        """`model` with trained copies of its modules.
+
+        Raises:
+            ValueError: The target modules match nothing, `last_layers` exceeds the model's layers, or `init_from` is
+                no LoRA adapter that fits the model or changes modules that are not trained here.
+        """
+        started = None if self.init_from is None else self._merged(copy.deepcopy(model), self.init_from)
+        names = list(self._trained(model))
+        if not names:
+            raise ValueError(f"target_modules {self.target_modules} match no module with parameters in this model.")
+        config = LoraConfig(
+            target_modules=DUMMY_TARGET_MODULES,
+            modules_to_save=list(names),
+            ensure_weight_tying=_repeats(model, names),
+            task_type=TASK_TYPES[kind],
+        )
+        adapted = get_peft_model(model, config)
+        # PEFT takes a tied head out of the list, and would not tie it again where it loads a list without it.
+        adapted.peft_config["default"].modules_to_save = names  # type: ignore[union-attr]
+        if started is not None:
+            _take_over(adapted, started)
+        return adapted
+
+    def samples_used(self, num_samples: int) -> int:
+        """Always 0."""
+        return 0
+
+    def _trained(self, model: nn.Module) -> Iterator[str]:
+        """Names of the outermost modules with parameters of their own."""
+        chosen = self._layers(model)
+        layers = outermost_layers(model)
+        inside = None if chosen is None else {id(m) for n in chosen for m in layers[n].modules()}
+        covered: list[str] = []
+        for name, module in model.named_modules():
+            top, last = name.partition(".")[0], name.rpartition(".")[2]
+            allowed = (inside is None or id(module) in inside) and (
+                self.target_modules is None or last in self.target_modules
+            )
+            if next(module.parameters(recurse=False), None) is None or not (allowed or top in _HEADS):
+                continue
+            if not any(name.startswith(f"{outer}.") for outer in covered):
+                covered.append(top if top in _HEADS else name)
+                yield covered[-1]
+
+    @staticmethod
+    def _merged(model: nn.Module, init_from: str) -> nn.Module:
+        adapter: Any = PeftModel.from_pretrained(model, str(adapter_folder(init_from)))
+        merged: nn.Module = adapter.merge_and_unload()
+        return merged
+
+
+def _repeats(model: nn.Module, names: list[str]) -> bool:
+    """Whether two of the modules share a weight."""
+    parameters = [parameter for name in names for parameter in model.get_submodule(name).parameters()]
+    return len({id(parameter) for parameter in parameters}) < len(parameters)
+
+
+def _take_over(adapted: PeftModel, started: nn.Module) -> None:
+    """Give the trained copies the weights of `started`.
+
+    Raises:
+        ValueError: `started` differs from the base model elsewhere too.
+    """
+    base: nn.Module = adapted.get_base_model()
+    wrapped = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for name, module in wrapped.items():
+        module.modules_to_save["default"].load_state_dict(started.get_submodule(name).state_dict())
+    for name, value in base.state_dict().items():
+        outside = not any(name.startswith(f"{inside}.") for inside in wrapped)
+        if outside and not torch.equal(value, started.state_dict()[name]):
+            raise ValueError(
+                f"init_from changes {name}, which is not trained here; leave target_modules and last_layers out."
+            )
