@@ -1,7 +1,6 @@
 """The site: `make docs` builds it into build/docs, without a network connection and without running a notebook."""
 
 import re
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,14 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from bayeslora import __version__
+
 HERE = Path(__file__).parent
 
 project = "bayeslora"
 author = "The bayeslora developers"
 copyright = author
-release = version = version_of("bayeslora")
+release = version = __version__
 
 extensions = [
     "myst_nb",
