@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from bayeslora.cli import main
-from bayeslora.parsing import dump_config, parse_config
+from bayeslora.config import RunConfig
+from bayeslora.parsing import config_parser, dump_config, instantiate, parse_config
 from conftest import byte_level_tokenizer, tiny_bert, tiny_llama, wordpiece_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -243,6 +244,14 @@ def test_example_configs_are_found():
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_option_of_the_default_method_needs_no_method():
+    parser = config_parser(RunConfig)
+    for given, kind in (("", "BayesianLora"), ("--method Lora", "Lora"), ("--method.r 3", "BayesianLora")):
+        parsed = parser.parse_args([*given.split(), "--method.last_layers", "4"])
+        method = instantiate(parser, parsed, RunConfig).method
+        assert (type(method).__name__, method.last_layers) == (kind, 4)
 
 
 def test_a_config_survives_writing_and_reading(tmp_path, config):
