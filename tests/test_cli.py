@@ -274,7 +274,7 @@ def test_help_has_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Peak learning rate of AdamW. (type: float, default: 0.001)" in text
+    assert "Peak learning rate of the optimizer. (type: float, default: 0.001)" in text
     assert "Longest sequence in tokens" in text
     with pytest.raises(SystemExit):
         main(["train", "--method.help", "BayesianLora"])
