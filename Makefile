@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where none is there yet; newer releases bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types check docs notebook clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,5 +32,15 @@ types: $(VENV)/.installed
 
 check: lint types test
 
+$(VENV)/.documented: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.documented  ## The site, into build/docs; needs no network connection
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
+notebook: $(VENV)/.documented  ## Run the notebooks again and keep their outputs (about 10 minutes on 2 cores)
+	$(BIN)/python docs/notebooks/execute.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/api .mypy_cache .ruff_cache .pytest_cache

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from bayeslora.cli import main
-from bayeslora.parsing import dump_config, parse_config
+from bayeslora.config import RunConfig
+from bayeslora.parsing import config_parser, dump_config, instantiate, parse_config
 from conftest import byte_level_tokenizer, tiny_bert, tiny_llama, wordpiece_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +246,14 @@ def test_example_configs_are_found():
 # --- configs ---------------------------------------------------------------------------------------------------------
 
 
+def test_an_option_of_the_default_method_needs_no_method():
+    parser = config_parser(RunConfig)
+    for given, kind in (("", "BayesianLora"), ("--method Lora", "Lora"), ("--method.r 3", "BayesianLora")):
+        parsed = parser.parse_args([*given.split(), "--method.last_layers", "4"])
+        method = instantiate(parser, parsed, RunConfig).method
+        assert (type(method).__name__, method.last_layers) == (kind, 4)
+
+
 def test_a_config_survives_writing_and_reading(tmp_path, config):
     first = parse_config(config)
     (tmp_path / "again.yaml").write_text(dump_config(first))
@@ -265,7 +274,7 @@ def test_help_has_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Peak learning rate of AdamW. (type: float, default: 0.001)" in text
+    assert "Peak learning rate of the optimizer. (type: float, default: 0.001)" in text
     assert "Longest sequence in tokens" in text
     with pytest.raises(SystemExit):
         main(["train", "--method.help", "BayesianLora"])

@@ -32,6 +32,18 @@ Score: TypeAlias = Literal["lac", "aps"]
 class ConformalSets:
     """A rule that turns probabilities into sets of choices; `calibrate` makes one.
 
+    Nineteen labelled items, whose right choice (choice 0) has the probabilities 0.05, 0.1, ..., 0.95, and a coverage of
+    0.8 give a threshold of 0.8: a set holds all choices of a probability of 0.2 or more.
+
+    >>> right = torch.arange(1, 20) / 20
+    >>> dev = torch.stack([right, 1 - right], dim=1)
+    >>> rule = ConformalSets.calibrate(dev, torch.zeros(19, dtype=torch.long), coverage=0.8)
+    >>> round(rule.threshold, 4)
+    0.8
+    >>> rule.sets(torch.tensor([[0.7, 0.25, 0.05], [0.9, 0.06, 0.04]]))
+    tensor([[ True,  True, False],
+            [ True, False, False]])
+
     Attributes:
         threshold: Largest score of a choice in a set; infinite where every set is all choices an item has.
         coverage: The share of sets that shall hold the right choice.
@@ -114,6 +126,9 @@ class ConformalSets:
 
 def evaluate(sets: Array, labels: Array) -> dict[str, float]:
     """How often sets hold the label, and how large they are.
+
+    >>> evaluate(torch.tensor([[True, True, False], [True, False, False]]), torch.tensor([1, 2]))
+    {'coverage': 0.5, 'set_size': 1.5}
 
     Args:
         sets: bool `[items, choices]`.

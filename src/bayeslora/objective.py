@@ -40,6 +40,10 @@ def kl_divergence(model: nn.Module, rows: int = 1) -> KL:
 def negative_elbo(mean_nll: Tensor, kl: KL, num_examples: int, beta: float = 1.0) -> Tensor:
     """Negative ELBO per training example, nats: mean NLL + beta * KL / N.
 
+    >>> kl = KL(inducing=torch.tensor(30.0), conditional=torch.tensor(0.0))
+    >>> negative_elbo(torch.tensor(0.5), kl, num_examples=100)
+    tensor(0.8000)
+
     Args:
         mean_nll: Mean negative log-likelihood of the batch per example (per target token for language modelling).
         kl: From `kl_divergence`.

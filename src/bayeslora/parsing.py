@@ -62,6 +62,11 @@ def add_config(parser: ArgumentParser, config: type[DataclassInstance]) -> None:
     """The options of `config_parser`, in a parser that has others."""
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(config, nested_key=None)
+    for field in dataclasses.fields(config):
+        # As an object, the default is not what `--method.r 4` alone is added to: that would be the base class.
+        if isinstance(field.default_factory, type) and issubclass(field.default_factory, Method):
+            path = f"{field.default_factory.__module__}.{field.default_factory.__qualname__}"
+            parser.set_defaults({field.name: {"class_path": path}})
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config]) -> Config:

@@ -27,6 +27,15 @@ they leave the processor's cache; below, more rows in one product gain nothing m
 class Predictive:
     """Posterior predictive of a batch.
 
+    Two draws that are sure of opposite things: the mean is a coin, and all of its entropy is epistemic.
+
+    >>> draws = torch.tensor([[[0.99, 0.01]], [[0.01, 0.99]]])  # [samples, batch, choices]
+    >>> predictive = Predictive(draws.log())
+    >>> predictive.probabilities
+    tensor([[0.5000, 0.5000]])
+    >>> predictive.entropy, predictive.mutual_information
+    (tensor([0.6931]), tensor([0.6371]))
+
     Args:
         samples: Log-probabilities [samples, batch, choices] of each draw, nats.
     """
@@ -82,7 +91,11 @@ class Predictive:
 
 
 def log_mean_exp(samples: Tensor) -> Tensor:
-    """log of the mean over the first dimension of exp(samples), `[samples, ...]` to `[...]`."""
+    """log of the mean over the first dimension of exp(samples), `[samples, ...]` to `[...]`.
+
+    >>> log_mean_exp(torch.tensor([0.25, 0.75]).log()).exp()
+    tensor(0.5000)
+    """
     return torch.logsumexp(samples, 0) - math.log(samples.shape[0])
 
 
@@ -101,6 +114,16 @@ def predict(
     trunk_cache: TrunkCache | None = None,
 ) -> Predictive:
     """Posterior predictive of `batch`, in eval mode and without gradients.
+
+    >>> import peft, transformers
+    >>> import bayeslora
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> config = transformers.LlamaConfig(vocab_size=50, num_labels=3, pad_token_id=0, **sizes)
+    >>> base = transformers.LlamaForSequenceClassification(config)
+    >>> model = peft.get_peft_model(base, bayeslora.BayesianLoraConfig(r=2, task_type="SEQ_CLS"))
+    >>> prediction = predict(model, {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]])}, num_samples=4, seed=0)
+    >>> prediction.samples.shape, prediction.probabilities.shape, prediction.entropy.shape
+    (torch.Size([4, 2, 3]), torch.Size([2, 3]), torch.Size([2]))
 
     Args:
         model: A model with Bayesian-LoRA adapters. Without any, the result is the model's own prediction.

@@ -271,6 +271,17 @@ def sampling(
 ) -> Iterator[None]:
     """Forwards inside this context use draws from the posterior instead of its mean.
 
+    >>> import peft, transformers
+    >>> import bayeslora
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+    >>> model = peft.get_peft_model(base, bayeslora.BayesianLoraConfig(r=2, task_type="CAUSAL_LM")).eval()
+    >>> ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    >>> with torch.no_grad(), sampling(model, num_samples=4, seed=0):
+    ...     logits = model(input_ids=ids).logits
+    >>> logits.unflatten(0, (4, 2)).shape  # [samples, batch, tokens, vocabulary]
+    torch.Size([4, 2, 3, 50])
+
     With several samples a forward on a batch of B gives outputs with leading dimension `num_samples * B`,
     sample-major: `logits.unflatten(0, (num_samples, B))`. The part of the model below the first random layer runs once
     per batch. All forwards in the context see the same draws. With `num_samples=1`, `merge_and_unload()` inside the

@@ -52,7 +52,7 @@ class InducingFamily(Family):
         mean: "lora": a trainable matrix, the mean function of the process. "inducing": the paper's, no mean function;
             the mean of W comes from the mean of V.
         mean_std: Prior standard deviation of each weight of the trainable mean; None: a flat prior. It adds the MAP
-            term |mean|^2 / (2 mean_std^2) to the KL: without it the mean can outgrow any noise.
+            term `|mean|^2 / (2 mean_std^2)` to the KL: without it the mean can outgrow any noise.
         bases: "lora": Z is the trainable mean on the wide side and the identity on the rank side, which adds no
             parameters. "free": Z is trained on both sides.
         inducing_diagonal: D at the start, in the units of Z.

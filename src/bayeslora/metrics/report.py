@@ -16,6 +16,11 @@ from bayeslora.metrics.selective import aurc, correctness_auroc, selective_accur
 def summary(probabilities: Array, labels: Array) -> dict[str, Any]:
     """The metrics a report shows, as plain numbers that JSON can hold.
 
+    >>> import torch
+    >>> scores = summary(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]))
+    >>> scores["accuracy"], round(scores["nll"], 3), scores["num_examples"]
+    (0.5, 0.511, 2)
+
     Returns:
         accuracy, nll (nats), ece (15 bins), brier, num_examples, adaptive_ece and mce (15 bins), auroc (of
         correctness), aurc, accuracy_at_80 (on the most confident 80 %). Each is a number but auroc, which is None, not

@@ -10,7 +10,11 @@ SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 
 def accuracy(probabilities: Array, labels: Array) -> float:
-    """Share of items whose most probable choice is the label; the first of equal choices counts."""
+    """Share of items whose most probable choice is the label; the first of equal choices counts.
+
+    >>> accuracy(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), torch.tensor([0, 0]))
+    0.5
+    """
     _, correct = top_choice(*checked(probabilities, labels))
     return correct.double().mean().item()
 
@@ -20,6 +24,9 @@ def nll(probabilities: Array, labels: Array) -> float:
 
     A label's probability is raised to at least `SMALLEST_PROBABILITY`, so one item costs at most 87.3 nats
     and the mean stays finite.
+
+    >>> round(nll(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])), 4)  # (log 2 + log 4/3) / 2
+    0.4904
     """
     probabilities, labels = checked(probabilities, labels)
     return functional.nll_loss(probabilities.clamp_min(SMALLEST_PROBABILITY).log(), labels).item()
@@ -29,6 +36,9 @@ def brier(probabilities: Array, labels: Array) -> float:
     """Multi-class Brier score in [0, 2]: squared error summed over choices, averaged over items.
 
     Source: Brier (1950), Verification of forecasts expressed in terms of probability.
+
+    >>> round(brier(torch.tensor([[0.8, 0.2]]), torch.tensor([0])), 4)
+    0.08
     """
     probabilities, labels = checked(probabilities, labels)
     target = functional.one_hot(labels, probabilities.shape[1])

@@ -28,6 +28,9 @@ def correctness_auroc(probabilities: Array, labels: Array) -> float:
     It is the probability that a right prediction is more confident than a wrong one, where equal confidence counts
     half. NaN where all predictions are right or all are wrong.
 
+    >>> correctness_auroc(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
+    1.0
+
     Source: Hendrycks and Gimpel (arXiv:1610.02136), section 2.
     """
     confidence, correct = top_choice(*checked(probabilities, labels))
@@ -62,6 +65,9 @@ def aurc(probabilities: Array, labels: Array) -> float:
 
 def selective_accuracy(probabilities: Array, labels: Array, coverage: float = 0.8) -> float:
     """Accuracy on the most confident items: the fewest that are at least a share `coverage` of all.
+
+    >>> selective_accuracy(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]), coverage=0.5)
+    1.0
 
     Raises:
         ValueError: `coverage` is not in (0, 1].

@@ -8,7 +8,11 @@ from bayeslora.metrics.inputs import Array, checked_probabilities
 
 
 def entropy(probabilities: Array) -> torch.Tensor:
-    """Entropy of each row `[items]` in nats, where 0 log 0 = 0; from 0 to log(choices)."""
+    """Entropy of each row `[items]` in nats, where 0 log 0 = 0; from 0 to log(choices).
+
+    >>> entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    tensor([0.0000, 0.6931], dtype=torch.float64)
+    """
     return torch.special.entr(checked_probabilities(probabilities)).sum(dim=1)
 
 
@@ -17,6 +21,9 @@ def out_of_distribution_auroc(inside: Array, outside: Array) -> float:
 
     It is the probability that an item from outside is more uncertain than one from inside, where equal uncertainty
     counts half; 0.5 is chance.
+
+    >>> out_of_distribution_auroc(inside=torch.tensor([0.1, 0.3]), outside=torch.tensor([0.3, 0.9]))
+    0.875
 
     Args:
         inside: Uncertainty (entropy or mutual information, nats) of items like the training items `[inside items]`.

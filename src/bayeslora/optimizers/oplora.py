@@ -34,7 +34,7 @@ class LowRank(NamedTuple):
 class OpLora(PairOptimizer):
     """The alternating update of Almansoori et al., arXiv 2509.19977, with low-rank momentum.
 
-    A step solves min |B A - (B_t A_t - lr M)|_F^2 over A and B by sweeps of alternating least squares that start at
+    A step solves `min |B A - (B_t A_t - lr M)|_F^2` over A and B by sweeps of alternating least squares that start at
     B_t, A_t; with many sweeps it ends at the truncated singular value decomposition of the target (SVDLoRA). Each half
     of a sweep has a small proximal term, `damping` times the mean eigenvalue of the other factor's Gram matrix, so that
     it exists where that factor has a lower rank and does not lose directions:
@@ -120,7 +120,7 @@ def tangent_gradient(pair: LowRank, grad_a: Tensor, grad_b: Tensor) -> LowRank:
 def alternating_sweep(current: LowRank, start: LowRank, move: LowRank, damping: float) -> LowRank:
     """B and then A of `current` by least squares, towards the matrix `start + move`.
 
-    Never increases |B A - (start + move)|_F.
+    Never increases `|B A - (start + move)|_F`.
     """
     (b, a), (b0, a0) = current, start
     # The residual from differences of factors: exact where they have not moved yet.

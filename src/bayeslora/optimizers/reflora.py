@@ -22,13 +22,13 @@ class RefLora(PairOptimizer):
 
         grad A <- S^-1 grad A,     grad B <- grad B S,     then AdamW
 
-    which is gradient descent on the refactored factors, written for A and B. That S minimises
-    tr(S A A^T) + tr(S^-1 B^T B) = |P^T A|^2 + |B P^-T|^2. To first order that bounds how far a gradient step moves the
-    product, |d(B A)| <= lr |G| (|P^T A|^2 + |B P^-T|^2), and so the loss after it; at the minimum both factors have the
-    same Gram matrix and the sum is twice the nuclear norm of B A. Of the paper only the abstract and the authors' code
-    (github.com/zhangyilang/RefLoRA, `warmup_steps=100`) were at hand: this bound was derived here.
+    which is gradient descent on the refactored factors, written for A and B. That S minimises the sum
+    `tr(S A A^T) + tr(S^-1 B^T B) = |P^T A|^2 + |B P^-T|^2`. To first order that bounds how far a gradient step moves
+    the product, `|d(B A)| <= lr |G| (|P^T A|^2 + |B P^-T|^2)`, and so the loss after it; at the minimum both factors
+    have the same Gram matrix and the sum is twice the nuclear norm of B A. Of the paper only the abstract and the
+    authors' code (github.com/zhangyilang/RefLoRA, `warmup_steps=100`) were at hand: this bound was derived here.
 
-    The scalar form (RefLoRA-S) takes S = |B| / |A| times the identity. AdamW divides by the size of the gradients and
+    The scalar form (RefLoRA-S) takes `S = |B| / |A|` times the identity. AdamW divides by the size of the gradients and
     would undo a constant factor, so, as in the authors' code, the factors themselves are rescaled after each step, from
     the last step of the warm-up on: A <- sqrt(S) A, B <- B / sqrt(S), and AdamW's moments with them. B A does not
     change. Means of random factors (Bayesian-LoRA), whose noise has a size of its own, are not rescaled: there S
@@ -93,7 +93,7 @@ def refactoring(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scalar_refactoring(a: Tensor, b: Tensor) -> Tensor:
-    """S = |B| / |A| `[..., 1, 1]`; 1 where a factor is zero."""
+    """`S = |B| / |A|`, `[..., 1, 1]`; 1 where a factor is zero."""
     size_a, size_b = _norm(a), _norm(b)
     return torch.where((size_a > 0) & (size_b > 0), size_b / size_a, 1.0)
 

@@ -27,6 +27,17 @@ def get_task(name: str) -> Task:
     "arc_easy", "ARC-Easy" and "ArcEasy" are one task. A folder holds a train file and may hold a dev
     and a test file. A dotted path such as "my.module.MyTask" names a Task that can be imported.
 
+    >>> get_task("ARC-Easy").name
+    'arc_easy'
+    >>> import json, pathlib, tempfile
+    >>> rows = [{"id": str(n), "question": f"{n} + 1?", "choices": [str(n), str(n + 1)], "label": 1} for n in range(20)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "sums.jsonl")
+    ...     _ = file.write_text("\\n".join(json.dumps(row) for row in rows))
+    ...     splits = get_task(str(file)).splits()
+    >>> len(splits.train), len(splits.dev), len(splits.test), splits.train[0].choices
+    (16, 1, 3, ('0', '1'))
+
     Raises:
         TaskError: there is no such task, or it cannot be made.
     """

@@ -50,6 +50,11 @@ def hashed_split(
     Each item's side depends on nothing but its id and the salt. The held-out share is about, not
     exactly, the fraction.
 
+    >>> items = [Item(str(n), f"Question {n}?", ("yes", "no"), None) for n in range(100)]
+    >>> rest, held_out = hashed_split(items, fraction=0.2)
+    >>> len(rest), len(held_out), [item.id for item in held_out[:3]]
+    (79, 21, ['19', '23', '31'])
+
     Raises:
         TaskError: the fraction is not in [0, 1).
     """

@@ -20,7 +20,16 @@ Std = TypeVar("Std", float, float | None)
 @register("BAYES_LORA")
 @dataclass
 class BayesianLoraConfig(RandomLoraConfig):
-    """Config of Bayesian-LoRA (arXiv 2601.21003); every field of `peft.LoraConfig` works as there, and:
+    """Config of Bayesian-LoRA (arXiv 2601.21003); every field of `peft.LoraConfig` works as there.
+
+    >>> import peft, transformers
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+    >>> config = BayesianLoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    >>> model = peft.get_peft_model(base, config)
+    >>> count = model.get_nb_trainable_parameters()[0]  # plain LoRA: 256; here 2 r^2 + 2 r more for each factor
+    >>> count - 256 == 8 * (2 * 2**2 + 2 * 2)
+    True
 
     Args:
         posterior: Family of q(V): "diagonal", "matrix_normal", "full", "ensemble" or "flow".
@@ -38,8 +47,8 @@ class BayesianLoraConfig(RandomLoraConfig):
         mean: "lora" (an ordinary trainable LoRA matrix is the mean function; learns as LoRA does) or "inducing" (the
             paper: the mean of W comes from V alone).
         mean_std: Prior standard deviation of each weight of the "lora" mean, in units of the weight; None: flat. It
-            adds the MAP term |mean|^2 / (2 mean_std^2) to the KL: without it a long training lets the mean outgrow the
-            noise. A pair is for A and B: `[None, 0.3]` leaves A, which starts at random, free.
+            adds the MAP term `|mean|^2 / (2 mean_std^2)` to the KL: without it a long training lets the mean outgrow
+            the noise. A pair is for A and B: `[None, 0.3]` leaves A, which starts at random, free.
         bases: "lora" ties the inducing inputs Z to the LoRA matrices and adds only m x m parameters per factor;
             "free" trains them.
         num_inducing: m, rows and columns of V. Default: the rank r of each adapted layer.
