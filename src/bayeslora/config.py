@@ -20,8 +20,6 @@ class ModelConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: Branch, tag or commit of a Hub id.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        quantization: "nf4" stores the base model's linear layers in 4 bits (QLoRA,
-            arXiv 2305.14314; needs bitsandbytes).
     """
 
     name: str = "offline:smollm2"
@@ -29,7 +27,6 @@ class ModelConfig:
     device: str = "auto"
     revision: str | None = None
     gradient_checkpointing: bool = False
-    quantization: Literal["nf4"] | None = None
 
 
 @dataclass
