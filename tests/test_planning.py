@@ -140,6 +140,13 @@ def test_memory_moves_as_it_should() -> None:
     assert 2 * one < four < 5 * one
 
 
+def test_all_samples_of_a_chunk_count_beyond_the_limit_of_a_cpu() -> None:
+    """Without a device to ask, `predict` by itself would keep to 1 GiB."""
+    found = estimator(BayesianLora(target_modules=["q_proj"]), Shape("letter", 128), 10)
+    many, one = (found.prediction(Setting(8, 2048), draws).activations for draws in (10, 1))
+    assert many > 2**30 and many > 5 * one
+
+
 def test_four_bits_and_sharding() -> None:
     found = estimator(Lora(target_modules=["q_proj"]), Shape("letter", 8), 0)
     plain, setting = found.training(Setting(2, 2)), Setting(2, 2, four_bit=True)

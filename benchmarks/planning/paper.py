@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bayeslora.comparison.config import CompareConfig
 from bayeslora.parsing import parse_run_or_comparison
 from bayeslora.planning import Budget, PlanOptions, as_record, make_plans, parse_bytes
 
@@ -21,12 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from measure import environment, save
 
 FOLDER = Path(__file__).parents[1] / "paper"
+ROWS = ("lora", "ensemble", "bayesian_lora")
+"""Those planned here: the reference, the one that trains most at once, and ours. `bayeslora plan` plans all."""
 DEVICES = ("24GB", "48GB", "80GB")
 
 
 def planned(path: Path) -> dict[str, Any]:
     """Plans of one config by device."""
     config, budgets = parse_run_or_comparison(path), [Budget(parse_bytes(size)) for size in DEVICES]
+    assert isinstance(config, CompareConfig)
+    config.rows = {title: config.rows[title] for title in ROWS}
     plans = make_plans(config, PlanOptions(budgets[0]), budgets, lambda row: print(path.stem, row, file=sys.stderr))
     return {size: as_record(plan) for size, plan in zip(DEVICES, plans, strict=True)}
 

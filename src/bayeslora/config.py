@@ -23,8 +23,6 @@ class ModelConfig:
         quantization: Keep the weights of the base model's linear layers, but for its head, in 4 or 8 bits: "bnb_4bit"
             (NF4, QLoRA), "bnb_8bit" (LLM.int8()) or "torchao_int8" (extra: quantized).
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        quantization: "nf4" stores the base model's linear layers in 4 bits (QLoRA,
-            arXiv 2305.14314; needs bitsandbytes).
     """
 
     name: str = "offline:smollm2"
@@ -33,7 +31,6 @@ class ModelConfig:
     revision: str | None = None
     quantization: Quantization = "none"
     gradient_checkpointing: bool = False
-    quantization: Literal["nf4"] | None = None
 
 
 @dataclass

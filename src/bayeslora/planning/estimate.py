@@ -15,7 +15,7 @@ from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.planning.memory import Budget, Memory, Weights
 from bayeslora.planning.shape import Shape
 from bayeslora.planning.tracing import peak_bytes
-from bayeslora.predictive import affordable_samples
+from bayeslora.predictive import affordable_samples, predict
 from bayeslora.sampling import find_draws, hold_draw
 
 __all__ = ["Estimator", "Setting"]
@@ -116,9 +116,8 @@ class Estimator:
 
     def _prediction_activations(self, rows: int, draws: int) -> int:
         batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
-        return self._activations(
-            ("prediction", rows, samples), lambda model: self.method.predict(model, batch, samples, seed=0)
-        )
+        key = ("prediction", rows, samples)
+        return self._activations(key, lambda model: predict(model, batch, samples, chunk_size=max(1, samples)))
 
     def _activations(self, key: tuple[Any, ...], work: Callable[[Any], object], checkpointing: bool = False) -> int:
         """Peak bytes of `work`. Where all layers are alike, it grows by the same bytes with each: few are traced."""

@@ -125,7 +125,6 @@ class _Row:
             batch_size=run.train.batch_size,
             predict_batch_size=run.batch_size,
             checkpointing=run.model.gradient_checkpointing,
-            four_bit=run.model.quantization is not None,
         )
         return change.of(own)
 
@@ -248,9 +247,9 @@ def _as_options(change: Change, setting: Setting, accumulation: int) -> dict[str
     if change.smaller_forwards > 1:
         found["batch_size"] = new.predict_batch_size
     if change.four_bit:
-        found["model.quantization"] = "nf4"
+        found["4-bit base (BitsAndBytesConfig, in Python)"] = "nf4"
     if change.devices > 1:
-        found["devices (FSDP)"] = change.devices
+        found["FSDP devices (accelerate launch)"] = change.devices
     return found
 
 
