@@ -125,6 +125,7 @@ class _Row:
             batch_size=run.train.batch_size,
             predict_batch_size=run.batch_size,
             checkpointing=run.model.gradient_checkpointing,
+            four_bit=run.model.quantization == "bnb_4bit",
         )
         return change.of(own)
 
@@ -247,7 +248,7 @@ def _as_options(change: Change, setting: Setting, accumulation: int) -> dict[str
     if change.smaller_forwards > 1:
         found["batch_size"] = new.predict_batch_size
     if change.four_bit:
-        found["4-bit base (BitsAndBytesConfig, in Python)"] = "nf4"
+        found["model.quantization"] = "bnb_4bit"
     if change.devices > 1:
         found["FSDP devices (accelerate launch)"] = change.devices
     return found
