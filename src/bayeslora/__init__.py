@@ -16,14 +16,13 @@ from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig, RandomLoraMode
 if TYPE_CHECKING:
     from bayeslora.hub import push_to_hub
     from bayeslora.runs import load_run
-    from bayeslora.sft import BayesianSFTTrainer
+    from bayeslora.sft import BayesianSFTTrainer as BayesianSFTTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesianLoraConfig",
     "BayesianLoraTrainer",
-    "BayesianSFTTrainer",
     "Classification",
     "Cloze",
     "ELBOTrainerMixin",
@@ -48,7 +47,10 @@ _LATER = {
     "load_run": "bayeslora.runs",
     "push_to_hub": "bayeslora.hub",
 }
-"""Names whose modules import metrics and pictures, which a user of adapters alone need not wait for."""
+"""Names whose modules import metrics, pictures or TRL, which a user of adapters alone need not wait for or have.
+
+BayesianSFTTrainer is not in `__all__`, so that `from bayeslora import *` needs no extra.
+"""
 
 
 def __getattr__(name: str) -> Any:
