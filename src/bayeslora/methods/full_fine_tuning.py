@@ -57,7 +57,7 @@ class FullFineTuning(Method):
         )
         adapted = get_peft_model(model, config)
         # PEFT takes a tied head out of the list, and would not tie it again where it loads a list without it.
-        adapted.peft_config["default"].modules_to_save = names  # type: ignore[union-attr]
+        config.modules_to_save = names
         if started is not None:
             _take_over(adapted, started)
         return adapted

@@ -51,6 +51,6 @@ def _draw(axes: Axes, sizes: list[int], column: list[Mapping[str, float | None]]
         full = title.startswith("full")
         look: Any = {"color": _FULL if full else _COLOUR, "marker": "s" if full else "o", "markersize": 5}
         axes.errorbar(size, value["mean"], yerr=value["std"], **look)  # type: ignore[arg-type]
-        axes.annotate(title, (size, value["mean"]), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=7)  # type: ignore[arg-type]
+        axes.annotate(title, (size, value["mean"]), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=7)
     axes.margins(x=0.12, y=0.2)
     axes.spines[["top", "right"]].set_visible(False)

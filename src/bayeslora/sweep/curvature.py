@@ -101,7 +101,7 @@ def _hessian_product(
     for loss in losses():
         first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         slope = sum((gradient * piece).sum() for gradient, piece in zip(first, pieces, strict=True))
-        second = torch.autograd.grad(slope, parameters, materialize_grads=True)  # type: ignore[arg-type]
+        second = torch.autograd.grad(slope, parameters, materialize_grads=True)
         for place, value in zip(total, second, strict=True):
             place += value
     return torch.cat([value.flatten().cpu() for value in total]).numpy()

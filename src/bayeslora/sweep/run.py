@@ -54,21 +54,22 @@ def sweep(config: SweepConfig, output_dir: str | Path) -> dict[str, Any]:
     output = Path(output_dir)
     results = compare(config, output, _without_rates(config), stages=("selection",))
     curvatures = _curvatures(config, output) if config.hint else {}
+    rows = [
+        _row(config, results, task, title, curvatures.get(f"{task}, {title}"))
+        for task in config.tasks
+        for title in config.rows
+    ]
+    for row in rows:
+        _relate(row, rows)
+        if row["best"] is not None:
+            _write_winner(config, output, row)
     record = {
         "format_version": FORMAT_VERSION,
         "model": config.model.name,
         "seed": config.seeds[0],
         "select_by": config.select_by,
-        "rows": [
-            _row(config, results, task, title, curvatures.get(f"{task}, {title}"))
-            for task in config.tasks
-            for title in config.rows
-        ],
+        "rows": rows,
     }
-    for row in record["rows"]:
-        _relate(row, record["rows"])
-        if row["best"] is not None:
-            _write_winner(config, output, row)
     write_json(output / "sweep.json", record)
     with atomic_file(output / "sweep.md") as aside:
         aside.write_text(sweep_table(record) + "\n", encoding="utf-8")
