@@ -20,6 +20,8 @@ class ModelConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: Branch, tag or commit of a Hub id.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        merge: Run or adapter folders whose means are added to the weights, one after the other, before anything else;
+            relative to the run folder or, where it has no such path, to the working folder.
     """
 
     name: str = "offline:smollm2"
@@ -27,6 +29,7 @@ class ModelConfig:
     device: str = "auto"
     revision: str | None = None
     gradient_checkpointing: bool = False
+    merge: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.parsing import add_config, instantiate
+from bayeslora.parsing import add_config, described_as, instantiate
 
 
 class Compare(Command):
@@ -28,8 +27,6 @@ class Compare(Command):
         from bayeslora.comparison.runner import compare
         from bayeslora.report import write_report
 
-        names = CompareConfig.__dataclass_fields__
-        written = json.loads(parser.dump(options, format="json"))
-        described = {name: value for name, value in written.items() if name in names}
+        described = described_as(parser, options, CompareConfig)
         compare(instantiate(parser, options, CompareConfig), options.output_dir, described)
         print(f"report: {write_report(options.output_dir)}")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     # The command line reads this file's folder at its start; the metrics' libraries take seconds to import.
     from bayeslora.metrics import Array
 
-__all__ = ["FORMAT_VERSION", "Cell", "Header", "Items", "Predictions", "Results", "Stage"]
+__all__ = ["FORMAT_VERSION", "Cell", "Header", "Items", "Predictions", "Results", "Stage", "differences"]
 
 FORMAT_VERSION = 1
 
@@ -540,9 +540,9 @@ def _grown_config(present: Header, wanted: Header, path: Path) -> dict[str, Any]
     Rows, tasks and seeds do not depend on each other, so the cells that are there stay what they are.
     """
     old, new = present.config, json.loads(json.dumps(wanted.config))
-    if differences := _differences(_fixed_part(old, new), _fixed_part(new, old)):
+    if found := differences(_fixed_part(old, new), _fixed_part(new, old)):
         raise ValueError(
-            f"{path} was made under another config: {'; '.join(differences)}. Rows, tasks and seeds can be added; for "
+            f"{path} was made under another config: {'; '.join(found)}. Rows, tasks and seeds can be added; for "
             "another change choose another output folder, or go back to the config of the file."
         )
     grown = {name: old[name] | new[name] for name in ("rows", "tasks") if isinstance(old.get(name), dict)}
@@ -561,7 +561,7 @@ def _fixed_part(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]
     return config | common | ({"seeds": config["seeds"][:1]} if "seeds" in config else {})
 
 
-def _differences(present: Any, wanted: Any, name: str = "") -> list[str]:
+def differences(present: Any, wanted: Any, name: str = "") -> list[str]:
     """Dotted names of the options that differ, with both values."""
     if not (isinstance(present, dict) and isinstance(wanted, dict)):
         return [] if present == wanted else [f"{name} is {json.dumps(present)} there and {json.dumps(wanted)} here"]
@@ -569,7 +569,7 @@ def _differences(present: Any, wanted: Any, name: str = "") -> list[str]:
     for key in dict.fromkeys([*present, *wanted]):
         dotted = f"{name}.{key}".lstrip(".")
         if key in present and key in wanted:
-            found += _differences(present[key], wanted[key], dotted)
+            found += differences(present[key], wanted[key], dotted)
         else:
             found.append(f"{dotted} is only {'there' if key in present else 'here'}")
     return found

@@ -14,6 +14,7 @@ from torch import nn
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.results import Cell, Header, Items, Predictions, Results, Stage
+from bayeslora.config import ModelConfig
 from bayeslora.metrics import accuracy, nll, summary
 from bayeslora.runs import Prediction, Run, load_run, task_items, train
 from bayeslora.runs.training import open_trunk_cache
@@ -21,7 +22,7 @@ from bayeslora.tasks import Item, Splits
 from bayeslora.temperature import fit_temperature
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["compare"]
+__all__ = ["Progress", "cell_of", "compare", "device_in_words", "items_record", "without_storage"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -75,18 +76,18 @@ class _Comparison:
         for name, items in self.outside.items():
             if not items:
                 raise ValueError(f"out_of_distribution task {name!r} has no test items.")
-        self.described = _without_storage(described)
+        self.described = without_storage(described)
         self.caches: dict[int | None, TrunkCache] = {}
 
     def run(self) -> list[str]:
         """All cells; returns what failed."""
         failed: list[str] = []
-        header = Header.now(self.described, _device(self.config))
+        header = Header.now(self.described, device_in_words(self.config.model))
         with Results.open(self.output / "results.jsonl", header) as results:
             for task in self.config.tasks:
                 for record in self._items(task):
                     results.append(record)
-            progress = _Progress(sum(1 for _ in self._places()))
+            progress = Progress(sum(1 for _ in self._places()))
             for place in self._places():
                 started = time.perf_counter()
                 name = f"{place.task}, {place.title}, {place.stage}, seed {place.seed}"
@@ -128,7 +129,7 @@ class _Comparison:
             parts |= {"test": splits.test}
             parts |= {f"ood:{name}": items for name, items in self._outside(place.task)}
         predictions = {name: trained.predict(items) for name, items in parts.items() if items}
-        cell = self._record(place, rate, trained, predictions)
+        cell = cell_of(trained, predictions, place.task, place.title, rate, place.stage)
         if place.stage == "final":
             sampled, deterministic = self._cost(trained, splits.test)
             items = len(splits.test[: self.config.cost_examples])
@@ -176,25 +177,6 @@ class _Comparison:
             self.caches[layers] = trained.trunk_cache
         return trained
 
-    def _record(self, place: _Place, rate: float, trained: Run, predictions: dict[str, Prediction]) -> Cell:
-        metrics = trained.metrics
-        return Cell(
-            task=place.task,
-            method=place.title,
-            seed=place.seed,
-            learning_rate=rate,
-            stage=place.stage,
-            num_samples=next(iter(predictions.values())).num_samples,
-            train_seconds=metrics["train_seconds"],
-            predict_seconds=sum(part.seconds for part in predictions.values()),
-            peak_memory_bytes=metrics.get("peak_memory_bytes"),
-            trainable_parameters=metrics["trainable_parameters"],
-            extra_parameters=_saved_numbers(trained) - _lora_numbers(trained.model),
-            details={"spread": float(predictions["dev"].predictive.spread.mean())} if "dev" in predictions else {},
-            history=metrics["history"],
-            predictions={name: _stored(part) for name, part in predictions.items()},
-        )
-
     def _cost(self, trained: Run, items: Sequence[Item]) -> tuple[float, float]:
         """Seconds for a few items without the trunk cache, with the method's draws and for one deterministic pass."""
         few, cache = items[: self.config.cost_examples], trained.trunk_cache
@@ -216,14 +198,37 @@ class _Comparison:
         _check_splits(task, splits)
         for name, items in (("dev", splits.dev), ("test", splits.test)):
             if items:
-                yield _items_record(task, name, items, labelled=True)
+                yield items_record(task, name, items, labelled=True)
         classes = splits.test[0].choices
         for name, items in self._outside(task):
             same = self.config.tasks[task].scoring != "classification" or items[0].choices == classes
-            yield _items_record(task, f"ood:{name}", items, labelled=same)
+            yield items_record(task, f"ood:{name}", items, labelled=same)
 
 
-def _without_storage(described: dict[str, Any]) -> dict[str, Any]:
+def cell_of(
+    trained: Run, predictions: dict[str, Prediction], task: str, method: str, learning_rate: float, stage: Stage
+) -> Cell:
+    """What the results file keeps of a run and of what it predicted for each split."""
+    metrics = trained.metrics
+    return Cell(
+        task=task,
+        method=method,
+        seed=trained.config.seed,
+        learning_rate=learning_rate,
+        stage=stage,
+        num_samples=next(iter(predictions.values())).num_samples,
+        train_seconds=metrics["train_seconds"],
+        predict_seconds=sum(part.seconds for part in predictions.values()),
+        peak_memory_bytes=metrics.get("peak_memory_bytes"),
+        trainable_parameters=metrics["trainable_parameters"],
+        extra_parameters=_saved_numbers(trained) - _lora_numbers(trained.model),
+        details={"spread": float(predictions["dev"].predictive.spread.mean())} if "dev" in predictions else {},
+        history=metrics["history"],
+        predictions={name: _stored(part) for name, part in predictions.items()},
+    )
+
+
+def without_storage(described: dict[str, Any]) -> dict[str, Any]:
     """Where the trunk cache lies and how large it may grow define nothing, and may differ when a comparison goes on."""
     if not isinstance(train := described.get("train"), dict):
         return described
@@ -237,7 +242,8 @@ def _check_splits(task: str, splits: Splits) -> None:
             raise ValueError(f"task {task!r} has no {name} items; a comparison needs train, dev and test.")
 
 
-def _items_record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:
+def items_record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:
+    """What the results file keeps of a split; no labels where they mean something else than those trained on."""
     labels = [item.label for item in items]
     known = labelled and all(label is not None for label in labels)
     return Items(
@@ -300,13 +306,14 @@ def _lora_numbers(model: nn.Module) -> int:
     return total
 
 
-def _device(config: CompareConfig) -> str:
-    if torch.cuda.is_available() and config.model.device != "cpu":
+def device_in_words(model: ModelConfig) -> str:
+    """The device that a model of this config runs on, for the header of a results file."""
+    if torch.cuda.is_available() and model.device != "cpu":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {torch.get_num_threads()} threads"
 
 
-class _Progress:
+class Progress:
     """Logs each cell and an estimate of the time left, from the mean of those computed so far."""
 
     def __init__(self, total: int, log: Callable[..., None] = logger.info):
