@@ -181,8 +181,8 @@ def test_a_head_of_the_first_task_stays(tiny_encoder: Path, tmp_path: Path) -> N
     data = {}
     for title in TASKS:
         (tmp_path / title).mkdir()
-        rows = [{"id": str(n), "question": f"What is {n}?", "label": n % 2} for n in range(10)]
-        for part in ("train", "test"):
+        rows = [{"id": str(n), "question": f"What is {n}?", "label": n % 2} for n in range(4)]
+        for part in ("train", "dev", "test"):
             write_items(tmp_path / title / f"{part}.jsonl", rows)
         data[title] = str(tmp_path / title)
     for head, same in (("first", True), ("every", False)):
