@@ -17,7 +17,8 @@ from bayeslora.comparison.config import CompareConfig, RowConfig
 from bayeslora.comparison.executors import Executor, RayExecutor
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place
-from bayeslora.comparison.runner import _Progress, compare
+from bayeslora.comparison.progress import Progress
+from bayeslora.comparison.runner import compare
 from bayeslora.config import TaskConfig
 from bayeslora.methods import Lora, Training
 from bayeslora.methods.base import State
@@ -167,7 +168,7 @@ def test_failed_cells_cost_themselves_and_what_waits_for_them(small, tmp_path, m
 
 def test_the_time_left_is_that_of_all_workers_together(small):
     lines, now = [], [0.0]
-    progress = _Progress(10, lambda text, *values: lines.append(text % values), lambda: now[0])
+    progress = Progress(10, lambda text, *values: lines.append(text % values), lambda: now[0])
     progress.skip()
     # Two workers: four cells of 10 minutes each in 20 minutes.
     for minutes in (600, 600, 1200, 1200):

@@ -462,7 +462,7 @@ def test_failed_drawing_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
 
 def test_each_panel_names_its_method_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_write_png", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "write_png", lambda figure, path: drawn.append(figure))
     plots.reliability_diagram({"MAP": (BY_HAND, BY_HAND_LABELS)}, tmp_path / "reliability.png")
     title = drawn[0].axes[0].get_title()
     assert title.startswith("MAP\n")

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from bayeslora.comparison import Cell, Header, Items, Predictions, Results, results
+from bayeslora.comparison.config import CompareConfig
+from bayeslora.comparison.growth import at_defaults, without_storage
+from bayeslora.parsing import config_parser, describe, described_as, instantiate
 from bayeslora.predictive import Predictive
 
 torch.set_num_threads(1)
@@ -367,3 +370,29 @@ def test_results_that_were_read_take_no_records(tmp_path):
         reading.append(cell())
     with pytest.raises(KeyError, match="no dev items of arc_easy; it has: arc_easy test"):
         reading.items("arc_easy", "dev")
+
+
+COMMITTED = {
+    "minilm": "minilm.yaml",
+    "minilm_rte": "minilm_rte.yaml",
+    "smollm2_arc_easy": "smollm2_arc_easy.yaml",
+    "smollm2_openbookqa": "smollm2_openbookqa.yaml",
+}
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_file_that_is_older_than_some_options_can_be_gone_on_with(name: str, tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    parser = config_parser(CompareConfig)
+    parsed = parser.parse_path(str(root / "benchmarks" / "compare" / COMMITTED[name]))
+    config = instantiate(parser, parsed, CompareConfig)
+    described, defaults = without_storage(described_as(parser, parsed, CompareConfig)), describe(at_defaults(config))
+    copy = tmp_path / "results.jsonl"
+    copy.write_bytes((root / "results" / name / "results.jsonl").read_bytes())
+    before = Results.read(copy)
+    with Results.open(copy, Header.now(described, "cpu"), defaults) as results:
+        assert results.cells() == before.cells()
+    described["train"] = described["train"] | {"optimizer": "lora_rite"}
+    copy.write_bytes((root / "results" / name / "results.jsonl").read_bytes())
+    with pytest.raises(ValueError, match="optimizer is "):
+        Results.open(copy, Header.now(described, "cpu"), defaults)

@@ -23,6 +23,8 @@ class ModelConfig:
         quantization: Keep the weights of the base model's linear layers, but for its head, in 4 or 8 bits: "bnb_4bit"
             (NF4, QLoRA), "bnb_8bit" (LLM.int8()) or "torchao_int8" (extra: quantized).
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        merge: Run or adapter folders whose means are added to the weights, one after the other, before anything else;
+            relative to the run folder or, where it has no such path, to the working folder.
     """
 
     name: str = "offline:smollm2"
@@ -31,6 +33,7 @@ class ModelConfig:
     revision: str | None = None
     quantization: Quantization = "none"
     gradient_checkpointing: bool = False
+    merge: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import nn
 from bayeslora.factors import RandomModule
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
-__all__ = ["adapter_folder", "changes_base", "from_lora"]
+__all__ = ["adapter_folder", "changes_base", "from_lora", "lora_fields"]
 
 
 def from_lora(
@@ -50,9 +50,7 @@ def from_lora(
             "changes the base weights; convert it to plain LoRA first (PEFT: save_pretrained with "
             "path_initial_model_for_weight_conversion)."
         )
-    fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
-    shared = {name: value for name, value in fields.items() if name not in _OWN}
-    config = config_class(**shared, **options)
+    config = config_class(**lora_fields(lora), **options)
     peft_model = get_peft_model(model, config, adapter_name=adapter_name)
     weights = load_peft_weights(str(adapter), device="cpu")
     _embed(peft_model, weights, adapter_name, adapter)
@@ -69,6 +67,12 @@ def adapter_folder(path: str | Path) -> str | Path:
 
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def lora_fields(config: LoraConfig) -> dict[str, Any]:
+    """What another adapter takes over of a LoRA config: its options, but not what belongs to that adapter alone."""
+    names = [field.name for field in dataclasses.fields(LoraConfig) if field.name not in _OWN]
+    return {name: getattr(config, name) for name in names}
 
 
 def changes_base(config: LoraConfig) -> bool:

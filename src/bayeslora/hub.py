@@ -127,7 +127,7 @@ def write_hub_folder(
     Raises:
         FileNotFoundError: The folder is no finished run, or something to include is not there.
         FileExistsError: `output_dir` holds something.
-        ValueError: The baseline was scored on something else.
+        ValueError: The baseline was scored on something else, or the base model has other adapters merged in.
     """
     folder, adapter = Path(run), Path(adapter_folder(run))
     for path in (folder / "config.yaml", folder / "metrics.json", adapter / "adapter_config.json"):
@@ -138,6 +138,11 @@ def write_hub_folder(
     if Path(output_dir).exists() and any(Path(output_dir).iterdir()):
         raise FileExistsError(f"{output_dir} is not empty and is left alone; name a new folder, or remove it first.")
     config, metrics = read_config(folder / "config.yaml"), _read_json(folder / "metrics.json")
+    if config.model.merge:
+        raise ValueError(
+            f"this run is built on {len(config.model.merge)} adapters that are merged into its base model, which "
+            "others do not have; push the model of `bayeslora export --format merged` instead."
+        )
     names = _public_names(config, base_model)
     rows = None if baseline is None else _baseline(Path(baseline), metrics)
     curve = _measured_curve(folder, metrics)

@@ -184,6 +184,12 @@ def _calibration_table(curve: ReliabilityCurve) -> str:
 
 def _loading(config: RunConfig, facts: CardFacts) -> str:
     parts = ["## How to load"]
+    if config.model.merge:
+        parts.append(
+            "The adapter belongs on its base model with other adapters merged into the weights (`model.merge` in "
+            "`config.yaml`): `bayeslora.load_run` of the run folder does that, PEFT alone does not."
+        )
+        return "\n\n".join(parts)
     on_hub = facts.place != "FOLDER"
     if on_hub:
         parts.append(f"```python\n{_predicting(config, facts.place)}\n```")

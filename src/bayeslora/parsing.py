@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ __all__ = [
     "config_parser",
     "describe",
     "describe_method",
+    "described_as",
     "dump_config",
     "instantiate",
     "parse_config",
@@ -73,6 +75,12 @@ def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config])
     """The `config` that the parsed options describe."""
     built = parser.instantiate_classes(parsed)
     return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
+
+
+def described_as(parser: ArgumentParser, parsed: Namespace, config: type[DataclassInstance]) -> dict[str, Any]:
+    """The parsed options of `config` as JSON, defaults included."""
+    written = json.loads(parser.dump(parsed, format="json"))
+    return {field.name: written[field.name] for field in dataclasses.fields(config)}
 
 
 def parse_config(path: str | Path) -> RunConfig:

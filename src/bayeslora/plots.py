@@ -72,7 +72,7 @@ def draw_reliability_curves(
     figure.legend(handles, meanings, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     if title is not None:
         figure.suptitle(title, fontsize=12)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def _draw_accuracy(axes: Axes, curve: ReliabilityCurve) -> None:
@@ -110,7 +110,8 @@ def _panel_title(name: str, metrics: Mapping[str, float]) -> str:
     return f"{name}\n{numbers}"
 
 
-def _write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; a failure leaves an older picture as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -10,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.parsing import add_config, instantiate
+from bayeslora.parsing import add_config, described_as, instantiate
 
 
 class Compare(Command):
@@ -45,9 +44,7 @@ class Compare(Command):
         from bayeslora.comparison.runner import compare
         from bayeslora.report import write_report
 
-        names = CompareConfig.__dataclass_fields__
-        written = json.loads(parser.dump(options, format="json"))
-        described = {name: value for name, value in written.items() if name in names}
+        described = described_as(parser, options, CompareConfig)
         resources = {"address": options.ray_address, "cpus": options.ray_cpus, "gpus": options.ray_gpus}
         executor = partial(RayExecutor, **resources) if options.executor == "ray" else LocalExecutor
         compare(instantiate(parser, options, CompareConfig), options.output_dir, described, executor)

@@ -13,7 +13,7 @@ import torch
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place
-from bayeslora.comparison.results import Cell, Predictions
+from bayeslora.comparison.results import Cell, Predictions, Stage
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.runs import Prediction, Run, load_run, train
@@ -23,7 +23,7 @@ from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import NonFiniteLossError
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["CellComputer", "Outcome", "cell_folder"]
+__all__ = ["CellComputer", "Outcome", "cell_folder", "cell_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ class CellComputer:
             parts |= {"test": splits.test}
             parts |= {f"ood:{name}": items for name, items in self.items.outside(place.task)}
         predictions = {name: trained.predict(items) for name, items in parts.items()}
-        cell = _record(place, trained, predictions)
+        assert place.learning_rate is not None
+        cell = cell_of(trained, predictions, place.task, place.title, place.learning_rate, place.stage)
         if not final:
             return [cell], _scores(predictions["dev"])
         sampled, deterministic = self._cost(trained, splits.test)
@@ -135,22 +136,24 @@ class CellComputer:
         return sampled.seconds, deterministic.seconds
 
 
-def _record(place: Place, trained: Run, predictions: dict[str, Prediction]) -> Cell:
-    metrics, rate = trained.metrics, place.learning_rate
-    assert rate is not None
+def cell_of(
+    trained: Run, predictions: dict[str, Prediction], task: str, method: str, learning_rate: float, stage: Stage
+) -> Cell:
+    """What the results file keeps of a run and of what it predicted for each split."""
+    metrics = trained.metrics
     return Cell(
-        task=place.task,
-        method=place.title,
-        seed=place.seed,
-        learning_rate=rate,
-        stage=place.stage,
+        task=task,
+        method=method,
+        seed=trained.config.seed,
+        learning_rate=learning_rate,
+        stage=stage,
         num_samples=next(iter(predictions.values())).num_samples,
         train_seconds=metrics["train_seconds"],
         predict_seconds=sum(part.seconds for part in predictions.values()),
         peak_memory_bytes=metrics.get("peak_memory_bytes"),
         trainable_parameters=metrics["trainable_parameters"],
         extra_parameters=_saved_numbers(trained) - lora_parameters(trained.model),
-        details={"spread": float(predictions["dev"].predictive.spread.mean())},
+        details={"spread": float(predictions["dev"].predictive.spread.mean())} if "dev" in predictions else {},
         history=metrics["history"],
         predictions={name: _stored(part) for name, part in predictions.items()},
     )

@@ -9,7 +9,7 @@ from bayeslora.comparison.results import Items, Stage
 from bayeslora.runs import task_items
 from bayeslora.tasks import Item, Splits
 
-__all__ = ["ComparedItems"]
+__all__ = ["ComparedItems", "items_record"]
 
 
 class ComparedItems:
@@ -46,11 +46,11 @@ class ComparedItems:
         splits = self.splits[task]
         for name, items in (("dev", splits.dev), ("test", splits.test)):
             if items:
-                yield _record(task, name, items, labelled=True)
+                yield items_record(task, name, items, labelled=True)
         classes = splits.dev[0].choices
         for name, items in self.outside(task):
             same = self._config.tasks[task].scoring != "classification" or items[0].choices == classes
-            yield _record(task, f"ood:{name}", items, labelled=same)
+            yield items_record(task, f"ood:{name}", items, labelled=same)
 
 
 def _check_splits(task: str, splits: Splits, needed: Sequence[str]) -> None:
@@ -59,7 +59,8 @@ def _check_splits(task: str, splits: Splits, needed: Sequence[str]) -> None:
             raise ValueError(f"task {task!r} has no {name} items; needed are {', '.join(needed)}.")
 
 
-def _record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:
+def items_record(task: str, split: str, items: Sequence[Item], *, labelled: bool) -> Items:
+    """What the results file keeps of a split; no labels where they mean something else than those trained on."""
     labels = [item.label for item in items]
     known = labelled and all(label is not None for label in labels)
     return Items(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy
 from filelock import FileLock, Timeout
 
+from bayeslora.comparison.growth import grown
 from bayeslora.saving import atomic_file
 
 if TYPE_CHECKING:
@@ -269,10 +270,16 @@ class Results:
             self._remember(record)
 
     @classmethod
-    def open(cls, path: str | Path, header: Header) -> Self:
+    def open(cls, path: str | Path, header: Header, defaults: Mapping[str, Any] | None = None) -> Self:
         """Start the file at `path`, or go on with the one that is there.
 
         A last line that a kill left unfinished is taken away, and the log says so.
+
+        Args:
+            path: The file.
+            header: What it would begin with today.
+            defaults: The header's config with every option at its default. An option that did not exist when the file
+                was made counts as having been at its default.
 
         Raises:
             RuntimeError: Another process writes to this file.
@@ -288,7 +295,7 @@ class Results:
                 f"Another process writes to {path}. Wait until it ends, or choose another output folder."
             ) from error
         try:
-            results = cls._open_locked(path, header)
+            results = cls._open_locked(path, header, defaults or {})
         except BaseException:
             lock.release()
             raise
@@ -296,7 +303,7 @@ class Results:
         return results
 
     @classmethod
-    def _open_locked(cls, path: Path, header: Header) -> Self:
+    def _open_locked(cls, path: Path, header: Header, defaults: Mapping[str, Any]) -> Self:
         content = path.read_bytes() if path.exists() else b""
         whole = _without_torn_line(content, path)
         if not whole:
@@ -305,10 +312,10 @@ class Results:
             with atomic_file(path) as aside:
                 aside.write_bytes(whole)
         results = cls._parse(path, whole)
-        grown = _grown_config(results.header, header, path)
+        config = grown(results.header.config, header.config, defaults, path)
         _warn_of_other_versions(results.header, header, path)
-        if grown != results.header.config:
-            results.header = dataclasses.replace(results.header, config=grown)
+        if config != results.header.config:
+            results.header = dataclasses.replace(results.header, config=config)
             with atomic_file(path) as aside:
                 aside.write_bytes(_line(results.header.to_json(), "header") + whole.partition(b"\n")[2])
         results._file = FileIO(path, "a")
@@ -532,47 +539,6 @@ def _check_fit(predictions: Predictions, items: Items, cell: Cell) -> None:
             f"and one mutual information, got {len(found)} rows and {len(predictions.mutual_information)} numbers; "
             f"lengths of the first rows {found[:5]}, numbers of choices {items.choices[:5]}."
         )
-
-
-def _grown_config(present: Header, wanted: Header, path: Path) -> dict[str, Any]:
-    """The config of the file with the rows, tasks and seeds that are new; nothing else may differ.
-
-    Rows, tasks and seeds do not depend on each other, so the cells that are there stay what they are.
-    """
-    old, new = present.config, json.loads(json.dumps(wanted.config))
-    if differences := _differences(_fixed_part(old, new), _fixed_part(new, old)):
-        raise ValueError(
-            f"{path} was made under another config: {'; '.join(differences)}. Rows, tasks and seeds can be added; for "
-            "another change choose another output folder, or go back to the config of the file."
-        )
-    grown = {name: old[name] | new[name] for name in ("rows", "tasks") if isinstance(old.get(name), dict)}
-    if "seeds" in old:
-        grown["seeds"] = list(dict.fromkeys([*old["seeds"], *new["seeds"]]))
-    return new | grown
-
-
-def _fixed_part(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What must not change: the rows and tasks that `other` has too, and the first seed, which selects."""
-    common = {
-        name: {title: value for title, value in config[name].items() if title in other.get(name, {})}
-        for name in ("rows", "tasks")
-        if isinstance(config.get(name), dict)
-    }
-    return config | common | ({"seeds": config["seeds"][:1]} if "seeds" in config else {})
-
-
-def _differences(present: Any, wanted: Any, name: str = "") -> list[str]:
-    """Dotted names of the options that differ, with both values."""
-    if not (isinstance(present, dict) and isinstance(wanted, dict)):
-        return [] if present == wanted else [f"{name} is {json.dumps(present)} there and {json.dumps(wanted)} here"]
-    found: list[str] = []
-    for key in dict.fromkeys([*present, *wanted]):
-        dotted = f"{name}.{key}".lstrip(".")
-        if key in present and key in wanted:
-            found += _differences(present[key], wanted[key], dotted)
-        else:
-            found.append(f"{dotted} is only {'there' if key in present else 'here'}")
-    return found
 
 
 def _warn_of_other_versions(present: Header, wanted: Header, path: Path) -> None:

@@ -1,5 +1,6 @@
 """The mathematics of random LoRA factors, free of PEFT."""
 
+from bayeslora.factors.directions import INITIAL_MAGNITUDE, DirectionsFamily
 from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.gaussian import FixedGaussianFamily, GaussianFamily
 from bayeslora.factors.inducing import InducingFamily
@@ -13,16 +14,20 @@ from bayeslora.factors.module import (
     random_signs,
     stacked_kl,
 )
+from bayeslora.factors.point import PointFamily
 from bayeslora.factors.whitening import Whitening, whiten
 
 __all__ = [
+    "INITIAL_MAGNITUDE",
     "KL",
+    "DirectionsFamily",
     "Family",
     "FixedGaussianFamily",
     "GaussianFamily",
     "InducingFamily",
     "MembersFamily",
     "Noise",
+    "PointFamily",
     "RandomFactor",
     "RandomModule",
     "Whitening",

@@ -17,7 +17,7 @@ from bayeslora.from_lora import adapter_folder
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
-from bayeslora.runs.loading import head_width, load_model
+from bayeslora.runs.loading import head_width, load_model, merge_resolved
 from bayeslora.runs.locating import is_hub_run, run_folder
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
@@ -57,7 +57,8 @@ def load_run(run: str | Path, *, revision: str | None = None, base_model: str | 
     config = read_config(folder / "config.yaml")
     config.model = _base_model(config.model, base_model)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    base, _, scoring = load_model(config.model, config.task, num_labels=head_width(adapter))
+    described = merge_resolved(config.model, folder)
+    base, _, scoring = load_model(described, config.task, num_labels=head_width(adapter))
     model = PeftModel.from_pretrained(base, str(adapter))
     return Run(
         config=config,

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.distributed import join
+from bayeslora.from_lora import adapter_folder
 from bayeslora.models import load_base_model
 from bayeslora.scoring import Scoring, get_scoring
 
-__all__ = ["head_width", "load_model"]
+__all__ = ["head_width", "load_model", "merge_adapters", "merge_resolved"]
 
 
 def load_model(
     config: ModelConfig, task: TaskConfig, num_labels: int | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Scoring]:
-    """The base model on this process's device, its tokenizer, and the scoring that reads it."""
+    """The base model on this process's device, with the adapters of `config.merge` in it, its tokenizer, and the
+    scoring that reads it.
+    """
     scoring = get_scoring(task.scoring)
-    model, tokenizer = load_base_model(
+    base, tokenizer = load_base_model(
         config.name,
         kind=scoring.kind,  # type: ignore[arg-type]
         dtype=_dtype(config),
@@ -31,8 +38,38 @@ def load_model(
         quantization=config.quantization,
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,
     )
+    model: Any = merge_adapters(base, config.merge)
     positions = getattr(model.config, "max_position_embeddings", None) or task.max_length
     return model, tokenizer, scoring(tokenizer, max_length=min(task.max_length, positions))
+
+
+def merge_adapters(model: nn.Module, adapters: Iterable[str | Path]) -> nn.Module:
+    """Add the mean of each adapter to the weights of `model`, in place and in order; saved heads replace the old one.
+
+    Args:
+        model: The base model, without adapters.
+        adapters: Adapter folders, or run folders that hold them.
+
+    Raises:
+        FileNotFoundError: There is no adapter in one of the folders.
+        NotImplementedError: The mean of an adapter is no matrix (C-LoRA).
+    """
+    for adapter in adapters:
+        folder = Path(adapter_folder(adapter))
+        if not (folder / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"there is no adapter to merge in {adapter}: expected a run folder, or a folder with "
+                "adapter_config.json. Was it moved apart from the run that is built on it?"
+            )
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return model
+
+
+def merge_resolved(config: ModelConfig, run: Path) -> ModelConfig:
+    """`config` with the paths of `merge` that are relative to the run folder `run` as they are from here."""
+    # normpath: `run` itself may not be there yet.
+    beside = {path: os.path.normpath(run / path) for path in config.merge}
+    return replace(config, merge=[there if Path(there).exists() else path for path, there in beside.items()])
 
 
 def head_width(adapter: Path) -> int | None:

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from bayeslora.methods import Training, trainable_parameters
 from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items
-from bayeslora.runs.loading import load_model
+from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
 from bayeslora.saving import recover_folder, save_adapter, write_json
@@ -51,6 +51,7 @@ def train(
     resume: bool = False,
     evaluate_dev: bool = True,
     trunk_cache: TrunkCache | None = None,
+    prepare: Callable[[PeftModel], None] | None = None,
 ) -> Trained:
     """Train an adapter and write it to `output_dir`; on texts: `bayeslora.language_modelling.train_texts`.
 
@@ -65,6 +66,7 @@ def train(
         resume: Go on from the newest complete checkpoint in `output_dir/checkpoints`, if there is one.
         evaluate_dev: Whether to predict the dev split at the end.
         trunk_cache: That of another run on the same base model and layers, to read and add to.
+        prepare: Changes the adapted model before it is trained, such as where a procedure freezes a part.
 
     Raises:
         NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
@@ -78,9 +80,11 @@ def train(
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
     set_seed(config.seed)
     width = max(len(item.choices) for part in (splits.train, splits.dev, splits.test) for item in part)
-    base, _, scoring = load_model(config.model, config.task, num_labels=width)
+    base, _, scoring = load_model(merge_resolved(config.model, output), config.task, num_labels=width)
     set_seed(config.seed)
     model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
+    if prepare is not None:
+        prepare(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
     if not resume:
         set_checkpoints_aside(output / "checkpoints")

@@ -11,8 +11,9 @@ from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.executors.base import Executor
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place
+from bayeslora.config import ModelConfig
 
-__all__ = ["LocalExecutor"]
+__all__ = ["LocalExecutor", "device_in_words"]
 
 
 class LocalExecutor(Executor):
@@ -27,9 +28,7 @@ class LocalExecutor(Executor):
     @property
     def device(self) -> str:
         """The GPU, or the number of CPU threads."""
-        if torch.cuda.is_available() and self._computer.config.model.device != "cpu":
-            return f"cuda: {torch.cuda.get_device_name()}"
-        return f"cpu: {torch.get_num_threads()} threads"
+        return device_in_words(self._computer.config.model)
 
     def submit(self, place: Place) -> None:
         """Note it."""
@@ -42,3 +41,10 @@ class LocalExecutor(Executor):
     def close(self) -> None:
         """Forget what was not computed."""
         self._submitted.clear()
+
+
+def device_in_words(model: ModelConfig) -> str:
+    """The device that a model of this config runs on, for the header of a results file."""
+    if torch.cuda.is_available() and model.device != "cpu":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return f"cpu: {torch.get_num_threads()} threads"

@@ -1,0 +1,32 @@
+"""bayeslora continual."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora.commands.base import Command
+from bayeslora.parsing import add_config, described_as, instantiate
+from bayeslora.procedures.config import ContinualConfig
+
+
+class Continual(Command):
+    """Trains methods on a sequence of tasks."""
+
+    name: ClassVar[str] = "continual"
+    description: ClassVar[str] = "Methods on a sequence of tasks (SD-LoRA): forgetting; goes on where it stopped."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Every field of ContinualConfig."""
+        add_config(parser, ContinualConfig)
+        parser.add_argument("--output_dir", type=str, required=True, help="Folder for results.jsonl, report and runs.")
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints where the report is."""
+        from bayeslora.procedures.continual import run_continual
+        from bayeslora.procedures.report import write_continual_report
+
+        described = described_as(parser, options, ContinualConfig)
+        run_continual(instantiate(parser, options, ContinualConfig), options.output_dir, described)
+        print(f"report: {write_continual_report(options.output_dir)}")

@@ -1,0 +1,1 @@
+"""Procedures: several training runs in a row, each of which begins where the one before it ended."""
