@@ -29,6 +29,7 @@ templates_path = ["_templates"]
 exclude_patterns = ["_templates"]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables in outputs
 myst_heading_anchors = 3
 
 default_role = "py:obj"  # `name` in a docstring: a link where the name is documented, code elsewhere
