@@ -80,7 +80,7 @@ def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config])
 def described_as(parser: ArgumentParser, parsed: Namespace, config: type[DataclassInstance]) -> dict[str, Any]:
     """The parsed options of `config` as JSON, defaults included."""
     written = json.loads(parser.dump(parsed, format="json"))
-    return {field.name: written[field.name] for field in dataclasses.fields(config)}
+    return {field.name: written[field.name] for field in dataclasses.fields(config) if field.name in written}
 
 
 def parse_config(path: str | Path) -> RunConfig:
