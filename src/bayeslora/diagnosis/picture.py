@@ -50,11 +50,11 @@ def _counts(axes: Axes, layers: Sequence[Mapping[str, Any]]) -> None:
     if drawn:
         means, stds = ([entry[name] for entry in drawn.values()] for name in ("mean", "std"))
         axes.errorbar(list(drawn), means, yerr=stds, fmt="o", markersize=3, color="black", label="draws, mean ± sd")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
     axes.set_xticks(places, short_names([layer["name"] for layer in layers]), rotation=90)
     axes.tick_params(axis="x", labelsize=8 if len(layers) <= 30 else 5)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+    axes.set_ylim(0, max(1, axes.get_ylim()[1]) * (1.15 if drawn else 1))
     axes.set_ylabel("intruder dimensions")
     _plain(axes)
 

@@ -85,5 +85,6 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, look: Mappin
 def _mark(axes: Axes, rates: Sequence[float], height: float, marker: str, colour: str) -> None:
     """Markers at a height in units of the axes."""
     heights = [height] * len(rates)
-    look: Any = {"linestyle": "none", "markersize": 8, "clip_on": False, "zorder": 4, "alpha": 0.8}
+    # They reach over the axes; the layout must not make room for them.
+    look: Any = {"linestyle": "none", "markersize": 8, "clip_on": False, "in_layout": False, "zorder": 4, "alpha": 0.8}
     axes.plot(rates, heights, marker=marker, color=colour, transform=axes.get_xaxis_transform(), **look)
