@@ -122,7 +122,9 @@ class Draws:
             )
         if kwargs.get("adapter_names") is not None:
             raise ValueError("adapter_names cannot be combined with several samples in one forward; use num_samples=1.")
-        if kwargs.get("past_key_values") is not None and not self.use_cache:
+        # transformers 5.24 renamed the argument.
+        cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
+        if cached and not self.use_cache:
             raise ValueError(
                 "past_key_values cannot be combined with several samples in one forward unless the caller averages "
                 "them: generate with bayeslora.generate, or open the context with sampling(..., use_cache=True)."
