@@ -137,4 +137,6 @@ def test_another_sample_costs_the_upper_layers_where_they_are_read():
 
 def test_chunks_of_samples_share_the_trunk():
     model = adapted(6, only=[4, 5]).eval()
-    assert scored(model, 4, chunk_size=1) < 1.01 * scored(model, 4, chunk_size=4)
+    layer = scored(adapted(7, only=[4, 5]).eval(), 0) - scored(model, 0)
+    # Each further trunk would cost four layers; the first random layer shares its projections within a chunk only.
+    assert scored(model, 4, chunk_size=1) - scored(model, 4, chunk_size=4) < layer

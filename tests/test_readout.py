@@ -8,14 +8,17 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bayeslora import predict, sampling
 from bayeslora.layers import outermost_layers
 from bayeslora.methods.c_lora import CLoraConfig
 from bayeslora.readout import head_of_words, last_positions
+from bayeslora.sampling import find_draws
 from bayeslora.scoring import Cloze, Letter
 from conftest import (
     CAUSAL,
+    HIDDEN,
     LAYERS,
     MODELS,
     bayesian,
@@ -99,6 +102,23 @@ def test_the_last_positions_are_those_of_the_whole_model(name: str, masked: bool
             found = logits_of(model, ids, **options)
         assert distance(found[:, -count:], expected[:, -count:]) < 2e-5
     assert distance(logits_of(model, ids, **options), expected) == 0
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, "bert"])
+def test_the_first_random_layer_projects_copies_once(name: str) -> None:
+    model, ids = bayesian(name, layers_to_transform=UPPER), tokens()
+    layers, draws = outermost_layers(model)[-2:], find_draws(model)
+    assert draws is not None
+    counts = []
+    with torch.no_grad(), sampling(model, 4, seed=7):
+        for shared in ([], layers[:1]):
+            with draws.copies_computed_once(shared), FlopCounterMode(display=False) as counter:
+                found = logits_of(model, ids)
+            counts.append((counter.get_total_flops(), found))
+    assert distance(counts[0][1], counts[1][1]) < 2e-5
+    # Queries, keys and values of 3 of 4 copies; with fewer heads of keys and values than of queries a bit less.
+    projections = 2 * ids.numel() * HIDDEN * HIDDEN * (3 if name in ("gpt2", "bert") else 2)
+    assert counts[0][0] - counts[1][0] == 3 * projections
 
 
 def test_layers_that_look_back_a_few_tokens_only() -> None:

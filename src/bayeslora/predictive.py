@@ -18,7 +18,7 @@ from bayeslora.trunk import TrunkCache
 
 __all__ = ["Predictive", "affordable_samples", "evaluating", "log_mean_exp", "predict"]
 
-_FAST_ACTIVATION = 16 * 2**20
+_FAST_ACTIVATION = 8 * 2**20
 """Bytes. Allocators hand larger blocks back to the system each time (glibc: above 32 MiB), to be paged in anew, and
 they leave the processor's cache; below, more rows in one product gain nothing more."""
 
@@ -155,9 +155,9 @@ def predict(
             with serving:
                 return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
         size = chunk_size or affordable_samples(model, *_extent(batch), memory_limit)
-        below = layers_below(model, layers_from_first(model, draws.modules(in_use=True)))
+        above = layers_from_first(model, draws.modules(in_use=True))
         chunks = []
-        with serving, run_once(below):
+        with serving, run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):
             for first in range(0, num_samples, size):
                 count = min(size, num_samples - first)
                 with sampling(model, count, seed, first=first):
@@ -214,7 +214,7 @@ def affordable_samples(model: nn.Module, ids: Tensor, positions: int, memory_lim
         ids: What it reads `[batch, tokens]`.
         positions: How many tokens of a row reach the head.
         memory_limit: In bytes; default: half of the free memory on a GPU; on a CPU 1 GiB, and the widest activation at
-            most 16 MiB.
+            most 8 MiB.
     """
     rows, tokens = int(ids.shape[0]), int(ids.shape[1])
     config: Any = getattr(model, "config", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from bayeslora.factors import Noise, RandomFactor, RandomModule, forget, materialise
-from bayeslora.layers import layers_from_first
+from bayeslora.layers import forwards_replaced, layers_from_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
 
@@ -142,7 +142,10 @@ class Draws:
         if isinstance(value, Tensor):
             if value.dim() < 2 or value.shape[0] != self._batch:
                 return value
-            return value.expand(self.num_samples, *value.shape).flatten(0, 1)
+            copies = value.expand(self.num_samples, *value.shape).flatten(0, 1)
+            if not (torch.compiler.is_compiling() or copies.is_inference()):
+                copies.copied_from = value, copies._version  # type: ignore[attr-defined]
+            return copies
         if isinstance(value, tuple | list):
             return type(value)(self._repeat(entry) for entry in value)
         if isinstance(value, Mapping):
@@ -152,6 +155,30 @@ class Draws:
     def _repeat_inputs(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the layers from the first random one on."""
         return self._repeat(args), self._repeat(kwargs)
+
+    @contextmanager
+    def copies_computed_once(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """What the linear maps and norms in `layers` make of copies is computed once and copied, without gradients.
+
+        In the first random layer that is the norm before the attention and the base model's projections.
+        """
+
+        def run(module: nn.Module, own: Callable[..., Tensor], value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            single, version = getattr(value, "copied_from", (None, None))
+            if single is None or version != value._version or torch.is_grad_enabled() or args or kwargs:
+                return own(value, *args, **kwargs)
+            copies: Tensor = self._repeat(own(single))
+            return copies
+
+        inside = [module for layer in layers for module in layer.modules() if _acts_on_rows(module)]
+        with forwards_replaced(inside, run):
+            yield
+
+
+def _acts_on_rows(module: nn.Module) -> bool:
+    """Whether this is a linear map or a norm of the base model, with rows that do not know each other."""
+    leaf = not isinstance(module, RandomModule) and not list(module.children())
+    return leaf and any(True for _ in module.parameters()) and "forward" not in module.__dict__
 
 
 def _containers(layer: Any) -> tuple[nn.ModuleDict, ...]:

@@ -62,7 +62,7 @@ class ClozeBatch(ChoiceBatch):
         source = self["source"].flatten().expand(copies, -1)
         # Only the targets' logits are gathered, and a few rows at a time become float32: the vocabulary is wide.
         token = logits.reshape(copies, -1).gather(1, source * words + self["target"].flatten()).float()
-        total = torch.cat([rows.float().logsumexp(-1) for rows in logits.flatten(0, 1).split(16)])
+        total = torch.cat([rows.float().logsumexp(-1) for rows in logits.flatten(0, 1).split(8)])
         return (token - total.reshape(copies, -1).gather(1, source)).unflatten(1, self["source"].shape).flatten(0, 1)
 
 
