@@ -14,7 +14,7 @@ import torch
 from bayeslora.comparison import Cell, Header, Items, Predictions, Results, results
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.growth import at_defaults, without_storage
-from bayeslora.parsing import config_parser, describe, described_as, instantiate
+from bayeslora.parsing import config_parser, describe, instantiate
 from bayeslora.predictive import Predictive
 
 torch.set_num_threads(1)
@@ -386,7 +386,7 @@ def test_a_file_that_is_older_than_some_options_can_be_gone_on_with(name: str, t
     parser = config_parser(CompareConfig)
     parsed = parser.parse_path(str(root / "benchmarks" / "compare" / COMMITTED[name]))
     config = instantiate(parser, parsed, CompareConfig)
-    described, defaults = without_storage(described_as(parser, parsed, CompareConfig)), describe(at_defaults(config))
+    described, defaults = without_storage(describe(config)), describe(at_defaults(config))
     copy = tmp_path / "results.jsonl"
     copy.write_bytes((root / "results" / name / "results.jsonl").read_bytes())
     before = Results.read(copy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -29,7 +28,6 @@ __all__ = [
     "config_parser",
     "describe",
     "describe_method",
-    "described_as",
     "dump_config",
     "instantiate",
     "parse_config",
@@ -75,12 +73,6 @@ def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config])
     """The `config` that the parsed options describe."""
     built = parser.instantiate_classes(parsed)
     return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
-
-
-def described_as(parser: ArgumentParser, parsed: Namespace, config: type[DataclassInstance]) -> dict[str, Any]:
-    """The parsed options of `config` as JSON, defaults included."""
-    written = json.loads(parser.dump(parsed, format="json"))
-    return {field.name: written[field.name] for field in dataclasses.fields(config) if field.name in written}
 
 
 def parse_config(path: str | Path) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
-from bayeslora.parsing import add_config, described_as, instantiate
+from bayeslora.parsing import add_config, describe, instantiate
 from bayeslora.procedures.config import ChainConfig
 
 
@@ -27,7 +27,7 @@ class Chain(Command):
         """Prints the table of the blocks and where the merged model is."""
         from bayeslora.procedures.chain import run_chain
 
-        described = described_as(parser, options, ChainConfig)
-        run_chain(instantiate(parser, options, ChainConfig), options.output_dir, described)
+        config = instantiate(parser, options, ChainConfig)
+        run_chain(config, options.output_dir, describe(config))
         print((Path(options.output_dir) / "chain.md").read_text(encoding="utf-8"), end="")
         print(f"merged model: {Path(options.output_dir) / 'merged'}")

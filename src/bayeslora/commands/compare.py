@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.parsing import add_config, described_as, instantiate
+from bayeslora.parsing import add_config, describe, instantiate
 
 
 class Compare(Command):
@@ -44,8 +44,8 @@ class Compare(Command):
         from bayeslora.comparison.runner import compare
         from bayeslora.report import write_report
 
-        described = described_as(parser, options, CompareConfig)
+        config = instantiate(parser, options, CompareConfig)
         resources = {"address": options.ray_address, "cpus": options.ray_cpus, "gpus": options.ray_gpus}
         executor = partial(RayExecutor, **resources) if options.executor == "ray" else LocalExecutor
-        compare(instantiate(parser, options, CompareConfig), options.output_dir, described, executor)
+        compare(config, options.output_dir, describe(config), executor)
         print(f"report: {write_report(options.output_dir)}")

@@ -7,7 +7,7 @@ from typing import ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
-from bayeslora.parsing import add_config, described_as, instantiate
+from bayeslora.parsing import add_config, describe, instantiate
 from bayeslora.procedures.config import ContinualConfig
 
 
@@ -27,6 +27,6 @@ class Continual(Command):
         from bayeslora.procedures.continual import run_continual
         from bayeslora.procedures.report import write_continual_report
 
-        described = described_as(parser, options, ContinualConfig)
-        run_continual(instantiate(parser, options, ContinualConfig), options.output_dir, described)
+        config = instantiate(parser, options, ContinualConfig)
+        run_continual(config, options.output_dir, describe(config))
         print(f"report: {write_continual_report(options.output_dir)}")

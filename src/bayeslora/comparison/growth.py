@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from bayeslora.comparison.config import AdapterConfig, CompareConfig, RowConfig
@@ -57,7 +58,7 @@ def grown(
     """
     new = json.loads(json.dumps(wanted))
     old = _completed(dict(present), new, json.loads(json.dumps(defaults)))
-    if found := differences(_fixed_part(old, new), _fixed_part(new, old)):
+    if found := differences(_same_names(_fixed_part(old, new)), _same_names(_fixed_part(new, old))):
         raise ValueError(
             f"{path} was made under another config: {'; '.join(found)}. Rows, tasks and seeds can be added; for "
             "another change choose another output folder, or go back to the config of the file."
@@ -89,6 +90,16 @@ def _completed(present: Any, wanted: Any, defaults: Any) -> Any:
     completed = {name: _completed(value, wanted.get(name), defaults.get(name)) for name, value in present.items()}
     lacking = [name for name in wanted if name not in present and name in defaults and wanted[name] == defaults[name]]
     return completed | {name: wanted[name] for name in lacking}
+
+
+def _same_names(config: Any) -> Any:
+    """`config` with each class under the name of the module that defines it: packages hand classes on."""
+    if not isinstance(config, dict):
+        return config
+    named = {name: _same_names(value) for name, value in config.items()}
+    if isinstance(path := named.get("class_path"), str) and isinstance(found := locate(path), type):
+        named["class_path"] = f"{found.__module__}.{found.__qualname__}"
+    return named
 
 
 def _fixed_part(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
