@@ -43,7 +43,7 @@ def panel(axes: Axes, name: str, rows: dict[str, dict[str, float]]) -> None:
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """One panel for each thing that was varied."""
-    names = [name for name in SCALING if name in record]
+    names = [name for name in SCALING if record.get(name)]
     figure = Figure(figsize=(2.6 * len(names), 2.9), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
