@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from bayeslora.cli import main
 from bayeslora.conformal import ConformalSets, evaluate
 from bayeslora.runs import load_run, predict_file, task_items
-from bayeslora.runs.finished import _calibrated_on_dev
+from bayeslora.runs.finished import calibrated_on_dev
 from bayeslora.tasks import Splits, load_items
 from conftest import byte_level_tokenizer, tiny_llama
 
@@ -331,7 +331,7 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_predict_adds_sets_calibrated_on_dev(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_adds_setscalibrated_on_dev(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = write_items(tmp_path / "in.jsonl", 7, choices=4, label=False)
     output = tmp_path / "out.jsonl"
     main(["predict", str(run), "--input", str(bare), "--output", str(output), "--coverage", "0.6"])
@@ -355,7 +355,7 @@ def test_predict_adds_sets_calibrated_on_dev(run: Path, tmp_path: Path, capsys: 
 
 def test_predict_calibrates_with_the_draws_it_predicts_with(run: Path) -> None:
     loaded = load_run(run)
-    with_mean, with_samples = (_calibrated_on_dev(loaded, 0.6, samples) for samples in (0, None))
+    with_mean, with_samples = (calibrated_on_dev(loaded, 0.6, samples) for samples in (0, None))
     dev = task_items(loaded.config.task).dev
     rows = loaded.predict(dev, num_samples=0).rows()
     threshold = sorted(1 - row["probabilities"][row["label"]] for row in rows)[7]

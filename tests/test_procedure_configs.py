@@ -18,9 +18,10 @@ def test_files_are_configs(path: Path) -> None:
     parser.exit_on_error = False
     built = instantiate(parser, parser.parse_path(str(path)), kind)
     if isinstance(built, ContinualConfig):
-        run = built.run("sd_lora", "mrpc", 3, "runs/before")
+        row = next(row for row in built.rows if row.startswith("sd_lora"))
+        run = built.run(row, "mrpc", 3, "runs/before")
         assert (run.seed, run.method.r, run.method.init_from) == (3, built.adapter.r, "runs/before")
-        assert built.rows["sd_lora"].init_from is None
+        assert built.rows[row].init_from is None
     else:
         assert built.block(2).model.merge == ["../block0", "../block1"]
         assert len({built.block(number).seed for number in range(built.blocks)}) == built.blocks
