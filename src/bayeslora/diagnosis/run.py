@@ -159,7 +159,8 @@ def _repair(
     if not items:
         raise ValueError(f"task {task.name!r} has no {split} items to measure the repair on; name another split.")
     points = []
-    for scale in scales:
+    # Without intruder dimensions lambda changes nothing.
+    for scale in scales if any(layer.mean.count for layer in layers) else [1.0]:
         with scaled_intruders(layers, scale):
             scores = run.predict(items, num_samples).metrics()
         points.append({"lambda": scale, **{name: scores[name] for name in ("accuracy", "nll", "ece")}})
