@@ -20,8 +20,9 @@ from bayeslora.sampling import find_draws, hold_draw
 
 __all__ = ["Estimator", "Setting"]
 
-_FEW = (2, 4)
-"""Numbers of layers from which the bytes of each further one are known."""
+_FEW = (3, 5)
+"""Numbers of layers from which the bytes of each further one are known; three have one that is neither first nor last,
+where more is alive than in the first."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Estimator:
             return 1
         resident = self._stored(self.weights.memory(0, training=False), setting).total
         batch = self.shape.batch(setting.predict_batch_size)
-        limit = max(0, budget.usable - resident) // 2
+        limit = max(2, budget.usable - resident) // 2
         return min(self.num_samples, affordable_samples(self.model, batch["input_ids"], batch.logit_positions, limit))
 
     def _stored(self, memory: Memory, setting: Setting) -> Memory:

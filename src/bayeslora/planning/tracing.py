@@ -40,15 +40,24 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self, before: Iterable[Tensor], device: str):
         super().__init__()
         self.device, self.live, self.peak = device, 0, 0
+        self._zeros: int | None = None
         # By identity, with the storage kept alive: an id is not given again.
         self._known: dict[int, Any] = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self._as_without_mode(func, args)(*args, **(kwargs or {}))
+        if func is torch.ops.aten.new_zeros.default:
+            self._zeros = id(result.untyped_storage())
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device:
                 self._note(leaf.untyped_storage())
         return result
+
+    def _as_without_mode(self, func: Any, args: Any) -> Any:
+        """What would run without a dispatch mode: the backward pass of gather then adds into its zeros in place."""
+        if func is torch.ops.aten.scatter_add.default and id(args[0].untyped_storage()) == self._zeros:
+            return torch.ops.aten.scatter_add_.default
+        return func
 
     def _note(self, storage: Any) -> None:
         key = id(storage)
@@ -62,6 +71,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def _free(self, key: int, size: int) -> None:
         del self._known[key]
+        self._zeros = None if self._zeros == key else self._zeros
         self.live -= size
 
 
