@@ -81,9 +81,15 @@ def _one_row(row: RowPlan) -> list[str]:
     ]
     return [
         f"trained      {_count(row.trainable)} parameters, {_count(row.extra, sign=True)} over plain LoRA",
-        f"prediction   {f'{row.samples} samples, {row.chunk} in one forward' if row.samples else 'a point estimate'}",
+        f"prediction   {_samples(row)}",
         *_aligned(table),
     ]
+
+
+def _samples(row: RowPlan) -> str:
+    if not row.samples:
+        return "a point estimate"
+    return f"{row.samples} samples, {'all' if row.chunk == row.samples else row.chunk} in one forward"
 
 
 def _passes(plan: Plan) -> list[str]:
