@@ -23,7 +23,7 @@ from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
 from bayeslora.tasks import Item
 
-__all__ = ["Plan", "PlanOptions", "RowPlan", "make_plan", "make_plans"]
+__all__ = ["Plan", "PlanOptions", "RowPlan", "as_options", "make_plan", "make_plans"]
 
 Items = dict[str, list[Item]] | None
 _SHARING = "accelerate launch --config_file examples/accelerate/fsdp2.yaml --num_processes"
@@ -239,7 +239,7 @@ def _make_plans(
         shareable = isinstance(config, RunConfig)
         changes = [Change()] if plan.fits else _changes(rows, plan.rows, budget, shareable=shareable)
         accumulation = config.train.gradient_accumulation_steps
-        proposals = [_as_options(change, plan.setting, accumulation) for change in changes]
+        proposals = [as_options(change, plan.setting, accumulation) for change in changes]
         plans.append(dataclasses.replace(plan, proposals=proposals))
     return plans
 
@@ -259,7 +259,7 @@ def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget, *, share
     return advise(rows[0].setting(), training_fits, prediction_fits, shareable=shareable)
 
 
-def _as_options(change: Change, setting: Setting, accumulation: int) -> dict[str, Any]:
+def as_options(change: Change, setting: Setting, accumulation: int) -> dict[str, Any]:
     """A change as the options of the config, or of the launcher, that make it."""
     new, found = change.of(setting), dict[str, Any]()
     if change.checkpointing:
