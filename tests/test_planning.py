@@ -63,6 +63,16 @@ def test_peak_is_that_of_what_lives_at_once() -> None:
     assert peak_bytes(work, []) == 2 * 2048 * 4
 
 
+def test_backward_pass_of_gather_adds_in_place() -> None:
+    """While operators are watched, autograd takes a version of it that makes one more tensor of the same size."""
+    logits, index = torch.zeros(16, 4096, requires_grad=True), torch.zeros(16, 1, dtype=torch.long)
+    measured = check.allocated(lambda: logits.gather(1, index).sum().backward())
+    logits.grad = None
+    assert peak_bytes(lambda: logits.gather(1, index).sum().backward(), [logits, index], "cpu") == pytest.approx(
+        measured, rel=0.1
+    )
+
+
 def test_what_was_there_before_does_not_count() -> None:
     before = torch.empty(4096, device="meta")
     assert peak_bytes(lambda: before.add_(1), [before]) == 0
