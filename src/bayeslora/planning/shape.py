@@ -26,35 +26,42 @@ class Shape:
     Args:
         scoring: "cloze", "letter" or "classification".
         tokens: Tokens of a row.
-        answer_tokens: Tokens of all its choices together (cloze); they need logits over the whole vocabulary.
+        answer_tokens: Tokens of all its choices together (cloze).
         choices: Choices of an item.
+        read: Positions of a row that the head reads (cloze), which need logits over the whole vocabulary. Default:
+            the end of the question and all of each choice but its last token.
     """
 
     scoring: str
     tokens: int
     answer_tokens: int = 1
     choices: int = 4
+    read: int = 0
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Check the sizes; the default of `read`."""
         if min(self.tokens, self.answer_tokens, self.choices) < 1:
             raise ValueError(f"tokens, answer_tokens and choices must be at least 1, got {self}.")
         if self.scoring == "cloze" and self.answer_tokens >= self.tokens:
             object.__setattr__(self, "answer_tokens", max(1, self.tokens - 1))
+        if not self.read:
+            object.__setattr__(self, "read", max(1, self.answer_tokens - self.choices + 1))
 
     @staticmethod
     def measured(scoring: Scoring, items: Sequence[Any]) -> Shape:
         """That of the longest items by their letters: no batch is larger, as far as letters tell the tokens."""
         longest = sorted(items, key=lambda item: len(item.question) + sum(map(len, item.choices)))[-_LONGEST:]
         batch = scoring(longest)
-        tokens, answer = int(batch["input_ids"].shape[1]), batch.logit_positions - 1
-        return Shape(scoring.name, tokens, max(1, answer), max(len(item.choices) for item in items))
+        answer = int(batch["source"].shape[1]) if isinstance(batch, ClozeBatch) else 1
+        # A batch spreads what it reads evenly over its rows; the largest batch is one of such items alone.
+        read = max(scoring([item]).logit_positions for item in longest)
+        return Shape(scoring.name, int(batch["input_ids"].shape[1]), answer, max(map(_choices, items)), read)
 
     @staticmethod
     def union(shapes: Sequence[Shape]) -> Shape:
         """The largest in every extent; all of one scoring."""
-        sizes = {name: max(getattr(shape, name) for shape in shapes) for name in ("tokens", "answer_tokens", "choices")}
-        return Shape(shapes[0].scoring, **sizes)
+        names = ("tokens", "answer_tokens", "choices", "read")
+        return Shape(shapes[0].scoring, **{name: max(getattr(shape, name) for shape in shapes) for name in names})
 
     def batch(self, rows: int, device: torch.device | str = "meta") -> ChoiceBatch:
         """A batch of `rows` items of this size; on a real device every token is token 0."""
@@ -75,8 +82,12 @@ class Shape:
             return LetterBatch(**common, class_token_ids=torch.arange(self.choices, device=device))
         if self.scoring == "classification":
             return ClassificationBatch(**common)
-        answer = {"source": whole(self.answer_tokens), "target": whole(self.answer_tokens)}
-        return ClozeBatch(**common, **answer, choice=whole(self.answer_tokens))
+        answer = {name: whole(self.answer_tokens) for name in ("source", "target", "choice")}
+        return ClozeBatch(**common, **answer, read=whole(self.read))
 
     def _causal(self, device: torch.device | str) -> torch.Tensor:
         return torch.ones(1, 1, self.tokens, self.tokens, dtype=torch.bool, device=device).tril()
+
+
+def _choices(item: Any) -> int:
+    return len(item.choices)

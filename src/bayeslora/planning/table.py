@@ -42,7 +42,7 @@ def _head(plan: Plan) -> list[str]:
         f"items        {'; '.join(shapes)}",
         f"batches      {setting.batch_size} items in training, {setting.predict_batch_size} in prediction"
         f"{', gradient checkpointing' if setting.checkpointing else ''}{', 4-bit base' if setting.four_bit else ''}",
-        f"device       {_size(plan.budget.device_memory)}, of which {plan.budget.headroom:.0%} are left free: "
+        f"device       {_size(plan.budget.device_memory)}, of which {plan.budget.headroom:.0%} is left free: "
         f"{_size(plan.budget.usable)} to fill",
     ]
 
@@ -50,7 +50,7 @@ def _head(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     if len(plan.rows) == 1:
         return _one_row(plan.rows[0])
-    header = ["", "trained", "over LoRA", "training", "activations", "prediction", "activations", "S (at once)"]
+    header = ["", "trained", "over LoRA", "training", "activations", "prediction", "activations", "samples", "at once"]
     body = [
         [
             row.title,
@@ -60,12 +60,15 @@ def _memory(plan: Plan) -> list[str]:
             _size(row.training.activations),
             _size(row.prediction.total),
             _size(row.prediction.activations),
-            _draws(row),
+            str(row.samples or "-"),
+            str(row.chunk if row.samples else "-"),
+            "yes" if row.fits(plan.budget) else "no",
         ]
         for row in plan.rows
     ]
-    heaviest = max(plan.rows, key=lambda row: row.training.total)
-    return [*_aligned([header, *body]), "", f"By part, of {heaviest.title}:", *_one_row(heaviest)]
+    largest = max(plan.rows, key=lambda row: max(row.training.total, row.prediction.total))
+    table = _aligned([[*header, "fits"], *body])
+    return ["memory at the peak:", *table, "", f"The row that needs most, {largest.title}:", *_one_row(largest)]
 
 
 def _one_row(row: RowPlan) -> list[str]:
@@ -78,22 +81,25 @@ def _one_row(row: RowPlan) -> list[str]:
     ]
     return [
         f"trained      {_count(row.trainable)} parameters, {_count(row.extra, sign=True)} over plain LoRA",
-        f"prediction   {f'S = {_draws(row)} samples at once' if row.samples else 'a point estimate'}",
+        f"prediction   {_samples(row)}",
         *_aligned(table),
     ]
 
 
-def _draws(row: RowPlan) -> str:
-    return f"{row.samples} ({row.chunk})" if row.samples else "-"
+def _samples(row: RowPlan) -> str:
+    if not row.samples:
+        return "a point estimate"
+    return f"{row.samples} samples, {'all' if row.chunk == row.samples else row.chunk} in one forward"
 
 
 def _passes(plan: Plan) -> list[str]:
     total = plan.passes
     if total is None:
         return ["passes       unknown: the number of items is not known here; set train_examples, ..., test_examples"]
+    of_all = " (all rows, tasks and seeds)" if len(plan.rows) > 1 else ""
     return [
-        f"passes       {total.optimizer_steps:,} optimizer steps; {total.training:,} items forward and backward; "
-        f"{total.prediction:,} items forward, each draw counted"
+        f"passes       training: {total.optimizer_steps:,} optimizer steps, {total.training:,} items; "
+        f"prediction: {total.prediction:,} items, each draw counted{of_all}"
     ]
 
 
@@ -120,10 +126,12 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    if size == 0:
+        return "-"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def _count(number: int, *, sign: bool = False) -> str:
     scaled, unit = (number / 1e9, " B") if number >= 1e9 else (number / 1e6, " M") if number >= 1e6 else (number, "")
     text = f"{scaled:.2f}" if unit else f"{scaled:,}"
-    return f"{'+' if sign and number >= 0 else ''}{text}{unit}"
+    return f"{'+' if sign and number > 0 else ''}{text}{unit}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes", "tensor_bytes"]
+__all__ = ["peak_bytes", "phase_peaks", "tensor_bytes"]
 
 BLOCK = 512
 """Bytes to which CUDA's allocator rounds a tensor up."""
@@ -30,25 +30,45 @@ def peak_bytes(work: Callable[[], object], before: Iterable[Tensor], device: str
     allocates inside itself and frees again is not. Attention runs as a fused kernel, which keeps no matrix of
     [tokens, tokens] scores.
     """
+    return max(phase_peaks(lambda _: work(), before, device))
+
+
+def phase_peaks(
+    work: Callable[[Callable[..., None]], object], before: Iterable[Tensor], device: str = "meta"
+) -> list[int]:
+    """The same for each phase of `work`, which calls its argument where one phase ends and the next begins."""
     counter = _LiveBytes(before, device)
     with _fused_attention(), counter:
-        work()
-    return counter.peak
+        work(counter.next_phase)
+    return counter.peaks
 
 
 class _LiveBytes(TorchDispatchMode):
     def __init__(self, before: Iterable[Tensor], device: str):
         super().__init__()
-        self.device, self.live, self.peak = device, 0, 0
+        self.device, self.live, self.peaks = device, 0, [0]
+        self._zeros: int | None = None
         # By identity, with the storage kept alive: an id is not given again.
         self._known: dict[int, Any] = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in before}
 
+    def next_phase(self, *_: object) -> None:
+        """Takes what hooks of modules are given, so that it can be one."""
+        self.peaks.append(self.live)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self._as_without_mode(func, args)(*args, **(kwargs or {}))
+        if func is torch.ops.aten.new_zeros.default:
+            self._zeros = id(result.untyped_storage())
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device:
                 self._note(leaf.untyped_storage())
         return result
+
+    def _as_without_mode(self, func: Any, args: Any) -> Any:
+        """What would run without a dispatch mode: the backward pass of gather then adds into its zeros in place."""
+        if func is torch.ops.aten.scatter_add.default and id(args[0].untyped_storage()) == self._zeros:
+            return torch.ops.aten.scatter_add_.default
+        return func
 
     def _note(self, storage: Any) -> None:
         key = id(storage)
@@ -57,11 +77,12 @@ class _LiveBytes(TorchDispatchMode):
         size = -(-storage.nbytes() // BLOCK) * BLOCK
         self._known[key] = None
         self.live += size
-        self.peak = max(self.peak, self.live)
+        self.peaks[-1] = max(self.peaks[-1], self.live)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
         del self._known[key]
+        self._zeros = None if self._zeros == key else self._zeros
         self.live -= size
 
 
