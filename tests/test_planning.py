@@ -158,7 +158,7 @@ def test_every_method_can_be_planned_with_an_adapter_on_the_head(method: type[Me
 
 
 def test_memory_moves_as_it_should() -> None:
-    found = estimator(BayesianLora(target_modules=["q_proj"]), Shape("letter", 64), 8, num_hidden_layers=2)
+    found = estimator(BayesianLora(target_modules=["q_proj"]), Shape("letter", 64), 8)
     whole = found.training(Setting(8, 8)).activations
     assert found.training(Setting(4, 8)).activations == pytest.approx(whole / 2, rel=0.2)
     assert found.training(Setting(8, 8, checkpointing=True)).activations < 0.6 * whole
