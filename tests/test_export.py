@@ -84,11 +84,12 @@ def vllm_scale(folder: Path) -> float:
 def refused_by_llama_cpp(folder: Path) -> list[str]:
     """Why convert_lora_to_gguf.py would stop, or llama.cpp apply another scale than 1 (lora_alpha / rank of B).
 
-    Tensors are lora_A.weight and lora_B.weight, two of each module, A [rank, in] and B [out, rank], besides norms.
+    Tensors are lora_A.weight and lora_B.weight, two of each module, A [rank, in] and B [out, rank], besides norms. It
+    transposes the layers of GPT-2 with their update, which makes A of B and B of A.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
     pairs: dict[str, dict[str, Tensor]] = {}
-    reasons = []
+    reasons = ["fan_in_fan_out"] if config["fan_in_fan_out"] else []
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
         found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
         if found:
@@ -290,6 +291,7 @@ def test_the_restated_rules_refuse_what_servers_refuse(exports: Exports, tmp_pat
     with_head = exports.root / "bert" / "mean"
     assert "modules_to_save" in refused_by_vllm(with_head, modules=("query", "value"))
     assert any("classifier" in reason for reason in refused_by_llama_cpp(with_head))
+    assert refused_by_llama_cpp(exports.root / "gpt2" / "mean") == ["fan_in_fan_out"]
 
 
 def test_layers_of_smaller_rank_are_padded_with_zeros(exports: Exports) -> None:
