@@ -30,6 +30,7 @@ from bayeslora.export.rounding import Spread, relative_error
 from bayeslora.methods.blob import BlobConfig
 from bayeslora.methods.c_lora import CLoraConfig
 from bayeslora.methods.ensemble import EnsembleConfig
+from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.methods.mc_dropout import MonteCarloDropoutConfig
 from bayeslora.runs import load_run
 from bayeslora.sampling import hold_draw
@@ -755,3 +756,14 @@ def test_the_example_prints_the_command_that_serves_the_draws(served_export: Pat
     assert words[words.index("--max-lora-rank") + 1] == "8" and words[words.index("--max-loras") + 1] == "2"
     modules = dict(word.split("=") for word in words[words.index("--lora-modules") + 1 :])
     assert modules == {name: str(served_export / name) for name in ("draw0", "draw1")}
+
+
+def test_what_has_no_low_rank_update_is_no_lora_file(tmp_path: Path) -> None:
+    model = FullFineTuning(last_layers=1).adapt(tiny_llama(), "causal_lm")
+    with pytest.raises(ValueError, match="format 'merged'"):
+        export_mean(model, tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+    export_merged(model, tmp_path / "merged")
+    ids = torch.arange(6).unsqueeze(0)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(merged(ids).logits, model(ids).logits, atol=1e-5)

@@ -58,9 +58,14 @@ def lora_tensors(model: PeftModel) -> dict[str, Tensor]:
     largest, get rows and columns of zeros.
 
     Raises:
-        ValueError: The update of a layer is not the product of two matrices, or not all of the adapter.
+        ValueError: There is no low-rank update, or that of a layer is not the product of two matrices or not all of it.
     """
     name, layers = adapter_name(model), adapted_layers(model)
+    if not layers:
+        raise ValueError(
+            "a LoRA file needs low-rank updates, but this adapter has none (full fine-tuning); export it with format "
+            "'merged'."
+        )
     _check(adapter_config(model), layers, name)
     rank = max(layer.r[name] for layer in layers.values())
     tensors, factors = {}, random_factors(model)
