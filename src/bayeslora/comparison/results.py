@@ -184,6 +184,11 @@ class Predictions:
             row[: len(probabilities)] = probabilities
         return padded
 
+    def normalised(self) -> numpy.ndarray:
+        """`padded`, with rows that sum to 1 again: the file keeps 6 digits."""
+        padded = self.padded()
+        return padded / padded.sum(1, keepdims=True)
+
     def to_json(self) -> dict[str, Any]:
         """The record of the file: 6 significant digits."""
         return {

@@ -39,7 +39,6 @@ def diverged(cell: Cell) -> bool:
 def _badness(cell: Cell | None, dev: Items, select_by: Literal["nll", "accuracy"]) -> tuple[float, ...]:
     if cell is None or diverged(cell):
         return (math.inf,)
-    probabilities, labels = cell.predictions["dev"].padded(), dev.label_array()
-    probabilities /= probabilities.sum(1, keepdims=True)
+    probabilities, labels = cell.predictions["dev"].normalised(), dev.label_array()
     loss = nll(probabilities, labels)
     return (loss,) if select_by == "nll" else (-accuracy(probabilities, labels), loss)

@@ -68,7 +68,5 @@ def forgetting(accuracy: numpy.ndarray) -> float:
 
 
 def _scores(results: Results, cell: Cell, split: str) -> list[float]:
-    probabilities = cell.predictions[split].padded()
-    probabilities /= probabilities.sum(1, keepdims=True)
-    scores = summary(probabilities, results.items(cell.task, split).label_array())
+    scores = summary(cell.predictions[split].normalised(), results.items(cell.task, split).label_array())
     return [scores[name] for name in METRICS]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
 from bayeslora.comparison import Cell, Results
 from bayeslora.comparison.cells import cell_folder
@@ -130,9 +129,7 @@ def _row(
 
 
 def _test_scores(cell: Cell, results: Results) -> Mapping[str, float]:
-    probabilities = torch.tensor(cell.predictions["test"].padded())
-    probabilities /= probabilities.sum(1, keepdim=True)
-    return summary(probabilities, torch.tensor(results.items(_TASK, "test").label_array()))
+    return summary(cell.predictions["test"].normalised(), results.items(_TASK, "test").label_array())
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from bayeslora.comparison import Cell, Results
@@ -120,9 +119,7 @@ def _beyond(config: SweepConfig, rates: list[float], edge: str) -> float:
 def _point(cell: Cell, results: Results) -> dict[str, Any]:
     if diverged(cell):
         return {"learning_rate": cell.learning_rate, "diverged": True}
-    probabilities = torch.tensor(cell.predictions["dev"].padded())
-    probabilities /= probabilities.sum(1, keepdim=True)
-    scores = summary(probabilities, torch.tensor(results.items(cell.task, "dev").label_array()))
+    scores = summary(cell.predictions["dev"].normalised(), results.items(cell.task, "dev").label_array())
     return {
         "learning_rate": cell.learning_rate,
         "diverged": False,
