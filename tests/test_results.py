@@ -386,7 +386,7 @@ def test_a_file_that_is_older_than_some_options_can_be_gone_on_with(name: str, t
     parser = config_parser(CompareConfig)
     parsed = parser.parse_path(str(root / "benchmarks" / "compare" / COMMITTED[name]))
     config = instantiate(parser, parsed, CompareConfig)
-    described, defaults = without_storage(describe(config)), describe(at_defaults(config))
+    described, defaults = without_storage(describe(config)), at_defaults(config)
     copy = tmp_path / "results.jsonl"
     copy.write_bytes((root / "results" / name / "results.jsonl").read_bytes())
     before = Results.read(copy)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from bayeslora.comparison.config import AdapterConfig, CompareConfig, RowConfig
-from bayeslora.config import ModelConfig, TaskConfig, TrainConfig
 from bayeslora.methods import Method
+from bayeslora.parsing import describe
 
 __all__ = ["at_defaults", "differences", "grown", "without_storage"]
 
@@ -25,25 +24,28 @@ def without_storage(described: Mapping[str, Any]) -> dict[str, Any]:
     return {**described, "train": {name: value for name, value in train.items() if name not in _STORAGE}}
 
 
-def at_defaults(config: CompareConfig) -> CompareConfig:
-    """A comparison with the same rows and tasks whose every option is at its default."""
+def at_defaults(config: Any, default: Any = None) -> Any:
+    """What `bayeslora.parsing.describe` says of a config with the same rows, tasks and classes, but defaults otherwise.
 
-    def plain(method: Method) -> Method:
+    Args:
+        config: A config, or a part of one.
+        default: What a part that is a plain value has by default.
+    """
+    if isinstance(config, Method):
         try:
-            return type(method)()
+            return describe(type(config)())
         except TypeError:
             # A method of somebody else's with arguments that have no default.
-            return method
+            return describe(config)
+    if is_dataclass(config):
+        return {each.name: at_defaults(getattr(config, each.name), _default(each)) for each in fields(config)}
+    if isinstance(config, Mapping):
+        return {name: at_defaults(value) for name, value in config.items()}
+    return default
 
-    return replace(
-        CompareConfig(),
-        model=ModelConfig(),
-        train=TrainConfig(),
-        adapter=AdapterConfig(),
-        tasks={title: TaskConfig() for title in config.tasks},
-        out_of_distribution={title: TaskConfig() for title in config.out_of_distribution},
-        rows={title: RowConfig(plain(row.method)) for title, row in config.rows.items()},
-    )
+
+def _default(of: Field[Any]) -> Any:
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 def grown(

@@ -14,7 +14,6 @@ from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place, chosen_rate, is_ready, wanted_places
 from bayeslora.comparison.progress import Progress
 from bayeslora.comparison.results import Header, Results, Stage
-from bayeslora.parsing import describe
 
 __all__ = ["compare"]
 
@@ -51,7 +50,7 @@ def compare(
     items = ComparedItems(config, stages)
     with executor(config, output, items) as workers:
         header = Header.now(without_storage(described), workers.device)
-        with Results.open(output / "results.jsonl", header, describe(at_defaults(config))) as results:
+        with Results.open(output / "results.jsonl", header, at_defaults(config)) as results:
             for task in config.tasks:
                 for record in items.records(task):
                     results.append(record)

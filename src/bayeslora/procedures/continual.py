@@ -13,7 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from bayeslora.comparison.cells import cell_of
 from bayeslora.comparison.executors.local import device_in_words
-from bayeslora.comparison.growth import without_storage
+from bayeslora.comparison.growth import at_defaults, without_storage
 from bayeslora.comparison.items import items_record
 from bayeslora.comparison.progress import Progress
 from bayeslora.comparison.results import Header, Items, Results
@@ -87,7 +87,7 @@ class _Continual:
         """All cells; returns what failed."""
         config, failed = self.config, list[str]()
         header = Header.now(self.described, device_in_words(config.model))
-        with Results.open(self.output / "results.jsonl", header) as results:
+        with Results.open(self.output / "results.jsonl", header, at_defaults(config)) as results:
             for record in self._items():
                 results.append(record)
             progress = Progress(len(config.seeds) * len(config.rows) * len(config.sequence))
