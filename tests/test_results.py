@@ -14,7 +14,8 @@ import torch
 from bayeslora.comparison import Cell, Header, Items, Predictions, Results, results
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.growth import at_defaults, without_storage
-from bayeslora.parsing import config_parser, describe, instantiate
+from bayeslora.config import describe
+from bayeslora.parsing import config_parser, instantiate
 from bayeslora.predictive import Predictive
 
 torch.set_num_threads(1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from bayeslora.methods import BayesianLora, Method
 from bayeslora.quantization import Quantization
 
-__all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig"]
+__all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
 
 
 @dataclass
@@ -154,3 +155,20 @@ class RunConfig:
     num_samples: int = 10
     temperature_scaling: bool = False
     batch_size: int = 8
+
+
+def describe_method(method: Method) -> dict[str, Any]:
+    """A method as a config file has it, with every argument; a method of a default has no other text of its own."""
+    kind = type(method)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": method.arguments}
+
+
+def describe(config: Any) -> Any:
+    """A config as JSON: dicts of its fields, methods as config files have them."""
+    if isinstance(config, Method):
+        return describe_method(config)
+    if is_dataclass(config):
+        return {field.name: describe(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, Mapping):
+        return {name: describe(value) for name, value in config.items()}
+    return config

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.config import RunConfig
+from bayeslora.config import RunConfig, describe_method
 from bayeslora.methods import Method, method_classes
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ __all__ = [
     "Parser",
     "add_config",
     "config_parser",
-    "describe",
-    "describe_method",
     "dump_config",
     "instantiate",
     "parse_config",
@@ -121,23 +119,6 @@ def dump_config(config: RunConfig) -> str:
     }
     settings["method"] = describe_method(config.method)
     return str(parser.dump(parser.parse_object(settings), skip_none=False))
-
-
-def describe_method(method: Method) -> dict[str, Any]:
-    """A method as a config file has it, with every argument; a method of a default has no other text of its own."""
-    kind = type(method)
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": method.arguments}
-
-
-def describe(config: Any) -> Any:
-    """A config as JSON: dicts of its fields, methods as config files have them."""
-    if isinstance(config, Method):
-        return describe_method(config)
-    if dataclasses.is_dataclass(config):
-        return {field.name: describe(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {name: describe(value) for name, value in config.items()}
-    return config
 
 
 def _nearest(message: str, parser: ArgumentParser) -> str:

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.parsing import add_config, describe, instantiate
+from bayeslora.config import describe
+from bayeslora.parsing import add_config, instantiate
 
 
 class Compare(Command):

@@ -7,7 +7,8 @@ from typing import ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
-from bayeslora.parsing import add_config, describe, instantiate
+from bayeslora.config import describe
+from bayeslora.parsing import add_config, instantiate
 from bayeslora.procedures.config import ContinualConfig
 
 

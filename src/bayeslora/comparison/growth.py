@@ -9,8 +9,8 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+from bayeslora.config import describe
 from bayeslora.methods import Method
-from bayeslora.parsing import describe
 
 __all__ = ["at_defaults", "differences", "grown", "without_storage"]
 

@@ -12,18 +12,22 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from bayeslora.config import RunConfig
+from bayeslora.distributed import world_size
 from bayeslora.language_modelling.evaluation import predict_texts
 from bayeslora.language_modelling.quiet import quiet_datasets
 from bayeslora.language_modelling.texts import TextRow, text_dataset, text_splits
 from bayeslora.memory import peak_memory
-from bayeslora.methods import Method, Training, trainable_parameters
-from bayeslora.model_card import write_model_card
-from bayeslora.runs.config_files import write_config
-from bayeslora.runs.loading import load_model
+from bayeslora.methods import Method, Training
+from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
-from bayeslora.runs.state import save_state
-from bayeslora.runs.training import set_checkpoints_aside, training_fields
-from bayeslora.saving import recover_folder, save_adapter, write_json
+from bayeslora.runs.training import (
+    set_checkpoints_aside,
+    training_fields,
+    training_metrics,
+    write_metrics,
+    write_trained,
+)
+from bayeslora.saving import recover_folder
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.sft import BayesianSFTTrainer, SFTConfig
 
@@ -46,7 +50,7 @@ def train_texts(config: RunConfig, output_dir: str | Path, *, resume: bool = Fal
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training texts.")
     set_seed(config.seed)
-    base, tokenizer, scoring = load_model(config.model, config.task)
+    base, tokenizer, scoring = load_model(merge_resolved(config.model, output), config.task)
     set_seed(config.seed)
     model = config.method.adapt(base, "causal_lm")
     if not resume:
@@ -61,28 +65,14 @@ def train_texts(config: RunConfig, output_dir: str | Path, *, resume: bool = Fal
             trainer.train(resume_from_checkpoint=resume)
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         state = config.method.finish(model, Training(_no_items, tokens, optimizer, None, config.seed))
-    metrics: dict[str, Any] = {
-        "method": config.method.name,
-        "task": config.task.name,
-        "scoring": config.task.scoring,
-        "model": config.model.name,
-        "seed": config.seed,
-        "train_examples": len(splits.train),
-        "train_rows": len(rows),
-        "train_tokens": tokens,
-        "train_seconds": round(time.perf_counter() - started, 2),
-        "peak_memory_bytes": memory.peak,
-        "trainable_parameters": trainable_parameters(model),
-        "history": [entry for entry in trainer.state.log_history if "nll" in entry],
-    }
-    save_adapter(model, output / "adapter")
-    save_state(state, output)
-    write_config(config, output / "config.yaml")
+    seconds = time.perf_counter() - started
+    metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
+    metrics |= {"train_rows": len(rows), "train_tokens": tokens}
+    write_trained(config, model, state, output)
     run = Run(config=config, model=model, scoring=scoring, metrics=metrics, state=state)
     if splits.dev and evaluate_dev:
         metrics |= predict_texts(run, splits.dev).metrics(run) | {"split": "dev"}
-    write_model_card(output / "adapter", config, metrics)
-    write_json(output / "metrics.json", metrics)
+    write_metrics(config, metrics, output)
     return run
 
 
@@ -131,7 +121,7 @@ def _trainer(
             optimizer_options=options.optimizer_options,
         )
     data: Any = trainer.train_dataset
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()
     steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(data) / per_step)))
     arguments.logging_steps = min(arguments.logging_steps, steps)
     # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().

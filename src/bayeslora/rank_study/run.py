@@ -11,8 +11,8 @@ import numpy
 from bayeslora.comparison import Cell, Results
 from bayeslora.comparison.cells import cell_folder
 from bayeslora.comparison.runner import compare
+from bayeslora.config import describe
 from bayeslora.metrics import summary
-from bayeslora.parsing import describe
 from bayeslora.rank_study.config import RankStudyConfig
 from bayeslora.rank_study.explanations import reference_texts, text_overlap, written_texts
 from bayeslora.rank_study.picture import rank_study_picture

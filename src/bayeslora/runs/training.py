@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from bayeslora.config import RunConfig
 from bayeslora.distributed import is_main, largest, wait, world_size
 from bayeslora.memory import peak_memory
-from bayeslora.methods import Training, trainable_parameters
+from bayeslora.methods import State, Training, trainable_parameters
 from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items
@@ -32,7 +32,16 @@ from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import BayesianLoraTrainer
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Trained", "open_trunk_cache", "set_checkpoints_aside", "train", "training_fields"]
+__all__ = [
+    "Trained",
+    "open_trunk_cache",
+    "set_checkpoints_aside",
+    "train",
+    "training_fields",
+    "training_metrics",
+    "write_metrics",
+    "write_trained",
+]
 
 logger = logging.getLogger("bayeslora")
 
@@ -97,22 +106,8 @@ def train(
     seconds = time.perf_counter() - started
     if trunk_cache is not None:
         logger.info("%s", trunk_cache.summary())
-    metrics: dict[str, Any] = {
-        "method": config.method.name,
-        "task": config.task.name,
-        "scoring": config.task.scoring,
-        "model": config.model.name,
-        "seed": config.seed,
-        "train_examples": len(splits.train),
-        "train_seconds": round(largest(seconds) or 0.0, 2),
-        "peak_memory_bytes": largest(memory.peak),
-        "trainable_parameters": trainable_parameters(model),
-        "history": [entry for entry in trainer.state.log_history if "nll" in entry],
-    }
-    save_adapter(model, output / "adapter")
-    if is_main():
-        save_state(state, output)
-        write_config(config, output / "config.yaml")
+    metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
+    write_trained(config, model, state, output)
     trained = Trained(
         config=config,
         model=model,
@@ -131,11 +126,43 @@ def train(
         metrics |= prediction.metrics() | {"split": "dev"}
     elif config.temperature_scaling:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
+    write_metrics(config, metrics, output, CardFacts(classes=width))
+    return trained
+
+
+def training_metrics(
+    config: RunConfig, trainer: Trainer, examples: int, seconds: float, peak_memory_bytes: int | None
+) -> dict[str, Any]:
+    """What metrics.json says of a training; of several processes the longest time and the largest memory."""
+    model: Any = trainer.model
+    return {
+        "method": config.method.name,
+        "task": config.task.name,
+        "scoring": config.task.scoring,
+        "model": config.model.name,
+        "seed": config.seed,
+        "train_examples": examples,
+        "train_seconds": round(largest(seconds) or 0.0, 2),
+        "peak_memory_bytes": largest(peak_memory_bytes),
+        "trainable_parameters": trainable_parameters(model),
+        "history": [entry for entry in trainer.state.log_history if "nll" in entry],
+    }
+
+
+def write_trained(config: RunConfig, model: PeftModel, state: State, output: Path) -> None:
+    """The adapter, what the method keeps beside it, and the config; of several processes the main one writes."""
+    save_adapter(model, output / "adapter")
     if is_main():
-        write_model_card(output / "adapter", config, metrics, CardFacts(classes=width))
+        save_state(state, output)
+        write_config(config, output / "config.yaml")
+
+
+def write_metrics(config: RunConfig, metrics: dict[str, Any], output: Path, facts: CardFacts | None = None) -> None:
+    """metrics.json and the model card: with them a run is finished. Of several processes the main one writes."""
+    if is_main():
+        write_model_card(output / "adapter", config, metrics, facts)
         write_json(output / "metrics.json", metrics)
     wait()
-    return trained
 
 
 def _training(

@@ -14,8 +14,9 @@ from transformers import set_seed
 from bayeslora.comparison import Cell, Results
 from bayeslora.comparison.runner import compare
 from bayeslora.comparison.selection import best_rate, diverged
+from bayeslora.config import describe
 from bayeslora.metrics import summary
-from bayeslora.parsing import describe, dump_config
+from bayeslora.parsing import dump_config
 from bayeslora.runs import task_items
 from bayeslora.runs.loading import load_model
 from bayeslora.saving import atomic_file, write_json
