@@ -39,6 +39,7 @@ __all__ = [
     "train",
     "training_fields",
     "training_metrics",
+    "untrained",
     "write_metrics",
     "write_trained",
 ]
@@ -87,11 +88,7 @@ def train(
     splits = task_items(config.task)
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
-    set_seed(config.seed)
-    width = max(len(item.choices) for part in (splits.train, splits.dev, splits.test) for item in part)
-    base, _, scoring = load_model(merge_resolved(config.model, output), config.task, num_labels=width)
-    set_seed(config.seed)
-    model = config.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
+    model, scoring, width = untrained(config, splits, output)
     if prepare is not None:
         prepare(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
@@ -128,6 +125,15 @@ def train(
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
     write_metrics(config, metrics, output, CardFacts(classes=width))
     return trained
+
+
+def untrained(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftModel, Scoring, int]:
+    """The model that the training of a run in `output` begins with, what reads its items, and their most choices."""
+    width = max(len(item.choices) for part in (splits.train, splits.dev, splits.test) for item in part)
+    set_seed(config.seed)
+    base, _, scoring = load_model(merge_resolved(config.model, output), config.task, num_labels=width)
+    set_seed(config.seed)
+    return config.method.adapt(base, scoring.kind), scoring, width  # type: ignore[arg-type]
 
 
 def training_metrics(

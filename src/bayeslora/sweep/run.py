@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 from bayeslora.comparison import Cell, Results
+from bayeslora.comparison.cells import cell_folder
 from bayeslora.comparison.runner import compare
 from bayeslora.comparison.selection import best_rate, diverged
 from bayeslora.config import describe
 from bayeslora.metrics import summary
 from bayeslora.parsing import dump_config
 from bayeslora.runs import task_items
-from bayeslora.runs.loading import load_model
+from bayeslora.runs.training import untrained
 from bayeslora.saving import atomic_file, write_json
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.sweep.config import SweepConfig
@@ -156,21 +155,19 @@ def _curvatures(config: SweepConfig, output: Path) -> dict[str, dict[str, Any]]:
         for title in config.rows:
             key = f"{task}, {title}"
             if found.get(key, {}).get("items") != config.hint_examples:
-                found[key] = {"items": config.hint_examples, "largest_eigenvalue": _curvature(config, task, title)}
+                largest = _curvature(config, output, task, title)
+                found[key] = {"items": config.hint_examples, "largest_eigenvalue": largest}
                 write_json(path, found)
-                logger.info("largest eigenvalue of the Hessian of %s: %s", key, found[key]["largest_eigenvalue"])
+                logger.info("largest eigenvalue of the Hessian of %s: %s", key, largest)
     return found
 
 
-def _curvature(config: SweepConfig, task: str, title: str) -> float | None:
+def _curvature(config: SweepConfig, output: Path, task: str, title: str) -> float | None:
     """At the start of training, as a run of that row with the first seed starts."""
-    run = config.run(task, title, config.seeds[0], config.grid(title)[0])
+    seed, rate = config.seeds[0], config.grid(title)[0]
+    run = config.run(task, title, seed, rate)
     splits = task_items(run.task)
-    width = max(len(item.choices) for part in (splits.train, splits.dev, splits.test) for item in part)
-    set_seed(run.seed)
-    base, _, scoring = load_model(run.model, run.task, num_labels=width)
-    set_seed(run.seed)
-    model = run.method.adapt(base, scoring.kind)  # type: ignore[arg-type]
+    model, scoring, _ = untrained(run, splits, cell_folder(output, task, title, rate, seed))
     items, device = splits.train[: config.hint_examples], next(model.parameters()).device
 
     def batches() -> Iterator[ChoiceBatch]:
