@@ -54,18 +54,25 @@ def factor_parameters(
     return perturbed(seeded(lambda: family.initial(weight), seed), source, scale, stack)
 
 
+def noise_of(*parts: Tensor, uniform: Tensor | None = None, number: Tensor | None = None) -> Noise:
+    """Noise of some draws of one factor, from its parts `[samples, *shape]`."""
+    draws = len(parts[0])
+    numbers = torch.cat([part.reshape(draws, -1) for part in parts], dim=1)
+    uniform = torch.zeros(draws, dtype=numbers.dtype) if uniform is None else uniform
+    shapes = tuple(tuple(part.shape[1:]) for part in parts)
+    return Noise(numbers, shapes, uniform, torch.arange(draws) if number is None else number)
+
+
 def noise_like(family: InducingFamily, source: torch.Generator, samples: int, stack: Sequence[int] = ()) -> Noise:
     """Noise of some draws in float64."""
-    parts = [normal(source, samples, *stack, *shape) for shape in family.noise_shapes]
-    return Noise(tuple(parts), torch.rand(samples, generator=source, dtype=torch.float64), torch.arange(samples))
+    parts = [normal(source, samples, *stack, prod(shape)) for shape in family.noise_shapes]
+    uniform = torch.rand(samples, generator=source, dtype=torch.float64)
+    return Noise(torch.cat(parts, dim=-1), family.noise_shapes, uniform, torch.arange(samples))
 
 
 def noise_from_rows(family: InducingFamily, rows: Tensor) -> Noise:
-    """Noise whose numbers, in the order of `Noise`, are the rows of a matrix `[samples, numbers]`."""
-    shapes = family.noise_shapes
-    pieces = rows.split([prod(shape) for shape in shapes], dim=1)
-    parts = [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    return Noise(tuple(parts), torch.zeros(len(rows), dtype=rows.dtype), torch.arange(len(rows)))
+    """Noise whose numbers are the rows of a matrix `[samples, numbers]`."""
+    return Noise(rows, family.noise_shapes, torch.zeros(len(rows), dtype=rows.dtype), torch.arange(len(rows)))
 
 
 def noise_count(family: InducingFamily) -> int:
@@ -159,12 +166,12 @@ def factor_of(family: InducingFamily, seed: int = 0, scale: float = 0.3) -> Rand
 def float_noise(family: InducingFamily, seed: int, samples: int = 1) -> Noise:
     """Noise of one factor in float32."""
     noise = noise_like(family, generator(seed), samples)
-    return Noise(tuple(part.float() for part in noise.normal), noise.uniform.float(), noise.number)
+    return noise._replace(numbers=noise.numbers.float(), uniform=noise.uniform.float())
 
 
 def draw_of(noise: Noise, index: int) -> Noise:
     one = slice(index, index + 1)
-    return Noise(tuple(part[one] for part in noise.normal), noise.uniform[one], noise.number[one])
+    return Noise(noise.numbers[one], noise.shapes, noise.uniform[one], noise.number[one])
 
 
 def as_leaves(parameters: Parameters) -> Parameters:

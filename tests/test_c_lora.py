@@ -13,12 +13,12 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
 from bayeslora import kl_divergence, negative_elbo, sampling
-from bayeslora.factors import GaussianFamily, Noise
+from bayeslora.factors import GaussianFamily
 from bayeslora.methods.c_lora import CLora, CLoraConfig, ContextualFactor, real_tokens
 from bayeslora.sampling import hold_draw, random_modules
 from bayeslora.trainer import variational_parameters
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_bert, tiny_llama, tokens
-from helpers import generator, normal
+from helpers import generator, noise_of, normal
 from test_trainer import (
     SEED,
     Gradients,
@@ -78,7 +78,7 @@ def test_the_mean_is_computed_token_by_token() -> None:
 def test_draws_add_the_noise_of_their_number() -> None:
     module, value = factor(flipout=True), normal(generator(1), 2, 4, RANK)
     noise = normal(generator(2), 3, RANK, RANK)
-    module.set_noise(Noise((noise,), torch.zeros(3), torch.arange(3)), explicit=True)
+    module.set_noise(noise_of(noise), explicit=True)
     found = module(value.repeat(3, 1, 1)).unflatten(0, (3, 2))
     for draw in range(3):
         for row in range(2):
@@ -94,7 +94,7 @@ def test_flipout_gives_each_row_signs_of_its_own() -> None:
     """Of one inner dimension nothing but the sign is left."""
     module = ContextualFactor(torch.ones(1, 1), GaussianFamily(1, 1, std=0.2, flipout=True)).train()
     value = torch.ones(400, 2, 1)
-    module.set_noise(Noise((torch.full((1, 1, 1), 1.5),), torch.zeros(1), torch.arange(1)))
+    module.set_noise(noise_of(torch.full((1, 1, 1), 1.5)))
     with seeded(0):
         found = module(value)[..., 0] - 1
     torch.testing.assert_close(found.abs(), torch.full((400, 2), 0.2 * 1.5))
@@ -225,7 +225,7 @@ def test_the_trainer_pays_the_kl_once_per_row(kind: str, size: int, accumulation
     scale = max(value.abs().max().item() for value in expected.values())
     # Else a KL divided by N would pass.
     assert max(distance(value, without[name]) for name, value in expected.items()) > 0.01 * scale
-    assert_same(seen.first, expected, 1e-5 * max(1.0, scale))
+    assert_same(seen.first, expected, 1e-4 * max(1.0, scale))
     (logs,) = step_logs(trainer)
     assert logs["kl"] == pytest.approx(8 * mean_kl, rel=1e-4)
     observations = 8 if kind != "lm" else sum(sum(v != -100 for v in row["labels"][1:]) for row in dataset(kind, 8))

@@ -15,7 +15,7 @@ from bayeslora.factors import Noise
 from bayeslora.methods.dalorra import Dalorra, DalorraConfig, MaskedRowsFamily
 from bayeslora.sampling import hold_draw
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_llama, tokens
-from helpers import generator, normal
+from helpers import generator, noise_of, normal
 from test_trainer import step_logs, trainer_for
 
 ROWS, COLUMNS = 4, 5
@@ -34,7 +34,7 @@ def parameters() -> dict[str, Tensor]:
 
 
 def noise(draws: int = DRAWS) -> Noise:
-    return Noise((normal(generator(1), draws, ROWS, 1),), torch.zeros(draws), torch.arange(draws))
+    return noise_of(normal(generator(1), draws, ROWS, 1))
 
 
 def masks(weights: Tensor, values: dict[str, Tensor]) -> Tensor:
@@ -80,7 +80,7 @@ def test_drawn_masks_are_the_rounded_relaxed_ones() -> None:
 
 def test_extreme_noise_stays_finite() -> None:
     values = {name: value.float().requires_grad_() for name, value in parameters().items()}
-    extreme = Noise((torch.tensor([-12.0, 12.0]).reshape(2, 1, 1).expand(2, ROWS, 1),), torch.zeros(2), torch.arange(2))
+    extreme = noise_of(torch.tensor([-12.0, 12.0]).reshape(2, 1, 1).expand(2, ROWS, 1))
     family = MaskedRowsFamily(ROWS, COLUMNS)
     family.training_weight(values, extreme).sum().backward()
     assert all(value.grad is not None and value.grad.isfinite().all() for value in values.values())

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora import BayesianLoraConfig
 from bayeslora.factors import KL, InducingFamily, RandomFactor, forget, materialise, stacked_kl, whiten
-from bayeslora.factors.whitening import inducing_diagonal
+from bayeslora.factors.whitening import inducing_diagonal, whiten_identity
 from bayeslora.objective import negative_elbo
 from helpers import (
     FAMILIES,
@@ -33,6 +33,7 @@ from helpers import (
     noise_count,
     noise_from_rows,
     noise_like,
+    noise_of,
     normal,
     seeded,
     weight_map,
@@ -104,14 +105,22 @@ def test_whitening_by_its_definitions(inducing, size, stack, basis_scale, log_di
     diagonal = torch.diag_embed(inducing_diagonal(raw).squeeze(-1))
     kernel = basis @ basis.mT + diagonal @ diagonal
     close = {"rtol": 1e-8, "atol": 1e-9}
-    torch.testing.assert_close(found.cholesky @ found.cholesky.mT, kernel, **close)
-    torch.testing.assert_close(found.cholesky, found.cholesky.tril())
-    torch.testing.assert_close(found.cholesky @ found.projection, basis, **close)
-    torch.testing.assert_close(found.cholesky @ found.remainder, diagonal, **close)
+    cholesky = torch.linalg.cholesky(kernel)
+    torch.testing.assert_close(cholesky @ found.projection, basis, **close)
+    torch.testing.assert_close(cholesky @ found.remainder, diagonal, **close)
     whole = found.projection @ found.projection.mT + found.remainder @ found.remainder.mT
     torch.testing.assert_close(whole, torch.eye(inducing, dtype=torch.float64).expand_as(whole), **close)
     share = basis.mT @ torch.linalg.solve(kernel, basis)
     torch.testing.assert_close(found.projection.mT @ found.projection, share, **close)
+
+
+@pytest.mark.parametrize("stack", [(), (3,)])
+def test_whitening_of_the_identity_is_its_closed_form(stack):
+    raw = normal(generator(0), *stack, 4, 1)
+    identity = torch.eye(4, dtype=torch.float64).expand(*stack, 4, 4)
+    for found, expected in zip(whiten_identity(raw), whiten(identity, raw), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert gradcheck(lambda value: tuple(whiten_identity(value)), raw.requires_grad_())
 
 
 def test_whitening_differentiates():
@@ -237,8 +246,8 @@ def test_a_flow_is_carried_to_the_weight_as_every_other_v_is(side):
     parameters = factor_parameters(family, 2, scale=0.5)
     sides, noise = Projections(family, parameters), noise_like(family, generator(0), 7)
     weight, inducing, square, side = noise.normal
-    silent = noise._replace(
-        normal=(torch.zeros_like(weight), inducing, torch.zeros_like(square), torch.zeros_like(side))
+    silent = noise_of(
+        torch.zeros_like(weight), inducing, torch.zeros_like(square), torch.zeros_like(side), uniform=noise.uniform
     )
     values = family.q.sample(parameters, noise.normal[1], noise.uniform)
     expected = family.prior_std * sides.row.mT @ values @ sides.column
@@ -578,14 +587,49 @@ def test_stacked_divergences_are_those_of_each_factor(posterior):
     factors = [factor_of(family, seed) for seed, family in enumerate(families)]
     for seed, factor in enumerate(factors):
         factor.train().set_noise(float_noise(factor.family, seed))
-    for factor, found in zip(factors, stacked_kl(factors), strict=True):
+    each = []
+    for factor in factors:
         parameters = {name: value.detach() for name, value in factor.named_parameters()}
-        expected = factor.family.kl(parameters, factor.noise)
-        for one in (found, factor.kl()):
-            assert one.inducing.shape == one.conditional.shape == ()
-            torch.testing.assert_close(one.inducing, expected.inducing, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(one.conditional, expected.conditional, rtol=1e-5, atol=1e-5)
-    assert len({round(part.inducing.item(), 4) for part in stacked_kl(factors)}) == len(factors)
+        expected, found = factor.family.kl(parameters, factor.noise), factor.kl()
+        assert found.inducing.shape == found.conditional.shape == ()
+        torch.testing.assert_close(found.inducing, expected.inducing, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.conditional, expected.conditional, rtol=1e-5, atol=1e-5)
+        each.append(expected)
+    assert len({round(part.inducing.item(), 4) for part in each}) == len(factors)
+    for held in (False, True):
+        if held:
+            materialise(factors)
+        stacks = stacked_kl(factors)
+        assert len(stacks) == len(families_for_module(**options))
+        for name in ("inducing", "conditional"):
+            total = torch.stack([getattr(part, name) for part in stacks]).sum()
+            expected = torch.stack([getattr(part, name) for part in each]).sum()
+            torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_divergence_after_a_forward_is_that_of_the_parameters_as_they_are_now():
+    """It shares the stacked parameters of the forward, as long as nothing has changed them."""
+    factors = [trained_factor(seed) for seed in range(2)]
+    found = []
+    for shared in (False, True):
+        for factor in factors:
+            factor.zero_grad()
+        if shared:
+            materialise(factors)
+        loss = torch.stack([factor(torch.ones(1, 5)).square().sum() for factor in factors]).sum()
+        (loss + sum(part.total for part in stacked_kl(factors))).backward()
+        found.append([parameter.grad.clone() for factor in factors for parameter in factor.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    before = factors[0].kl().total.detach()
+    materialise(factors)
+    with torch.no_grad():
+        factors[0].get_parameter("v_loc").add_(1.0)
+    after = torch.stack([part.total for part in stacked_kl(factors)]).sum()
+    assert after > before + factors[1].kl().total + 0.5
+    one_alone = stacked_kl(factors[:1])
+    assert len(one_alone) == 1
+    torch.testing.assert_close(one_alone[0].total, factors[0].kl().total)
 
 
 @pytest.mark.parametrize("options", MODULE_OPTIONS, ids=str)

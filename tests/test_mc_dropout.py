@@ -15,7 +15,7 @@ from bayeslora.from_lora import from_lora
 from bayeslora.methods.mc_dropout import AdapterDropout, MonteCarloDropout, MonteCarloDropoutConfig
 from bayeslora.sampling import random_modules
 from conftest import distance, logits_of, perturb, seeded, tiny_bert, tiny_llama, tokens
-from helpers import generator
+from helpers import generator, noise_of
 from test_trainer import assert_same, items, step_logs, trained_parameters, trainer_for
 
 P = 0.3
@@ -42,7 +42,7 @@ def plain_model(p: float = P, seed: int = 3) -> PeftModel:
 def noise(*seeds: int) -> Noise:
     """Of draws made from generators of these seeds."""
     normal = torch.stack([torch.randn(1, generator=generator(seed)) for seed in seeds])
-    return Noise((normal,), torch.zeros(len(seeds)), torch.arange(len(seeds)))
+    return noise_of(normal)
 
 
 def drawn(module: AdapterDropout, value: Tensor, *seeds: int) -> Tensor:

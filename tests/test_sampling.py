@@ -481,7 +481,7 @@ def test_weights_held_by_a_forward_are_not_used_after_a_step(optimizer: str) -> 
     after = [factor.weight.detach().clone() for factor in random_factors(model)]
     assert all(distance(one, other) > 1e-4 for one, other in zip(before, after, strict=True))
     for factor in random_factors(model):
-        factor._held = None
+        factor.held = None
     assert all(distance(f.weight, value) < 1e-5 for f, value in zip(random_factors(model), after, strict=True))
 
 
@@ -521,7 +521,7 @@ def test_forwards_without_gradients_keep_no_weights() -> None:
     logits_of(model)
     with sampling(model, 3, seed=7):
         logits_of(model)
-        assert all(factor._held is None for factor in random_factors(model))
+        assert all(factor.held is None for factor in random_factors(model))
     assert all(factor.noise is None for factor in random_factors(model))
 
 

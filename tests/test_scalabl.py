@@ -10,10 +10,9 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
 from bayeslora import from_lora, kl_divergence, random_factors, sampling
-from bayeslora.factors import Noise
 from bayeslora.methods.scalabl import ScalaBL, ScalaBLConfig, ScaledRowsFamily, orthogonal_rows
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_llama
-from helpers import generator, normal
+from helpers import generator, noise_of, normal
 from test_trainer import step_logs, trainer_for
 
 ROWS, COLUMNS = 3, 7
@@ -40,7 +39,7 @@ def parameters(seed: int = 0, stack: tuple[int, ...] = (2,)) -> dict[str, torch.
 def test_draws_scale_the_rows() -> None:
     family, values = ScaledRowsFamily(ROWS, COLUMNS), parameters(stack=())
     noise = normal(generator(1), 5, ROWS, 1)
-    found = family.sample_weight(values, Noise((noise,), torch.zeros(5), torch.arange(5)))
+    found = family.sample_weight(values, noise_of(noise))
     for draw, number in zip(found, noise, strict=True):
         scales = values["s_loc"] + values["s_log_std"].exp() * number
         torch.testing.assert_close(draw, torch.diag(scales.squeeze(1)) @ values["mean"])

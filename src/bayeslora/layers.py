@@ -10,18 +10,24 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-__all__ = ["forwards_replaced", "layers_below", "layers_from_first", "outermost_layers", "run_once"]
+__all__ = ["descendants", "forwards_replaced", "layers_below", "layers_from_first", "outermost_layers", "run_once"]
+
+
+def descendants(model: nn.Module) -> Iterator[nn.Module]:
+    """`model.modules()` in no particular order, in a fraction of the time: for what every prediction asks."""
+    seen: set[int] = set()
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in seen:
+            seen.add(id(module))
+            waiting.extend(module._modules.values())
+            yield module
 
 
 def outermost_layers(model: nn.Module) -> list[nn.Module]:
     """The transformer layers of `model` in its order, without layers inside of layers."""
-    layers: list[nn.Module] = []
-    covered: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and id(module) not in covered:
-            layers.append(module)
-            covered |= {id(child) for child in module.modules()}
-    return layers
+    return [module for _, module in _around_layers(model) if _is_layer(module)]
 
 
 def layers_from_first(model: nn.Module, marked: Sequence[nn.Module]) -> list[nn.Module]:
@@ -30,13 +36,16 @@ def layers_from_first(model: nn.Module, marked: Sequence[nn.Module]) -> list[nn.
     Empty where a marked module outside the layers comes first, or where the head picks rows by the size of `input_ids`
     (causal models with a classification head do): then the layers cannot have more rows than the model's input.
     """
-    if _head_counts_inputs(model):
+    around = [module for _, module in _around_layers(model)]
+    if any(map(_counts_inputs, around)):
         return []
     wanted = set(map(id, marked))
-    layers = outermost_layers(model)
-    for number, layer in enumerate(layers):
-        if wanted & {id(module) for module in layer.modules()}:
-            return [] if wanted & _before(model, layer) else layers[number:]
+    for place, module in enumerate(around):
+        if _is_layer(module):
+            if any(id(part) in wanted for part in descendants(module)):
+                return [other for other in around[place:] if _is_layer(other)]
+        elif id(module) in wanted:
+            return []
     return []
 
 
@@ -47,13 +56,13 @@ def layers_below(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Modul
     """
     if not layers:
         return []
-    every = outermost_layers(model)
-    below = every[: next(number for number, layer in enumerate(every) if layer is layers[0])]
-    chain = {id(layer) for layer in (*below, layers[0])}
-    stacks = {name.rpartition(".")[0] for name, module in model.named_modules() if id(module) in chain}
+    every = [(id(parent), module) for parent, module in _around_layers(model) if _is_layer(module)]
+    number = next(number for number, (_, layer) in enumerate(every) if layer is layers[0])
+    stacks = {parent for parent, _ in every[: number + 1]}
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return below if len(stacks) == 1 and not getattr(text, "num_kv_shared_layers", 0) else []
+    one_chain = len(stacks) == 1 and not getattr(text, "num_kv_shared_layers", 0)
+    return [layer for _, layer in every[:number]] if one_chain else []
 
 
 @contextmanager
@@ -90,19 +99,25 @@ def forwards_replaced(layers: Sequence[nn.Module], run: Callable[..., Any]) -> I
                 layer.forward = own
 
 
-def _before(model: nn.Module, layer: nn.Module) -> set[int]:
-    """Ids of the modules that come before `layer`."""
-    found: set[int] = set()
-    for module in model.modules():
-        if module is layer:
-            break
-        found.add(id(module))
-    return found
+def _around_layers(
+    module: nn.Module, parent: nn.Module | None = None, seen: set[int] | None = None
+) -> Iterator[tuple[nn.Module | None, nn.Module]]:
+    """Each module with its parent, in the order of `modules()`: the layers, but not what is inside of them."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield parent, module
+    if not _is_layer(module):
+        for child in module.children():
+            yield from _around_layers(child, module, seen)
 
 
-def _head_counts_inputs(model: nn.Module) -> bool:
-    return any(
-        type(module).__name__.endswith(("ForSequenceClassification", "ForTokenClassification"))
-        and hasattr(module, "score")
-        for module in model.modules()
-    )
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, GradientCheckpointingLayer)
+
+
+def _counts_inputs(module: nn.Module) -> bool:
+    """Whether this is a model whose head picks a row's last position by its `input_ids`."""
+    heads = ("ForSequenceClassification", "ForTokenClassification")
+    return type(module).__name__.endswith(heads) and hasattr(module, "score")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.layers import layers_below, layers_from_first, run_once
+from bayeslora.layers import descendants, layers_below, layers_from_first, run_once
 from bayeslora.sampling import find_draws, sampling
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
@@ -188,8 +188,9 @@ def _choice_logits(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any]) -> 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and each module's own mode back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = [module for module in descendants(model) if module.training]
+    if training:
+        model.eval()
     try:
         yield
     finally:

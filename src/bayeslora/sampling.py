@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.factors import Noise, RandomFactor, RandomModule, forget, materialise
+from bayeslora.factors import Noise, RandomFactor, RandomModule, Stack, forget, materialise
 from bayeslora.layers import forwards_replaced, layers_from_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
@@ -34,13 +34,19 @@ class Draws:
         self.share_trunk = True
         self.use_cache = False
         self._materialised = False
+        self._factors: list[RandomFactor] = []
+        self._stacks: list[Stack] = []
         self._batch: int | None = None
         self._repeating: list[Any] = []
         self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         self._handles = [
             root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            root.register_forward_hook(self._after_forward),
+            root.register_forward_hook(self._after_forward, always_call=True),
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As the factors: weights of a forward carry a graph, which neither copies nor pickles.
+        return {**self.__dict__, "_stacks": []}
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -49,13 +55,16 @@ class Draws:
 
     def modules(self, *, in_use: bool = False) -> list[RandomModule]:
         """Random modules of the active adapters, in the order of the model; `in_use`: not disabled and not merged."""
-        found: list[nn.Module] = []
+        found = []
         for layer in self.layers:
             if in_use and (layer.disable_adapters or layer.merged):
                 continue
+            containers = _containers(layer)
             for name in layer.active_adapters:
-                found += [container[name] for container in _containers(layer) if name in container]
-        return [module for module in found if isinstance(module, RandomModule)]
+                for container in containers:
+                    if isinstance(module := container._modules.get(name), RandomModule):
+                        found.append(module)
+        return found
 
     def other_adapters(self) -> list[list[RandomModule]]:
         """Random modules of each adapter that is not active."""
@@ -70,6 +79,7 @@ class Draws:
     def clear(self) -> None:
         """Back to the mean (in eval mode) or to a fresh draw per forward (in train mode)."""
         self.held = self.explicit = self.use_cache = self._materialised = False
+        self._stacks = []
         self.set_copies(1, [])
         for module in [*self.modules(), *(m for group in self.other_adapters() for m in group)]:
             module.set_noise(None)
@@ -83,6 +93,7 @@ class Draws:
 
     def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         modules = self.modules(in_use=True)
+        self._factors = _factors(modules)
         if not modules:
             self._batch = None
             return None
@@ -91,19 +102,22 @@ class Draws:
         if modules[0].training and not (self.explicit or self.held):
             set_noise(self.modules(), [None])
         if not (self._materialised or _recomputes_reentrantly(self._checkpointable)):
-            materialise(_factors(modules))
+            self._stacks = materialise(self._factors)
             self._materialised = self.use_cache
+        self._run_stacks(True)
         if self.num_samples == 1 or not (self.explicit or modules[0].training):
             self._batch = None
             return None
         return self._prepare_samples(root, args, kwargs)
 
     def _after_forward(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        factors = _factors(self.modules(in_use=True))
+        self._run_stacks(False)
         # A graph still needs the weights: gradient checkpointing reads them again in the backward pass. The next token
         # needs them too, and computing them again would cost more than a token of a small model.
+        factors = self._factors
         if factors and not self.use_cache and not (torch.is_grad_enabled() and factors[0].training):
             forget(factors)
+            self._stacks = []
         logits = getattr(output, "logits", None)
         if self._batch is not None and isinstance(logits, Tensor) and logits.shape[0] != self.num_samples * self._batch:
             raise ValueError(
@@ -111,6 +125,11 @@ class Draws:
                 f"{self.num_samples * self._batch}, got {tuple(logits.shape)}: this model does not keep the batch "
                 "dimension first. Take one sample at a time: bayeslora.predict(..., chunk_size=1)."
             )
+
+    def _run_stacks(self, running: bool) -> None:
+        if not torch.compiler.is_compiling():
+            for stack in self._stacks:
+                stack.running = running
 
     def _prepare_samples(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the batch size; without a shared trunk, repeat the inputs themselves."""
@@ -183,7 +202,8 @@ def _acts_on_rows(module: nn.Module) -> bool:
 
 def _containers(layer: Any) -> tuple[nn.ModuleDict, ...]:
     """Where a PEFT layer keeps what belongs to its adapters, by adapter."""
-    return layer.lora_dropout, layer.lora_A, layer.lora_B
+    modules = layer._modules  # Several times as fast as the attributes, and asked of every layer at every forward.
+    return modules["lora_dropout"], modules["lora_A"], modules["lora_B"]
 
 
 def _factors(modules: Sequence[RandomModule]) -> list[RandomFactor]:
@@ -211,20 +231,21 @@ def draw_noise(
     """
     if not modules:
         return []
-    device = modules[0].device
-    sizes = [math.prod(shape) for module in modules for shape in module.noise_shapes]
-    flat, uniform = [], []
+    places = [module.device for module in modules]
+    shapes = [module.noise_shapes for module in modules]
+    sizes = [sum(map(math.prod, own)) for own in shapes]
+    normals, uniforms = [], []
     for generator in generators:
-        at = device if generator is None else generator.device
-        flat.append(torch.randn(sum(sizes), generator=generator, device=at).to(device))
-        uniform.append(torch.rand(1, generator=generator, device=at).to(device))
-    pieces = iter(torch.stack(flat).split(sizes, dim=1) if sizes else ())
-    index = torch.arange(first, first + len(generators))
-    noises = []
-    for module in modules:
-        normal = tuple(next(pieces).unflatten(1, shape).to(module.device) for shape in module.noise_shapes)
-        noises.append(Noise(normal, torch.cat(uniform).to(module.device), index.to(module.device)))
-    return noises
+        at = places[0] if generator is None else generator.device
+        normals.append(torch.randn(sum(sizes), generator=generator, device=at).to(places[0]))
+        uniforms.append(torch.rand(1, generator=generator, device=at).to(places[0]))
+    uniform, number = torch.cat(uniforms), torch.arange(first, first + len(generators), device=places[0])
+    of_draws = {place: (uniform.to(place), number.to(place)) for place in set(places)}
+    pieces = torch.stack(normals).split(sizes, dim=1)
+    return [
+        Noise(numbers if place == places[0] else numbers.to(place), own, *of_draws[place])
+        for numbers, own, place in zip(pieces, shapes, places, strict=True)
+    ]
 
 
 def set_noise(

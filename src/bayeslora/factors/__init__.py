@@ -5,16 +5,10 @@ from bayeslora.factors.family import KL, Family, Noise
 from bayeslora.factors.gaussian import FixedGaussianFamily, GaussianFamily
 from bayeslora.factors.inducing import InducingFamily
 from bayeslora.factors.members import MembersFamily
-from bayeslora.factors.module import (
-    RandomFactor,
-    RandomModule,
-    check_sample_major,
-    forget,
-    materialise,
-    random_signs,
-    stacked_kl,
-)
+from bayeslora.factors.module import RandomFactor
 from bayeslora.factors.point import PointFamily
+from bayeslora.factors.random_module import RandomModule, check_sample_major, random_signs
+from bayeslora.factors.stack import Stack, forget, materialise, stacked_kl
 from bayeslora.factors.whitening import Whitening, whiten
 
 __all__ = [
@@ -30,6 +24,7 @@ __all__ = [
     "PointFamily",
     "RandomFactor",
     "RandomModule",
+    "Stack",
     "Whitening",
     "check_sample_major",
     "forget",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,12 +30,20 @@ class KL(NamedTuple):
 class Noise(NamedTuple):
     """What some draws of stacked factors are made of."""
 
-    normal: tuple[Tensor, ...]
-    """Standard normal `[samples, ..., *shape]`, one for each of `Family.noise_shapes`."""
+    numbers: Tensor
+    """Standard normal `[samples, ..., count]`: all that a factor needs for a draw, side by side."""
+    shapes: tuple[tuple[int, ...], ...]
+    """What they are cut into: `Family.noise_shapes`."""
     uniform: Tensor
     """One number in [0, 1) per draw `[samples]`, shared by all factors of a model."""
     number: Tensor
     """Number of each draw `[samples]`, int64."""
+
+    @property
+    def normal(self) -> tuple[Tensor, ...]:
+        """Standard normal `[samples, ..., *shape]`, one for each of the shapes."""
+        pieces = self.numbers.split([math.prod(shape) for shape in self.shapes], dim=-1) if self.shapes else ()
+        return tuple(piece.unflatten(-1, shape) for piece, shape in zip(pieces, self.shapes, strict=True))
 
 
 @dataclass(frozen=True)

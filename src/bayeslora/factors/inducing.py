@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.factors.family import KL, Family, Noise
-from bayeslora.factors.whitening import DIAGONAL_FLOOR, Whitening, whiten
+from bayeslora.factors.whitening import DIAGONAL_FLOOR, Whitening, whiten, whiten_identity
 from bayeslora.posteriors import Posterior, get_posterior
 
 __all__ = ["InducingFamily"]
@@ -140,13 +140,10 @@ class InducingFamily(Family):
         """Rows (size o) and columns (size i)."""
         row_diagonal, column_diagonal = parameters["row_log_diagonal"], parameters["column_log_diagonal"]
         if self.bases == "free":
-            row, column = parameters["row_basis"], parameters["column_basis"]
-        else:
-            identity = torch.eye(self.inducing, dtype=row_diagonal.dtype, device=row_diagonal.device)
-            identity = identity.expand(*row_diagonal.shape[:-2], -1, -1)
-            mean = parameters["mean"]
-            row, column = (identity, mean) if self.side == "A" else (mean.mT, identity)
-        return whiten(row, row_diagonal), whiten(column, column_diagonal)
+            return whiten(parameters["row_basis"], row_diagonal), whiten(parameters["column_basis"], column_diagonal)
+        if self.side == "A":
+            return whiten_identity(row_diagonal), whiten(parameters["mean"], column_diagonal)
+        return whiten(parameters["mean"].mT, row_diagonal), whiten_identity(column_diagonal)
 
     @property
     def tau(self) -> float:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DIAGONAL_FLOOR", "Whitening", "at_least_float32", "inducing_diagonal", "whiten"]
+__all__ = ["DIAGONAL_FLOOR", "Whitening", "at_least_float32", "inducing_diagonal", "whiten", "whiten_identity"]
 
 DIAGONAL_FLOOR = 1e-3
 """Smallest D: keeps K = Z Z^T + D^2 positive definite in float32. It is part of D itself, so the KL and the samples
@@ -17,8 +17,6 @@ see the same prior (a jitter added only before the Cholesky would make them diff
 class Whitening(NamedTuple):
     """One side of a factor: K = Z Z^T + D^2 = L L^T."""
 
-    cholesky: Tensor
-    """L `[..., inducing, inducing]`."""
     projection: Tensor
     """Q = L^-1 Z `[..., inducing, size]`; Q^T Q is P, the share of the prior that the inducing variables explain."""
     remainder: Tensor
@@ -31,7 +29,7 @@ def inducing_diagonal(log_diagonal: Tensor) -> Tensor:
 
 
 def whiten(basis: Tensor, log_diagonal: Tensor) -> Whitening:
-    """L, Q and G of Z = `basis` `[..., inducing, size]` and D = exp(`log_diagonal`) + floor, `[..., inducing, 1]`.
+    """Q and G of Z = `basis` `[..., inducing, size]` and D = exp(`log_diagonal`) + floor, `[..., inducing, 1]`.
 
     Always computed in at least float32: Cholesky has no lower precision.
     """
@@ -44,7 +42,14 @@ def whiten(basis: Tensor, log_diagonal: Tensor) -> Whitening:
     projection, remainder = torch.linalg.solve_triangular(cholesky, both, upper=False).split(
         [basis.shape[-1], basis.shape[-2]], dim=-1
     )
-    return Whitening(cholesky, projection, remainder)
+    return Whitening(projection, remainder)
+
+
+def whiten_identity(log_diagonal: Tensor) -> Whitening:
+    """As `whiten` of Z = I, in closed form: K = I + D^2 is diagonal. `[..., inducing, 1]`."""
+    diagonal = inducing_diagonal(at_least_float32(log_diagonal)).squeeze(-1)
+    inverse = (1 + diagonal.square()).rsqrt()
+    return Whitening(torch.diag_embed(inverse), torch.diag_embed(diagonal * inverse))
 
 
 def at_least_float32(value: Tensor) -> Tensor:
