@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.layers import descendants, layers_below, layers_from_first, run_once
-from bayeslora.sampling import find_draws, sampling
+from bayeslora.memory import keep_freed_blocks
+from bayeslora.sampling import find_draws
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
 __all__ = ["Predictive", "affordable_samples", "evaluating", "log_mean_exp", "predict"]
 
 _FAST_ACTIVATION = 8 * 2**20
-"""Bytes. Allocators hand larger blocks back to the system each time (glibc: above 32 MiB), to be paged in anew, and
-they leave the processor's cache; below, more rows in one product gain nothing more."""
+"""Bytes. Several larger blocks at once go beyond what the allocator keeps (`keep_freed_blocks`), and leave the
+processor's cache; below, more rows in one product gain nothing more."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ def predict(
         raise ValueError(f"num_samples must be at least 0 (0: posterior mean), got {num_samples}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-    batch = _on_device(batch, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_blocks()
+    batch = _on_device(batch, device)
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with evaluating(model), torch.no_grad():
         draws = find_draws(model)
@@ -160,7 +164,7 @@ def predict(
         with serving, run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):
             for first in range(0, num_samples, size):
                 count = min(size, num_samples - first)
-                with sampling(model, count, seed, first=first):
+                with draws.drawing(count, seed, first, above if count > 1 else []):
                     logits = _choice_logits(model, batch)
                 chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
     return Predictive(torch.cat(chunks))

@@ -37,6 +37,7 @@ class Draws:
         self._factors: list[RandomFactor] = []
         self._stacks: list[Stack] = []
         self._batch: int | None = None
+        self._copied: Sequence[nn.Module] = ()
         self._repeating: list[Any] = []
         self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         self._handles = [
@@ -84,11 +85,36 @@ class Draws:
         for module in [*self.modules(), *(m for group in self.other_adapters() for m in group)]:
             module.set_noise(None)
 
+    @contextmanager
+    def drawing(
+        self, num_samples: int, seed: int, first: int, layers: Sequence[nn.Module], use_cache: bool = False
+    ) -> Iterator[None]:
+        """What `sampling` does, with the layers before which the rows are repeated (none: before the model)."""
+        if self.explicit:
+            raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
+        modules = self.modules()
+        held = [(module, module.noise) for module in modules] if self.held else []
+        copies, copied = self.num_samples, self._copied
+        for adapter in (modules, *self.other_adapters()):
+            generators = [generator(modules[0].device, seed, first + s) for s in range(num_samples)]
+            set_noise(adapter, generators, first=first, explicit=True)
+        self.explicit, self.use_cache = True, use_cache
+        self.set_copies(num_samples, layers)
+        try:
+            yield
+        finally:
+            self.clear()
+            for module, kept in held:
+                module.set_noise(kept)
+            if held:
+                self.held = True
+                self.set_copies(copies, copied)
+
     def set_copies(self, num_samples: int, layers: Sequence[nn.Module]) -> None:
         """Repeat the input of each of `layers` `num_samples` times; without layers, the input of the model."""
         for handle in self._repeating:
             handle.remove()
-        self.num_samples, self._batch, self.share_trunk = num_samples, None, bool(layers)
+        self.num_samples, self._batch, self.share_trunk, self._copied = num_samples, None, bool(layers), layers
         self._repeating = [layer.register_forward_pre_hook(self._repeat_inputs, with_kwargs=True) for layer in layers]
 
     def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -355,21 +381,6 @@ def sampling(
     if draws is None or not (modules := draws.modules()):
         yield
         return
-    if draws.explicit:
-        raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
-    held = [(module, module.noise) for module in modules] if draws.held else []
-    copies = draws.num_samples
-    for adapter in (modules, *draws.other_adapters()):
-        generators = [generator(modules[0].device, seed, first + s) for s in range(num_samples)]
-        set_noise(adapter, generators, first=first, explicit=True)
-    draws.explicit, draws.use_cache = True, use_cache
-    draws.set_copies(num_samples, layers_from_first(model, modules) if share_trunk and num_samples > 1 else [])
-    try:
+    layers = layers_from_first(model, modules) if share_trunk and num_samples > 1 else []
+    with draws.drawing(num_samples, seed, first, layers, use_cache):
         yield
-    finally:
-        draws.clear()
-        for module, kept in held:
-            module.set_noise(kept)
-        if held:
-            draws.held = True
-            draws.set_copies(copies, layers_from_first(model, modules) if copies > 1 else [])
