@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,6 +72,23 @@ def test_a_held_draw_takes_its_normal_numbers_from_one_call():
         hold_draw(model, seed=0, step=0)
     drawn = {name: count for name, count in operations.counts.items() if "rand" in name or "normal" in name}
     assert sum(count for name, count in drawn.items() if "randn" in name or "normal" in name) == 1, drawn
+
+
+def step_operations(layers, config):
+    """Operations of forward, KL and backward."""
+    model = adapted(layers, config).train()
+    hold_draw(model, seed=0, step=0)
+    with Operations() as operations:
+        loss = model(input_ids=ids(), labels=ids()).loss
+        bayeslora.negative_elbo(loss, kl_divergence(model), 100).backward()
+    return operations.total
+
+
+def test_what_a_training_step_launches_beyond_plain_lora_does_not_grow_with_the_layers():
+    """Weights and KL share one stack of parameters, so not even their gradients are added factor by factor."""
+    config = bayeslora.BayesianLoraConfig
+    few, many = (step_operations(layers, config) - step_operations(layers, LoraConfig) for layers in (2, 6))
+    assert few == many
 
 
 def test_a_training_step_never_waits_for_a_number_on_the_host():

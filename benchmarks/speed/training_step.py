@@ -26,7 +26,7 @@ from bayeslora.memory import peak_memory
 from bayeslora.methods import method_classes, trainable_parameters
 from bayeslora.models import load_base_model
 from bayeslora.objective import kl_divergence, negative_elbo
-from bayeslora.sampling import hold_draw
+from bayeslora.sampling import hold_draw, random_modules
 
 NUM_EXAMPLES = 2000
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -65,12 +65,16 @@ def step_of(model: PeftModel, ids: torch.Tensor, compiled: bool = False) -> Call
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     counter = iter(range(10**9))
     run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+    random = bool(random_modules(model))
 
     def step() -> None:
         optimizer.zero_grad()
-        hold_draw(model, seed=0, step=next(counter))
+        if random:
+            hold_draw(model, seed=0, step=next(counter))
         loss = run(input_ids=ids, labels=ids).loss
-        negative_elbo(loss, kl_divergence(model), NUM_EXAMPLES).backward()
+        if random:
+            loss = negative_elbo(loss, kl_divergence(model), NUM_EXAMPLES)
+        loss.backward()
         optimizer.step()
 
     return step
