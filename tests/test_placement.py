@@ -31,6 +31,22 @@ def test_each_placement_adapts_its_layers(options, layers):
     assert adapted(Lora(r=2, **options), num_hidden_layers=5) == layers
 
 
+def adapted_modules(method):
+    names = [name for name, _ in method.adapt(tiny_llama(num_hidden_layers=4), "causal_lm").named_modules()]
+    return {name.partition(".layers.")[2].partition(".lora_A.")[0] for name in names if "lora_A." in name}
+
+
+LINEAR = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize(("options", "layers"), [({}, range(4)), ({"placement": "top_half"}, (2, 3))])
+@pytest.mark.parametrize("method", [Lora, BayesianLora])
+def test_all_linear_maps_of_the_chosen_layers(method, options, layers):
+    """PEFT by itself refuses its "all-linear" together with a choice of layers."""
+    found = adapted_modules(method(r=2, target_modules="all-linear", **options))
+    assert found == {f"{layer}.{name}" for layer in layers for name in LINEAR}
+
+
 def test_shares_are_rounded_down_but_never_to_nothing():
     assert adapted_layers(30, "top_quarter") == list(range(23, 30))
     assert adapted_layers(3, "top_quarter") == [2]

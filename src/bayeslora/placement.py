@@ -1,12 +1,18 @@
-"""Where the adapters go: named shares of a model's layers, counted from the top."""
+"""Where the adapters go: named shares of a model's layers, counted from the top, and the modules in them."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Placement", "adapted_layers"]
+from torch import nn
+
+from bayeslora.layers import outermost_layers
+
+__all__ = ["Placement", "Targets", "adapted_layers", "target_names"]
 
 Placement = Literal["all", "top_half", "top_quarter"]
+Targets = list[str] | Literal["all-linear"] | None
+""""all-linear": all linear maps inside the layers; None: PEFT's choice for the model."""
 
 _PARTS: dict[str, int] = {"all": 1, "top_half": 2, "top_quarter": 4}
 
@@ -34,3 +40,22 @@ def adapted_layers(total: int, placement: Placement = "all", last_layers: int | 
     if not 0 < last_layers <= total:
         raise ValueError(f"last_layers must lie between 1 and the model's {total} layers, got {last_layers}.")
     return list(range(total - last_layers, total))
+
+
+def target_names(model: nn.Module, targets: Targets) -> list[str] | None:
+    """Names of the modules to adapt, as PEFT takes them also together with a choice of layers.
+
+    Raises:
+        ValueError: "all-linear", but the model has no layers with linear maps.
+    """
+    if targets != "all-linear":
+        return targets
+    layers = outermost_layers(model)
+    named = (pair for layer in layers for pair in layer.named_modules())
+    names = sorted({name.rpartition(".")[2] for name, module in named if isinstance(module, nn.Linear)})
+    if not names:
+        raise ValueError(
+            f"target_modules 'all-linear' found no linear maps in the {len(layers)} transformer layers of a "
+            f"{type(model).__name__}; give the names of the modules to adapt."
+        )
+    return names

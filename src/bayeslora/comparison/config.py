@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora, Method
-from bayeslora.placement import Placement
+from bayeslora.placement import Placement, Targets
 
 __all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
 
@@ -20,7 +20,7 @@ class AdapterConfig:
     Args:
         r: Rank.
         lora_alpha: Scale of the update is lora_alpha / r.
-        target_modules: Names of the linear layers to adapt; default: PEFT's choice for the model (query and value).
+        target_modules: Names of the linear layers to adapt, or "all-linear"; default: PEFT's choice (query and value).
         last_layers: Adapt only this many layers, counted from the top; default: all.
         placement: Adapt the upper share of the layers: "top_half" or "top_quarter".
         modules_to_save: Further modules to train and save whole.
@@ -28,7 +28,7 @@ class AdapterConfig:
 
     r: int = 8
     lora_alpha: float = 16
-    target_modules: list[str] | None = None
+    target_modules: Targets = None
     last_layers: int | None = None
     placement: Placement = "all"
     modules_to_save: list[str] | None = None

@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayeslora.from_lora import adapter_folder, from_lora
-from bayeslora.placement import Placement, adapted_layers
+from bayeslora.placement import Placement, Targets, adapted_layers, target_names
 from bayeslora.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
@@ -55,7 +55,7 @@ class Method(ABC):
         r: Rank of the adapters.
         lora_alpha: Scale of the update is lora_alpha / r.
         lora_dropout: Dropout probability on the adapters' input while training.
-        target_modules: Names of the linear layers to adapt; default: PEFT's choice for the model (query and value).
+        target_modules: Names of the linear layers to adapt, or "all-linear"; default: PEFT's choice (query and value).
         last_layers: Adapt only this many layers, counted from the top; default: all.
         placement: Adapt the upper share of the layers: "top_half" or "top_quarter" (docs/speed.md has what each costs).
         modules_to_save: Further modules to train and save whole, such as a new head.
@@ -78,7 +78,7 @@ class Method(ABC):
         r: int = 8,
         lora_alpha: float = 16,
         lora_dropout: float = 0.0,
-        target_modules: list[str] | None = None,
+        target_modules: Targets = None,
         last_layers: int | None = None,
         modules_to_save: list[str] | None = None,
         init_from: str | None = None,
@@ -139,7 +139,7 @@ class Method(ABC):
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
-            "target_modules": self.target_modules,
+            "target_modules": target_names(model, self.target_modules),
             "modules_to_save": self.modules_to_save,
             "layers_to_transform": self._layers(model),
         }

@@ -9,6 +9,7 @@ from bayeslora.comparison.config import AdapterConfig, CompareConfig, RowConfig
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import Lora, Method
 from bayeslora.methods.full_fine_tuning import FullFineTuning
+from bayeslora.placement import Targets
 
 __all__ = ["RankComparison", "RankStudyConfig"]
 
@@ -47,7 +48,7 @@ class RankStudyConfig:
         ranks: Ranks, each a row.
         scale: lora_alpha / r of every rank.
         full: Whether full fine-tuning is a row.
-        target_modules: Names of the linear layers to adapt; default: PEFT's choice for the model (query and value).
+        target_modules: Names of the linear layers to adapt, or "all-linear"; default: PEFT's choice (query and value).
         last_layers: Adapt, and in the full row train, only this many layers, counted from the top; default: all.
         train: Optimisation, the same for every row but for its learning rate.
         learning_rates: Grid of the low-rank rows, chosen on dev with the first seed, for each rank.
@@ -69,7 +70,7 @@ class RankStudyConfig:
     ranks: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
     scale: float = 2.0
     full: bool = True
-    target_modules: list[str] | None = None
+    target_modules: Targets = None
     last_layers: int | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     learning_rates: list[float] = field(default_factory=lambda: [1e-3])
