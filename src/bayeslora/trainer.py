@@ -226,7 +226,7 @@ class ELBOTrainerMixin(_Parent):
     def _note(self, nll: Tensor, kl: KL, steps: int) -> None:
         parts = {
             "nll": nll,
-            "kl_weight": torch.as_tensor(self._kl_weight() / steps, device=nll.device),
+            "kl_weight": torch.full_like(kl.total, self._kl_weight() / steps),
             "kl": kl.total.detach() / steps,
             "kl_inducing": kl.inducing.detach() / steps,
             "kl_conditional": kl.conditional.detach() / steps,
