@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.comparison.results import Cell, Header, Items, Predictions, Results, Stage
+from bayeslora.comparison.records import Cell, Header, Items, Predictions, Stage
+from bayeslora.comparison.results import Results
 
 __all__ = ["Cell", "Header", "Items", "Predictions", "Results", "Stage"]

@@ -13,7 +13,7 @@ import torch
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place
-from bayeslora.comparison.results import Cell, Predictions, Stage
+from bayeslora.comparison.records import Cell, Predictions, Stage
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.runs import Prediction, Run, load_run, train

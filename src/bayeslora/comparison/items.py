@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.comparison.results import Items, Stage
+from bayeslora.comparison.records import Items, Stage
 from bayeslora.runs import task_items
 from bayeslora.tasks import Item, Splits
 

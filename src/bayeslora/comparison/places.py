@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.comparison.results import Results, Stage
+from bayeslora.comparison.records import Stage
+from bayeslora.comparison.results import Results
 from bayeslora.comparison.selection import best_rate
 
 __all__ = ["Place", "chosen_rate", "is_ready", "wanted_places"]

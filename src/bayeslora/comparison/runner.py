@@ -13,7 +13,8 @@ from bayeslora.comparison.growth import at_defaults, without_storage
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place, chosen_rate, is_ready, wanted_places
 from bayeslora.comparison.progress import Progress
-from bayeslora.comparison.results import Header, Results, Stage
+from bayeslora.comparison.records import Header, Stage
+from bayeslora.comparison.results import Results
 
 __all__ = ["compare"]
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from bayeslora.comparison.results import Cell, Items, Results
+from bayeslora.comparison.records import Cell, Items
+from bayeslora.comparison.results import Results
 from bayeslora.metrics import accuracy, nll
 
 __all__ = ["best_rate", "diverged"]

@@ -16,7 +16,8 @@ from bayeslora.comparison.executors.local import device_in_words
 from bayeslora.comparison.growth import at_defaults, without_storage
 from bayeslora.comparison.items import items_record
 from bayeslora.comparison.progress import Progress
-from bayeslora.comparison.results import Header, Items, Results
+from bayeslora.comparison.records import Header, Items
+from bayeslora.comparison.results import Results
 from bayeslora.export import export_run
 from bayeslora.methods import Method
 from bayeslora.methods.sd_lora import SdLoraConfig

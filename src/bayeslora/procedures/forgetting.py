@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy
 
-from bayeslora.comparison.results import Cell, Results
+from bayeslora.comparison.records import Cell
+from bayeslora.comparison.results import Results
 from bayeslora.metrics import summary
 from bayeslora.procedures.continual import split_name, stage_name
 
