@@ -136,7 +136,7 @@ def _hub_datasets(task: str) -> list[str]:
 def _introduction(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     return (
         f"# {metrics['method']} adapter for {_file_name(config.model.name)}\n\n"
-        f"A LoRA adapter with uncertainty, trained with bayeslora on `{_file_name(config.task.name)}` "
+        f"Trained with bayeslora on `{_file_name(config.task.name)}` "
         f"({config.task.scoring} scoring, {metrics['train_examples']} examples, seed {metrics['seed']})."
     )
 
