@@ -497,6 +497,23 @@ def test_weights_held_by_a_forward_are_not_used_after_loading() -> None:
         assert distance(found.weight, expected.weight) < 1e-6
 
 
+def test_weights_held_by_a_forward_that_failed_are_not_used_after_a_change() -> None:
+    """While a forward runs its weights are taken unchecked; a forward that breaks off has ended too."""
+    model = bayesian().train()
+    hold_draw(model, seed=0, step=0)
+    head = model.get_base_model().lm_head
+    head.forward = lambda *_: (_ for _ in ()).throw(ArithmeticError("broken off"))
+    with pytest.raises(ArithmeticError, match="broken off"):
+        model(input_ids=tokens(), labels=tokens())
+    del head.forward
+    factor = random_factors(model)[0]
+    before = factor.weight.detach().clone()
+    with torch.no_grad():
+        for parameter in factor.parameters():
+            parameter.add_(0.1)
+    assert distance(factor.weight, before) > 1e-4
+
+
 def test_weights_are_computed_once_per_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches by shape, not factor by factor."""
     from bayeslora.factors import inducing
