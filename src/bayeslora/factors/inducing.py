@@ -7,6 +7,7 @@ sigma the prior standard deviation, lambda the scale of the conditional's standa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -191,11 +192,12 @@ class InducingFamily(Family):
         inducing = self.q.kl(parameters, None if noise is None else noise.normal[1])
         if self.mean == "lora" and self.mean_std is not None:
             inducing = inducing + 0.5 * (parameters["mean"] / self.mean_std).square().sum((-2, -1))
-        scale = torch.as_tensor(self.residual_scale_of(parameters), dtype=inducing.dtype, device=inducing.device)
-        per_weight = 0.5 * scale.square() - scale.log() - 0.5
-        conditional = self.rows * self.columns * per_weight
-        conditional = conditional.squeeze((-2, -1)) if self.learn_residual_scale else conditional.expand(inducing.shape)
-        return KL(inducing, conditional)
+        scale = self.residual_scale_of(parameters)
+        if isinstance(scale, Tensor):
+            per_weight = (0.5 * scale.square() - scale.log() - 0.5).squeeze((-2, -1))
+        else:
+            per_weight = torch.full_like(inducing, 0.5 * scale**2 - math.log(scale) - 0.5)
+        return KL(inducing, self.rows * self.columns * per_weight)
 
     @property
     def kl_is_estimate(self) -> bool:
