@@ -127,9 +127,10 @@ class Draws:
             module.begin_forward(kwargs)
         if modules[0].training and not (self.explicit or self.held):
             set_noise(self.modules(), [None])
-        if not (self._materialised or _recomputes_reentrantly(self._checkpointable)):
-            self._stacks = materialise(self._factors)
-            self._materialised = self.use_cache
+        if not self._materialised:
+            reentrant = _recomputes_reentrantly(self._checkpointable)
+            self._stacks = [] if reentrant else materialise(self._factors)
+            self._materialised = self.use_cache and not reentrant
         self._run_stacks(True)
         if self.num_samples == 1 or not (self.explicit or modules[0].training):
             self._batch = None
