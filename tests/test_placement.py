@@ -1,12 +1,14 @@
 """Named placements of the adapters."""
 
 import pytest
+import torch
 
 from bayeslora.comparison.config import AdapterConfig, CompareConfig
 from bayeslora.config import TaskConfig
 from bayeslora.methods import BayesianLora, Lora
-from bayeslora.placement import adapted_layers
-from conftest import tiny_llama
+from bayeslora.methods.full_fine_tuning import FullFineTuning
+from bayeslora.placement import adapted_layers, linear_names
+from conftest import MODELS, tiny_llama
 
 
 def adapted(method, **sizes):
@@ -45,6 +47,30 @@ def test_all_linear_maps_of_the_chosen_layers(method, options, layers):
     """PEFT by itself refuses its "all-linear" together with a choice of layers."""
     found = adapted_modules(method(r=2, target_modules="all-linear", **options))
     assert found == {f"{layer}.{name}" for layer in layers for name in LINEAR}
+
+
+def test_all_linear_maps_are_those_inside_the_layers():
+    """Not the pooler's of the same name, and in GPT-2 maps of another class."""
+    bert = linear_names(MODELS["bert"]())
+    assert any(name.endswith("layer.0.output.dense") for name in bert)
+    assert not any("pooler" in name or "classifier" in name for name in bert)
+    gpt2 = linear_names(MODELS["gpt2"](), [1])
+    assert {name.partition(".h.")[2] for name in gpt2} == {
+        "1.attn.c_attn",
+        "1.attn.c_proj",
+        "1.mlp.c_fc",
+        "1.mlp.c_proj",
+    }
+    with pytest.raises(ValueError, match="found no linear maps in the 0 transformer layers of a Linear"):
+        linear_names(torch.nn.Linear(2, 2))
+
+
+def test_full_fine_tuning_of_all_linear_maps_of_the_upper_half():
+    model = FullFineTuning(target_modules="all-linear", placement="top_half").adapt(
+        tiny_llama(num_hidden_layers=2), "causal_lm"
+    )
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 7 and all(".layers.1." in name for name in trained)
 
 
 def test_shares_are_rounded_down_but_never_to_nothing():

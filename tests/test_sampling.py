@@ -498,7 +498,6 @@ def test_weights_held_by_a_forward_are_not_used_after_loading() -> None:
 
 
 def test_weights_held_by_a_forward_that_failed_are_not_used_after_a_change() -> None:
-    """While a forward runs its weights are taken unchecked; a forward that breaks off has ended too."""
     model = bayesian().train()
     hold_draw(model, seed=0, step=0)
     head = model.get_base_model().lm_head

@@ -43,7 +43,7 @@ def keep_freed_blocks() -> None:
 
     Its thresholds follow the largest block that was ever freed, up to that size. Other allocators take no notice.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def _reset_resident_peak() -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from bayeslora.layers import outermost_layers
+from bayeslora.layers import descendants, outermost_layers
 
-__all__ = ["Placement", "Targets", "adapted_layers", "target_names"]
+__all__ = ["Placement", "Targets", "adapted_layers", "linear_names"]
 
 Placement = Literal["all", "top_half", "top_quarter"]
 Targets = list[str] | Literal["all-linear"] | None
-""""all-linear": all linear maps inside the layers; None: PEFT's choice for the model."""
+""""all-linear": all linear maps but the head; None: PEFT's choice for the model."""
 
 _PARTS: dict[str, int] = {"all": 1, "top_half": 2, "top_quarter": 4}
 
@@ -42,17 +44,18 @@ def adapted_layers(total: int, placement: Placement = "all", last_layers: int | 
     return list(range(total - last_layers, total))
 
 
-def target_names(model: nn.Module, targets: Targets) -> list[str] | None:
-    """Names of the modules to adapt, as PEFT takes them also together with a choice of layers.
+def linear_names(model: nn.Module, chosen: Sequence[int] | None = None) -> list[str]:
+    """Full names of the linear maps inside of the `chosen` transformer layers (None: of all of them).
+
+    PEFT has "all-linear" too, but not together with a choice of layers.
 
     Raises:
-        ValueError: "all-linear", but the model has no layers with linear maps.
+        ValueError: There are none.
     """
-    if targets != "all-linear":
-        return targets
     layers = outermost_layers(model)
-    named = (pair for layer in layers for pair in layer.named_modules())
-    names = sorted({name.rpartition(".")[2] for name, module in named if isinstance(module, nn.Linear)})
+    inside = {id(part) for number in chosen or range(len(layers)) for part in descendants(layers[number])}
+    linear = [module for module in model.named_modules() if isinstance(module[1], nn.Linear | Conv1D)]
+    names = [name for name, module in linear if id(module) in inside]
     if not names:
         raise ValueError(
             f"target_modules 'all-linear' found no linear maps in the {len(layers)} transformer layers of a "

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.factors import Noise, RandomFactor, RandomModule, Stack, forget, materialise
+from bayeslora.factors import Noise, RandomFactor, RandomModule, forget, materialise
 from bayeslora.layers import forwards_replaced, layers_from_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
@@ -34,20 +34,14 @@ class Draws:
         self.share_trunk = True
         self.use_cache = False
         self._materialised = False
-        self._factors: list[RandomFactor] = []
-        self._stacks: list[Stack] = []
         self._batch: int | None = None
         self._copied: Sequence[nn.Module] = ()
         self._repeating: list[Any] = []
         self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
         self._handles = [
             root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            root.register_forward_hook(self._after_forward, always_call=True),
+            root.register_forward_hook(self._after_forward),
         ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # As the factors: weights of a forward carry a graph, which neither copies nor pickles.
-        return {**self.__dict__, "_stacks": []}
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -80,7 +74,6 @@ class Draws:
     def clear(self) -> None:
         """Back to the mean (in eval mode) or to a fresh draw per forward (in train mode)."""
         self.held = self.explicit = self.use_cache = self._materialised = False
-        self._stacks = []
         self.set_copies(1, [])
         for module in [*self.modules(), *(m for group in self.other_adapters() for m in group)]:
             module.set_noise(None)
@@ -119,7 +112,6 @@ class Draws:
 
     def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         modules = self.modules(in_use=True)
-        self._factors = _factors(modules)
         if not modules:
             self._batch = None
             return None
@@ -127,24 +119,20 @@ class Draws:
             module.begin_forward(kwargs)
         if modules[0].training and not (self.explicit or self.held):
             set_noise(self.modules(), [None])
-        if not self._materialised:
-            reentrant = _recomputes_reentrantly(self._checkpointable)
-            self._stacks = [] if reentrant else materialise(self._factors)
-            self._materialised = self.use_cache and not reentrant
-        self._run_stacks(True)
+        if not (self._materialised or _recomputes_reentrantly(self._checkpointable)):
+            materialise(_factors(modules))
+            self._materialised = self.use_cache
         if self.num_samples == 1 or not (self.explicit or modules[0].training):
             self._batch = None
             return None
         return self._prepare_samples(root, args, kwargs)
 
     def _after_forward(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._run_stacks(False)
         # A graph still needs the weights: gradient checkpointing reads them again in the backward pass. The next token
         # needs them too, and computing them again would cost more than a token of a small model.
-        factors = self._factors
+        factors = _factors(self.modules(in_use=True))
         if factors and not self.use_cache and not (torch.is_grad_enabled() and factors[0].training):
             forget(factors)
-            self._stacks = []
         logits = getattr(output, "logits", None)
         if self._batch is not None and isinstance(logits, Tensor) and logits.shape[0] != self.num_samples * self._batch:
             raise ValueError(
@@ -152,11 +140,6 @@ class Draws:
                 f"{self.num_samples * self._batch}, got {tuple(logits.shape)}: this model does not keep the batch "
                 "dimension first. Take one sample at a time: bayeslora.predict(..., chunk_size=1)."
             )
-
-    def _run_stacks(self, running: bool) -> None:
-        if not torch.compiler.is_compiling():
-            for stack in self._stacks:
-                stack.running = running
 
     def _prepare_samples(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the batch size; without a shared trunk, repeat the inputs themselves."""

@@ -107,7 +107,8 @@ class RandomFactor(RandomModule):
     def weight(self) -> Tensor:
         """The W of the moment: posterior mean or one draw `[out, in]`, or `[samples, out, in]`."""
         held = self.held
-        if held is not None and (held.stack.running or torch.compiler.is_compiling() or held.state == self.state()):
+        # A compiled forward has computed its weights itself, just before.
+        if held is not None and (torch.compiler.is_compiling() or held.state == self.state()):
             return held.weight
         return Stack([self]).weights()[0]
 

@@ -30,8 +30,6 @@ class Stack:
     def __init__(self, factors: Sequence[RandomFactor]):
         self.factors = factors
         self.parameters = _stacked_parameters(factors)
-        self.running = False
-        """Whether a forward that these weights were computed for is under way: nothing they depend on can change."""
 
     def weights(self) -> list[Tensor]:
         """The W of each factor `[out, in]`, or `[samples, out, in]` where there are several draws."""
@@ -55,22 +53,22 @@ class Held(NamedTuple):
     """The weight of a factor, computed for the forward under way, and what it was computed from."""
 
     weight: Tensor
-    stack: Stack
     state: tuple[Any, ...]
+    stack: Stack | None
+    """Where the KL of the loss finds the parameters; without gradients it has no use for them."""
 
 
-def materialise(factors: Iterable[RandomFactor]) -> list[Stack]:
+def materialise(factors: Iterable[RandomFactor]) -> None:
     """Compute the weights of all `factors` for the coming forward, stacked by shape.
 
     Factors that FSDP2 has sharded compute theirs inside their layer, where FSDP2 gathers the parameters and reduces
     the gradients.
     """
-    stacks = [Stack(group) for group in _groups(factor for factor in factors if not is_dtensor(factor.reference))]
-    for stack in stacks:
-        for factor, weight in zip(stack.factors, stack.weights(), strict=True):
+    for group in _groups(factor for factor in factors if not is_dtensor(factor.reference)):
+        stack = Stack(group)
+        for factor, weight in zip(group, stack.weights(), strict=True):
             state = () if torch.compiler.is_compiling() else factor.state()
-            set_plainly(factor, "held", Held(weight, stack, state))
-    return stacks
+            set_plainly(factor, "held", Held(weight, state, stack if torch.is_grad_enabled() else None))
 
 
 def forget(factors: Iterable[RandomFactor]) -> None:
@@ -86,19 +84,22 @@ def stacked_kl(factors: Sequence[RandomFactor]) -> list[KL]:
 
 def _held_stacks(factors: Sequence[RandomFactor]) -> list[Stack]:
     """The stacks of the last forward, where they hold exactly these factors, as they still are."""
-    held = [factor.held for factor in factors]
-    stacks = {id(one.stack): one.stack for one in held if one is not None}
+    stacks: dict[int, Stack] = {}
+    for factor in factors:
+        if factor.held is None or factor.held.stack is None or factor.held.state != factor.state():
+            return []
+        stacks[id(factor.held.stack)] = factor.held.stack
     exactly = sum(len(stack.factors) for stack in stacks.values()) == len(factors)
-    current = (one is not None and one.state == factor.state() for one, factor in zip(held, factors, strict=True))
-    return list(stacks.values()) if exactly and all(current) else []
+    return list(stacks.values()) if exactly else []
 
 
 def _groups(factors: Iterable[RandomFactor]) -> list[list[RandomFactor]]:
-    """Factors that can be stacked: same family, device and kind of parameters and noise."""
+    """Factors that can be stacked: same family, device and kind of parameters (sharded or not) and of noise."""
     groups: dict[Any, list[RandomFactor]] = {}
     for factor in factors:
         reference = factor.reference
-        key = (id(factor.family), reference.device, reference.dtype, factor.active_noise is None)
+        kind = reference.device, reference.dtype, is_dtensor(reference)
+        key = (id(factor.family), *kind, factor.active_noise is None)
         groups.setdefault(key, []).append(factor)
     return list(groups.values())
 

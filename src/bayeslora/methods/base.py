@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayeslora.from_lora import adapter_folder, from_lora
-from bayeslora.placement import Placement, Targets, adapted_layers, target_names
+from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
@@ -135,13 +135,16 @@ class Method(ABC):
         return get_peft_model(model, self.config(**self._lora_options(model), task_type=TASK_TYPES[kind]))
 
     def _lora_options(self, model: nn.Module) -> dict[str, Any]:
+        targets, layers = self.target_modules, self._layers(model)
+        if targets == "all-linear" and layers is not None:
+            targets, layers = linear_names(model, layers), None
         return {
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
-            "target_modules": target_names(model, self.target_modules),
+            "target_modules": targets,
             "modules_to_save": self.modules_to_save,
-            "layers_to_transform": self._layers(model),
+            "layers_to_transform": layers,
         }
 
     def _layers(self, model: nn.Module) -> list[int] | None:

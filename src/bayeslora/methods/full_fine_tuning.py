@@ -15,7 +15,7 @@ from torch import nn
 from bayeslora.from_lora import adapter_folder
 from bayeslora.layers import outermost_layers
 from bayeslora.methods.base import TASK_TYPES, Method
-from bayeslora.placement import target_names
+from bayeslora.placement import linear_names
 
 __all__ = ["FullFineTuning"]
 
@@ -69,13 +69,16 @@ class FullFineTuning(Method):
 
     def _trained(self, model: nn.Module) -> Iterator[str]:
         """Names of the outermost modules with parameters of their own."""
-        chosen, targets = self._layers(model), target_names(model, self.target_modules)
+        chosen = self._layers(model)
+        targets = linear_names(model, chosen) if self.target_modules == "all-linear" else self.target_modules
         layers = outermost_layers(model)
         inside = None if chosen is None else {id(m) for n in chosen for m in layers[n].modules()}
         covered: list[str] = []
         for name, module in model.named_modules():
             top, last = name.partition(".")[0], name.rpartition(".")[2]
-            allowed = (inside is None or id(module) in inside) and (targets is None or last in targets)
+            allowed = (inside is None or id(module) in inside) and (
+                targets is None or last in targets or name in targets
+            )
             if next(module.parameters(recurse=False), None) is None or not (allowed or top in _HEADS):
                 continue
             if not any(name.startswith(f"{outer}.") for outer in covered):
