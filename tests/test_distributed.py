@@ -146,6 +146,36 @@ def test_a_base_model_sharded_by_fsdp2_trains_saves_and_predicts_as_in_one_proce
         assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-4)
 
 
+UPPER_LAYERS = """
+import sys
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from peft import get_peft_model
+import bayeslora
+from bayeslora.objective import kl_divergence
+from conftest import seeded, tiny_llama
+
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+with seeded(0):
+    model = get_peft_model(tiny_llama(), bayeslora.BayesianLoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+expected = kl_divergence(model.train()).total.item()
+for layer in model.base_model.model.model.layers[1:]:
+    fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False).logits.square().mean().backward()
+kl = kl_divergence(model).total
+kl.backward()
+assert abs(kl.item() - expected) < 1e-4 * expected, (kl, expected)
+distributed.destroy_process_group()
+"""
+
+
+def test_plain_and_sharded_factors_of_one_shape_are_stacked_apart(tmp_path: Path) -> None:
+    run = run_python(UPPER_LAYERS, tmp_path, str(tmp_path / "store"))
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 def test_commands_for_one_process_refuse_several(monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_launched() and world_size() == 1
