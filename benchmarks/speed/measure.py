@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -23,6 +24,16 @@ from bayeslora.saving import atomic_file
 Work = Callable[[], object]
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 """Wall time, or on a busy machine and one thread the time that this process had a processor."""
+
+
+def common_options(description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with what every benchmark here asks: where to save, on what, how often."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
 
 
 def seconds(work: Work, device: torch.device, clock: str = "wall") -> float:

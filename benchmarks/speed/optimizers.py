@@ -9,13 +9,11 @@ step: the step alone, on gradients that are there. State: bytes that the optimiz
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, paired, ratios, save
+from measure import common_options, environment, paired, ratios, save
 from peft import LoraConfig, PeftModel, get_peft_model
 from training_step import LORA, tokens
 
@@ -70,14 +68,10 @@ def measured(device: torch.device, rank: int, ids: torch.Tensor, rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = common_options(__doc__, rounds=9)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

@@ -17,11 +17,10 @@ import argparse
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import CLOCKS, environment, paired, ratios, save
+from measure import CLOCKS, common_options, environment, paired, ratios, save
 from peft import LoraConfig, get_peft_model
 
 import bayeslora
@@ -133,12 +132,8 @@ def grown(setting: Setting, device: torch.device, options: argparse.Namespace) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = common_options(__doc__, rounds=9)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--scaling", action="store_true", help="How it grows, instead of the table.")
     options = parser.parse_args()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import CLOCKS, Work, environment, paired, ratios, save
+from measure import CLOCKS, Work, common_options, environment, paired, ratios, save
 from prediction import DEFAULTS, REFERENCE, Setting
 from torch import nn
 from transformers import BatchEncoding
@@ -281,11 +281,7 @@ def epoch(model: Any, batches: list[ChoiceBatch]) -> Work:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = common_options(__doc__, rounds=3)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, paired, ratios, save
+from measure import common_options, environment, paired, ratios, save
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -141,13 +140,9 @@ def parameter_table() -> dict[str, Mapping[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = common_options(__doc__, rounds=15)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rows", nargs="+", choices=list(configs()), default=list(configs()), help="lora among them.")
     parser.add_argument("--compile", action="store_true", help="Also with torch.compile.")
     options = parser.parse_args()

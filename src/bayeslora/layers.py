@@ -10,7 +10,15 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-__all__ = ["descendants", "forwards_replaced", "layers_below", "layers_from_first", "outermost_layers", "run_once"]
+__all__ = [
+    "descendants",
+    "forwards_replaced",
+    "inside_layers",
+    "layers_below",
+    "layers_from_first",
+    "outermost_layers",
+    "run_once",
+]
 
 
 def descendants(model: nn.Module) -> Iterator[nn.Module]:
@@ -28,6 +36,14 @@ def descendants(model: nn.Module) -> Iterator[nn.Module]:
 def outermost_layers(model: nn.Module) -> list[nn.Module]:
     """The transformer layers of `model` in its order, without layers inside of layers."""
     return [module for _, module in _around_layers(model) if _is_layer(module)]
+
+
+def inside_layers(model: nn.Module, chosen: Sequence[int] | None = None) -> set[int]:
+    """Ids of the modules inside of the `chosen` transformer layers, themselves included; None: of all layers."""
+    layers = outermost_layers(model)
+    if chosen is not None:
+        layers = [layers[number] for number in chosen]
+    return {id(part) for layer in layers for part in descendants(layer)}
 
 
 def layers_from_first(model: nn.Module, marked: Sequence[nn.Module]) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bayeslora.layers import descendants, outermost_layers
+from bayeslora.layers import inside_layers, outermost_layers
 
 __all__ = ["Placement", "Targets", "adapted_layers", "linear_names"]
 
@@ -52,13 +52,13 @@ def linear_names(model: nn.Module, chosen: Sequence[int] | None = None) -> list[
     Raises:
         ValueError: There are none.
     """
-    layers = outermost_layers(model)
-    inside = {id(part) for number in chosen or range(len(layers)) for part in descendants(layers[number])}
-    linear = [module for module in model.named_modules() if isinstance(module[1], nn.Linear | Conv1D)]
-    names = [name for name, module in linear if id(module) in inside]
+    inside = inside_layers(model, chosen)
+    named = ((name, module) for name, module in model.named_modules() if id(module) in inside)
+    names = [name for name, module in named if isinstance(module, nn.Linear | Conv1D)]
     if not names:
+        total = len(outermost_layers(model))
         raise ValueError(
-            f"target_modules 'all-linear' found no linear maps in the {len(layers)} transformer layers of a "
+            f"target_modules 'all-linear' found no linear maps in the {total} transformer layers of a "
             f"{type(model).__name__}; give the names of the modules to adapt."
         )
     return names

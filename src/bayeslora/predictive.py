@@ -164,7 +164,7 @@ def predict(
         with serving, run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):
             for first in range(0, num_samples, size):
                 count = min(size, num_samples - first)
-                with draws.drawing(count, seed, first, above if count > 1 else []):
+                with draws.drawing(count, seed, first, above):
                     logits = _choice_logits(model, batch)
                 chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
     return Predictive(torch.cat(chunks))

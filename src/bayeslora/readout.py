@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from bayeslora.factors import RandomFactor, RandomModule
+from bayeslora.factors import RandomFactor
 from bayeslora.layers import forwards_replaced, layers_below, outermost_layers
+from bayeslora.sampling import find_draws
 
 __all__ = ["head_of_positions", "head_of_words", "last_positions"]
 
@@ -26,7 +27,8 @@ def last_positions(model: nn.Module, count: int) -> Iterator[None]:
     """Forwards inside this context may compute the top layer for the last `count` positions alone; the others are zero.
 
     It does so without gradients, in eval mode, in decoders with eager or SDPA attention whose top layer takes a cache
-    of keys and values, and where no random module in it depends on the position. Elsewhere all positions are right.
+    of keys and values, and where no random module in it that is in use depends on the position. Elsewhere all positions
+    are right.
     """
     layer = _top_layer(model)
     if layer is None:
@@ -142,7 +144,8 @@ def _top_layer(model: nn.Module) -> nn.Module | None:
     if len(layers) < 2 or not getattr(base, "_supports_attention_backend", False) or config is None:
         return None
     kinds = set(getattr(config, "layer_types", None) or ())
-    random = [module for module in layers[-1].modules() if isinstance(module, RandomModule)]
+    draws, top = find_draws(model), set(map(id, layers[-1].modules()))
+    random = [] if draws is None else [module for module in draws.modules(in_use=True) if id(module) in top]
     known = (
         not kinds - {"full_attention", "sliding_attention"}
         and getattr(config, "_attn_implementation", None) in ("eager", "sdpa")

@@ -31,7 +31,6 @@ class Draws:
         self.held = False
         self.explicit = False
         self.num_samples = 1
-        self.share_trunk = True
         self.use_cache = False
         self._materialised = False
         self._batch: int | None = None
@@ -107,7 +106,8 @@ class Draws:
         """Repeat the input of each of `layers` `num_samples` times; without layers, the input of the model."""
         for handle in self._repeating:
             handle.remove()
-        self.num_samples, self._batch, self.share_trunk, self._copied = num_samples, None, bool(layers), layers
+        layers = layers if num_samples > 1 else ()
+        self.num_samples, self._batch, self._copied = num_samples, None, layers
         self._repeating = [layer.register_forward_pre_hook(self._repeat_inputs, with_kwargs=True) for layer in layers]
 
     def _before_forward(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -128,9 +128,9 @@ class Draws:
         return self._prepare_samples(root, args, kwargs)
 
     def _after_forward(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        factors = _factors(self.modules(in_use=True))
         # A graph still needs the weights: gradient checkpointing reads them again in the backward pass. The next token
         # needs them too, and computing them again would cost more than a token of a small model.
-        factors = _factors(self.modules(in_use=True))
         if factors and not self.use_cache and not (torch.is_grad_enabled() and factors[0].training):
             forget(factors)
         logits = getattr(output, "logits", None)
@@ -162,7 +162,7 @@ class Draws:
             kwargs = {**kwargs, "use_cache": False}
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() >= 2]
         self._batch = max(value.shape[0] for value in tensors)
-        if not self.share_trunk:
+        if not self._copied:
             args, kwargs = self._repeat(args), self._repeat(kwargs)
         return args, kwargs
 
@@ -253,7 +253,7 @@ def draw_noise(
     of_draws = {place: (uniform.to(place), number.to(place)) for place in set(places)}
     pieces = torch.stack(normals).split(sizes, dim=1)
     return [
-        Noise(numbers if place == places[0] else numbers.to(place), own, *of_draws[place])
+        Noise(numbers.to(place), own, *of_draws[place])
         for numbers, own, place in zip(pieces, shapes, places, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bayeslora.diagnosis.intruders import THRESHOLD, TOP, Spectrum, left_singular_vectors, spectrum
 from bayeslora.export.lora_file import adapted_layers, adapter_name, lora_tensors
-from bayeslora.layers import outermost_layers
+from bayeslora.layers import inside_layers
 from bayeslora.sampling import random_factors, sampling
 
 __all__ = ["LayerSpectra", "layer_spectra", "short_names"]
@@ -102,7 +102,7 @@ def _update(factors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
 
 def _whole_layers(model: PeftModel, top: int, threshold: float) -> Iterator[LayerSpectra]:
     name = adapter_name(model)
-    inside = {id(module) for layer in outermost_layers(model) for module in layer.modules()}
+    inside = inside_layers(model)
     for key, module in model.named_modules():
         if not isinstance(module, ModulesToSaveWrapper) or id(module) not in inside:
             continue

@@ -8,7 +8,7 @@ from bayeslora.factors.members import MembersFamily
 from bayeslora.factors.module import RandomFactor
 from bayeslora.factors.point import PointFamily
 from bayeslora.factors.random_module import RandomModule, check_sample_major, random_signs
-from bayeslora.factors.stack import Stack, forget, materialise, stacked_kl
+from bayeslora.factors.stack import forget, materialise, stacked_kl
 from bayeslora.factors.whitening import Whitening, whiten
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "PointFamily",
     "RandomFactor",
     "RandomModule",
-    "Stack",
     "Whitening",
     "check_sample_major",
     "forget",

@@ -64,7 +64,9 @@ def materialise(factors: Iterable[RandomFactor]) -> None:
     Factors that FSDP2 has sharded compute theirs inside their layer, where FSDP2 gathers the parameters and reduces
     the gradients.
     """
-    for group in _groups(factor for factor in factors if not is_dtensor(factor.reference)):
+    for group in _groups(factors):
+        if is_dtensor(group[0].reference):
+            continue
         stack = Stack(group)
         for factor, weight in zip(group, stack.weights(), strict=True):
             state = () if torch.compiler.is_compiling() else factor.state()
@@ -110,12 +112,8 @@ def _stacked_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
     Between forwards FSDP2 keeps shards of them, and the KL is computed then, by every process alike.
     """
     columns = [factor.parameters_by_name for factor in factors]
-    sharded = is_dtensor(factors[0].reference)
-    stacked = {}
-    for name in columns[0]:
-        column = [parameters[name] for parameters in columns]
-        stacked[name] = at_least_float32(torch.stack([whole(value) for value in column] if sharded else column))
-    return stacked
+    stacked = {name: torch.stack([whole(column[name]) for column in columns]) for name in columns[0]}
+    return {name: at_least_float32(value) for name, value in stacked.items()}
 
 
 def _stacked_noise(factors: Sequence[RandomFactor]) -> Noise:

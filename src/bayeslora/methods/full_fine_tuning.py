@@ -13,7 +13,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from bayeslora.from_lora import adapter_folder
-from bayeslora.layers import outermost_layers
+from bayeslora.layers import inside_layers
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.placement import linear_names
 
@@ -71,8 +71,7 @@ class FullFineTuning(Method):
         """Names of the outermost modules with parameters of their own."""
         chosen = self._layers(model)
         targets = linear_names(model, chosen) if self.target_modules == "all-linear" else self.target_modules
-        layers = outermost_layers(model)
-        inside = None if chosen is None else {id(m) for n in chosen for m in layers[n].modules()}
+        inside = None if chosen is None else inside_layers(model, chosen)
         covered: list[str] = []
         for name, module in model.named_modules():
             top, last = name.partition(".")[0], name.rpartition(".")[2]
