@@ -292,6 +292,20 @@ def test_held_draw_depends_on_seed_and_step_only() -> None:
     assert distance(held[0, 1], held[1, 0]) > 0.1
 
 
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_no_prediction_takes_the_noise_of_a_training_step(posterior: str) -> None:
+    options = {"posterior_options": {"members": 50}} if posterior == "ensemble" else {}
+    model = bayesian(posterior=posterior, **options)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    predicted = [draw(model, number, seed=7) for number in range(3)]
+    model.train()
+    for step, expected in enumerate(predicted):
+        hold_draw(model, seed=7, step=step)
+        assert distance(logits_of(model), expected) > 0.1
+
+
 def test_plain_models_pass_through() -> None:
     for model in (tiny_llama(), get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"])).eval()):
         expected = logits_of(model)

@@ -17,6 +17,10 @@ from bayeslora.layers import forwards_replaced, layers_from_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
 
+_PREDICTION = 2
+"""Third number of the keys of prediction draws, whose first two are seed and number: the draws of training steps have
+keys of two, so that no prediction takes the noise that a training step took. 1 is of generated tokens."""
+
 
 class Draws:
     """The draw that the next forward of one model uses; a plain attribute of the model under the adapters.
@@ -88,7 +92,7 @@ class Draws:
         held = [(module, module.noise) for module in modules] if self.held else []
         copies, copied = self.num_samples, self._copied
         for adapter in (modules, *self.other_adapters()):
-            generators = [generator(modules[0].device, seed, first + s) for s in range(num_samples)]
+            generators = [generator(modules[0].device, seed, first + s, _PREDICTION) for s in range(num_samples)]
             set_noise(adapter, generators, first=first, explicit=True)
         self.explicit, self.use_cache = True, use_cache
         self.set_copies(num_samples, layers)
@@ -348,7 +352,8 @@ def sampling(
     Args:
         model: A model with Bayesian-LoRA adapters (a model without any is left as it is: it has no uncertainty).
         num_samples: Number of draws S >= 1.
-        seed: Seed of the draws; draw s is the same for every `num_samples`.
+        seed: Seed of the draws; draw s is the same for every `num_samples`. Their stream is apart from that of the
+            training steps, so that the run's own seed will do.
         first: Number of the first draw; `sampling(num_samples=4)` is `first=0` and `first=2` with two samples each.
         share_trunk: Run the layers below the first random factor once and repeat their output (exact). Off, the
             inputs are repeated.

@@ -1,7 +1,8 @@
 """Makes the golden checkpoint of a format version: `python tests/golden/make.py tests/golden/v1`.
 
 Run once when a format version is born, never again: the files stand for what users have on disk. They hold a tiny base
-model, an adapter on it for each posterior, and the logits that mean and draws of seed 3 gave.
+model, an adapter on it for each posterior, and the logits that mean and draws of seed 3 gave. Where a draw of a given
+seed becomes another on purpose, `--draws` writes what the old adapters now give, and leaves the means and the adapters.
 """
 
 import json
@@ -11,6 +12,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
 from bayeslora import sampling
 from conftest import POSTERIORS, bayesian, tiny_llama, tokens
 
@@ -26,11 +30,27 @@ def main(folder: Path) -> None:
         model.save_pretrained(folder / posterior)
         with torch.no_grad():
             mean = model(tokens()).logits[:, -1, :5]
-            with sampling(model, num_samples=2, seed=3):
-                draws = model(tokens()).logits[:, -1, :5]
-        expected[posterior] = {"mean": mean.tolist(), "draws": draws.tolist()}
-    (folder / "expected.json").write_text(json.dumps({"input_ids": tokens().tolist(), "logits": expected}, indent=1))
+        expected[posterior] = {"mean": mean.tolist(), "draws": draws(model, tokens())}
+    write(folder, {"input_ids": tokens().tolist(), "logits": expected})
+
+
+def renew_draws(folder: Path) -> None:
+    expected = json.loads((folder / "expected.json").read_text())
+    for posterior, logits in expected["logits"].items():
+        base = AutoModelForCausalLM.from_pretrained(folder / "base")
+        model = PeftModel.from_pretrained(base, str(folder / posterior))
+        logits["draws"] = draws(model, torch.tensor(expected["input_ids"]))
+    write(folder, expected)
+
+
+def draws(model: PeftModel, input_ids: torch.Tensor) -> list[list[float]]:
+    with torch.no_grad(), sampling(model, num_samples=2, seed=3):
+        return model(input_ids).logits[:, -1, :5].tolist()
+
+
+def write(folder: Path, expected: dict) -> None:
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (renew_draws if "--draws" in sys.argv else main)(Path(sys.argv[1]))

@@ -15,7 +15,7 @@ from bayeslora.sampling import generator
 __all__ = ["draw_sketch"]
 
 _STREAM = 2410_08305
-"""Apart from the streams of posterior draws, which have keys of two numbers."""
+"""Apart from the streams of posterior draws (`bayeslora.sampling`)."""
 
 
 def draw_sketch(model: PeftModel, side: Literal["A", "B"], seed: int, number: int = 0) -> None:
