@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from pathlib import Path
@@ -202,6 +203,20 @@ def test_bad_json_file(tmp_path: Path, text: str, message: str) -> None:
 def test_bad_csv(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         load_items(write_text(tmp_path / "a.csv", text), choices_column="A,B")
+
+
+def test_csv_fields_may_be_long(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    path = write_text(tmp_path / "a.csv", f"question,A,B\n{'x' * 200_000},a,b\n")
+    assert len(load_items(path, choices_column="A,B")[0].question) == 200_000
+    assert csv.field_size_limit() == limit
+
+
+def test_an_unclosed_quote_is_told_at_the_row_that_opens_it(tmp_path: Path) -> None:
+    rows = "\n".join(f"Why {number}?,a,b" for number in range(20_000))
+    path = write_text(tmp_path / "a.csv", f'question,A,B\nWhy?,a,b\n"Why?,a,b\n{rows}\n')
+    with pytest.raises(TaskError, match=r"line 3: expected comma-separated values, but unexpected end .*the quotes"):
+        load_items(path, choices_column="A,B")
 
 
 def test_bad_parquet(tmp_path: Path) -> None:

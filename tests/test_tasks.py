@@ -35,8 +35,12 @@ OFFLINE_COUNTS = {
     "boolq": (0, 2295, 975),
     "commonsenseqa": (24, 852, 345),
     "mmlu_chemistry": (1, 0, 302),
+    "mmlu_college_chemistry": (0, 0, 100),
+    "mmlu_college_physics": (0, 0, 102),
     "mmlu_computer_science": (0, 0, 412),
+    "mmlu_electrical_engineering": (1, 0, 144),
     "mmlu_health": (0, 0, 1640),
+    "mmlu_health_without_genetics": (0, 0, 1540),
     "mmlu_law": (1, 0, 1762),
     "mmlu_physics": (1, 0, 487),
     "mrpc": (0, 292, 116),
@@ -180,6 +184,20 @@ def test_items_shared_by_fit_and_test_in_the_public_data() -> None:
 def shared_items(splits: Splits) -> int:
     fitted = {(item.question, frozenset(item.choices)) for item in splits.train + splits.dev}
     return sum((item.question, frozenset(item.choices)) in fitted for item in splits.test)
+
+
+@needs_offline
+def test_the_papers_sets_of_mmlu_are_parts_of_the_topics() -> None:
+    def questions(name: str) -> list[str]:
+        return [item.question for item in quiet_splits(name).test]
+
+    assert questions("mmlu_college_chemistry") == questions("mmlu_chemistry")[:100]
+    assert questions("mmlu_college_physics") == questions("mmlu_physics")[:102]
+    genetics = get_task("mmlu_health").subjects.index("medical_genetics")
+    assert genetics == 4 and "medical_genetics" not in get_task("mmlu_health_without_genetics").subjects
+    whole = questions("mmlu_health")
+    first = 135 + 265 + 173 + 223
+    assert questions("mmlu_health_without_genetics") == whole[:first] + whole[first + 100 :]
 
 
 @needs_offline

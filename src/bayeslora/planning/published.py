@@ -95,6 +95,10 @@ TASK_SIZES: Mapping[str, TaskSize] = {
     "mmlu_computer_science": TaskSize(0, 412),
     "mmlu_law": TaskSize(0, 1762),
     "mmlu_health": TaskSize(0, 1640),
+    "mmlu_college_chemistry": TaskSize(0, 100),
+    "mmlu_college_physics": TaskSize(0, 102),
+    "mmlu_electrical_engineering": TaskSize(0, 144),
+    "mmlu_health_without_genetics": TaskSize(0, 1540),
 }
 """Training sizes are those of the datasets' cards; test sizes were counted (MMLU without items that repeat a choice)
 where the offline data package has them, else they are the cards'."""

@@ -1,4 +1,9 @@
-"""Massive Multitask Language Understanding in five topics, to test on only (arXiv 2009.03300)."""
+"""Massive Multitask Language Understanding, to test on only (arXiv 2009.03300): five topics, and the papers' sets.
+
+Laplace-LoRA and BLoB report on smaller sets under the same words: their "chemistry" and "physics" are one college subject
+each, their "engineering" is electrical engineering, and their "health" is ours without medical genetics. Their "computer
+science" and "law" are the topics here.
+"""
 
 from __future__ import annotations
 
@@ -78,3 +83,31 @@ class MmluHealth(_MmluTopic):
         "professional_medicine",
         "virology",
     )
+
+
+class MmluCollegeChemistry(_MmluTopic):
+    """What the papers call chemistry: 100 items."""
+
+    name = "mmlu_college_chemistry"
+    subjects = ("college_chemistry",)
+
+
+class MmluCollegePhysics(_MmluTopic):
+    """What the papers call physics: 102 items, of which 91 differ."""
+
+    name = "mmlu_college_physics"
+    subjects = ("college_physics",)
+
+
+class MmluElectricalEngineering(_MmluTopic):
+    """What the papers call engineering: 145 items, one of which repeats a choice and is left out."""
+
+    name = "mmlu_electrical_engineering"
+    subjects = ("electrical_engineering",)
+
+
+class MmluHealthWithoutGenetics(_MmluTopic):
+    """What the papers call health: the topic without medical genetics, 1540 items."""
+
+    name = "mmlu_health_without_genetics"
+    subjects = tuple(subject for subject in MmluHealth.subjects if subject != "medical_genetics")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,19 +93,32 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
 
 def _csv_rows(path: Path) -> Iterator[PlacedRow]:
     # pandas would read a choice such as "None" or "NA" as missing; csv keeps every text as written.
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines, _long_fields():
         reader = csv.reader(lines, strict=True)
+        first = 1
         try:
             header = _csv_header(path, next(reader, []))
+            first = reader.line_num + 1
             for values in reader:
                 if values:
                     fields = _csv_fields(path, reader.line_num, header, values)
                     yield PlacedRow(f"line {reader.line_num}", fields)
+                first = reader.line_num + 1
         except csv.Error as error:
+            # A quote that is never closed is noticed at the end of the file: the row's first line is where to look.
             raise TaskError(
-                f"{path}, line {reader.line_num}: expected comma-separated values, but {error}; "
-                "check the quotes on this line."
+                f"{path}, line {first}: expected comma-separated values, but {error}; check the quotes on this line."
             ) from error
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """csv's bound on a field, which is one for the whole process, lifted while a file is read: passages are longer."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv_header(path: Path, header: list[str]) -> list[str]:
