@@ -1,8 +1,8 @@
 """Massive Multitask Language Understanding, to test on only (arXiv 2009.03300): five topics, and the papers' sets.
 
-Laplace-LoRA and BLoB report on smaller sets under the same words: their "chemistry" and "physics" are one college subject
-each, their "engineering" is electrical engineering, and their "health" is ours without medical genetics. Their "computer
-science" and "law" are the topics here.
+Papers report on smaller sets under the same words (so do the lists in the code of BLoB's authors): "chemistry" and
+"physics" are one college subject each, "engineering" is electrical engineering, and "health" is ours without medical
+genetics. Their "computer science" and "law" are the topics here.
 """
 
 from __future__ import annotations
