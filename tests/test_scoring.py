@@ -7,7 +7,16 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from bayeslora import predict, sampling
 from bayeslora.scoring import Classification, Cloze, Letter, class_token_ids, get_scoring
@@ -23,6 +32,7 @@ from conftest import (
     seeded,
     tiny_bert,
     tiny_gemma,
+    tiny_gpt2,
     tiny_llama,
     tiny_llama_classifier,
     wordpiece_tokenizer,
@@ -189,6 +199,26 @@ def test_a_sliding_window_shorter_than_the_text() -> None:
     assert_same_logits(found, expected)
 
 
+def tiny_gemma3(**changes: Any) -> PreTrainedModel:
+    """Text and pictures; the window is the text config's."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "initializer_range": 0.2}
+    layers = ["sliding_attention", "sliding_attention", "full_attention"]
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": len(layers)}
+    text = {**sizes, **heads, "layer_types": layers, "sliding_window": 8, **changes}
+    vision = {**sizes, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    with seeded(0):
+        config = Gemma3Config(text_config=text, vision_config=vision, image_token_index=319)
+        return Gemma3ForConditionalGeneration(config).eval()
+
+
+@each_scoring
+def test_models_of_several_parts(scoring: Any) -> None:
+    model, tokenizer = tiny_gemma3(**SIZES), metaspace_tokenizer()
+    with torch.no_grad():
+        found = scoring(tokenizer)(ITEMS).choice_logits(model)
+    assert_same_logits(found, NAIVE[scoring](model, tokenizer, ITEMS))
+
+
 def test_letters_with_a_sliding_window_shorter_than_the_text() -> None:
     model, tokenizer = tiny_gemma(**SIZES, sliding_window=8), metaspace_tokenizer()
     with torch.no_grad():
@@ -324,20 +354,46 @@ def test_class_tokens_are_those_after_the_prompt_not_alone() -> None:
 # --- classification ------------------------------------------------------------------------------------------------
 
 
+def tiny_gpt2_classifier(**changes: Any) -> PreTrainedModel:
+    config = tiny_gpt2(**changes).config
+    with seeded(0):
+        return GPT2ForSequenceClassification(config).eval()
+
+
+def tiny_xlnet(max_position_embeddings: int, **changes: Any) -> PreTrainedModel:
+    """Positions are relative; its head reads the last one."""
+    fields = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "dropout": 0.0, "summary_last_dropout": 0.0}
+    with seeded(0):
+        return XLNetForSequenceClassification(XLNetConfig(**fields, initializer_range=0.2, **changes)).eval()
+
+
+def class_token_last() -> PreTrainedTokenizerFast:
+    """As XLNet's: text [SEP] [CLS]."""
+    from tokenizers import processors
+
+    tokenizer = wordpiece_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP] [CLS]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return tokenizer
+
+
 def classify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, items: list[Item]) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(**tokenizer(item.question, return_tensors="pt")).logits for item in items])
 
 
 @pytest.mark.parametrize(
-    ("model", "build", "side"),
+    ("model", "build"),
     [
-        (tiny_bert, wordpiece_tokenizer, "right"),
-        (tiny_llama_classifier, metaspace_tokenizer, "left"),
-        (tiny_llama_classifier, metaspace_tokenizer, "right"),
+        (tiny_bert, wordpiece_tokenizer),
+        (tiny_gpt2_classifier, byte_level_tokenizer),
+        (tiny_llama_classifier, metaspace_tokenizer),
+        (tiny_xlnet, class_token_last),
     ],
-    ids=["bert", "llama-left", "llama-right"],
+    ids=["bert", "gpt2", "llama", "xlnet"],
 )
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_classification_is_a_loop_over_texts(model: Any, build: Any, side: str) -> None:
     tokenizer = build()
     tokenizer.padding_side = side
@@ -351,6 +407,7 @@ def test_classification_is_a_loop_over_texts(model: Any, build: Any, side: str) 
     expected[2, 3:] = -torch.inf
     assert_same_logits(found, expected)
     assert batch.labels.tolist() == [0, 1, 2]
+    assert tokenizer.padding_side == side
 
 
 def test_classification_draws() -> None:

@@ -18,7 +18,17 @@ __all__ = [
     "layers_from_first",
     "outermost_layers",
     "run_once",
+    "text_config",
 ]
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the part of `model` that reads text: its own, or of a model of several parts (Gemma 3) one inside.
+
+    None for a model without a config.
+    """
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def descendants(model: nn.Module) -> Iterator[nn.Module]:
@@ -75,9 +85,7 @@ def layers_below(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Modul
     every = [(id(parent), module) for parent, module in _around_layers(model) if _is_layer(module)]
     number = next(number for number, (_, layer) in enumerate(every) if layer is layers[0])
     stacks = {parent for parent, _ in every[: number + 1]}
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    one_chain = len(stacks) == 1 and not getattr(text, "num_kv_shared_layers", 0)
+    one_chain = len(stacks) == 1 and not getattr(text_config(model), "num_kv_shared_layers", 0)
     return [layer for _, layer in every[:number]] if one_chain else []
 
 

@@ -222,9 +222,9 @@ def _ensure_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
             f"Batches need a padding token, but the tokenizer of {name!r} has no pad, end-of-sequence or "
             "unknown token. Set one in the model's tokenizer_config.json."
         )
-    # Decoder models with a classification head read the padding token from the config to find the last token.
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    # Decoder models with a classification head find the last token by the config's padding token: it is the batch's.
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: set[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.layers import descendants, layers_below, layers_from_first, run_once
+from bayeslora.layers import descendants, layers_below, layers_from_first, run_once, text_config
 from bayeslora.memory import keep_freed_blocks
 from bayeslora.sampling import find_draws
 from bayeslora.scoring import ChoiceBatch
@@ -222,7 +222,7 @@ def affordable_samples(model: nn.Module, ids: Tensor, positions: int, memory_lim
             most 8 MiB.
     """
     rows, tokens = int(ids.shape[0]), int(ids.shape[1])
-    config: Any = getattr(model, "config", None)
+    config = text_config(model)
     hidden = getattr(config, "hidden_size", 1024)
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     heads = getattr(config, "num_attention_heads", 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from bayeslora.factors import RandomFactor
-from bayeslora.layers import forwards_replaced, layers_below, outermost_layers
+from bayeslora.layers import forwards_replaced, layers_below, outermost_layers, text_config
 from bayeslora.sampling import find_draws
 
 __all__ = ["head_of_positions", "head_of_words", "last_positions"]
@@ -140,7 +140,7 @@ def _top_layer(model: nn.Module) -> nn.Module | None:
     """The last layer, where it is known what its attention is and that nothing else reads it."""
     base = _base(model)
     layers = outermost_layers(base)
-    config: Any = getattr(base, "config", None)
+    config = text_config(base)
     if len(layers) < 2 or not getattr(base, "_supports_attention_backend", False) or config is None:
         return None
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from bayeslora.layers import forwards_replaced, outermost_layers
+from bayeslora.layers import forwards_replaced, outermost_layers, text_config
 from bayeslora.quantization import plain_tensors
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.base import unwrapped
@@ -164,7 +164,7 @@ def frozen_trunk(model: nn.Module) -> list[nn.Module]:
     while count < len(layers) and not any(_changes(module) for module in layers[count].modules()):
         count += 1
     below = _not_above(model, layers[:count])
-    attention_drops = bool(getattr(getattr(model, "config", None), "attention_dropout", 0))
+    attention_drops = bool(getattr(text_config(model), "attention_dropout", 0))
     varies = attention_drops or any(_changes(module) or _drops(module) for module in below.values())
     return [] if varies else layers[:count]
 

@@ -46,9 +46,12 @@ class Classification(Scoring):
     kind: ClassVar[str] = "sequence_classification"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024):
-        # A copy: the caller's tokenizer goes on cutting on its own side.
+        # A copy: the caller's tokenizer goes on padding and cutting on its own sides.
         tokenizer = copy.copy(tokenizer)
         tokenizer.truncation_side = "left"
+        # Behind the text, or positions that are counted from the start would depend on the batch; in front where the
+        # head reads the last position, which is where the tokenizer then sets its class token (XLNet).
+        tokenizer.padding_side = "left" if tokenizer("a")["input_ids"][-1] == tokenizer.cls_token_id else "right"
         super().__init__(tokenizer, max_length)
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClassificationBatch:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bayeslora.layers import text_config
 from bayeslora.readout import head_of_positions, last_positions
 from bayeslora.scoring.base import (
     ChoiceBatch,
@@ -75,7 +76,7 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
 def _attention_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> Any:
     """The additive mask, one per kind of attention where some layers look back `sliding_window` tokens only."""
     dtype = _compute_dtype(model)
-    config: Any = getattr(unwrapped(model), "config", None)
+    config = text_config(unwrapped(model))
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if other := kinds - {"full_attention", "sliding_attention"}:
