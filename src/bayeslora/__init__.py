@@ -3,20 +3,22 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Each file of a method registers its adapter type with PEFT, which then loads adapters of all of them.
+from bayeslora import methods as methods
 from bayeslora.from_lora import from_lora
-from bayeslora.generation import generate
 from bayeslora.objective import kl_divergence, negative_elbo
 from bayeslora.predictive import Predictive, predict
 from bayeslora.sampling import random_factors, sampling
 from bayeslora.scoring import Classification, Cloze, Letter
-from bayeslora.tasks import get_task
-from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig, RandomLoraModel
 
 if TYPE_CHECKING:
+    from bayeslora.generation import generate
     from bayeslora.hub import push_to_hub
     from bayeslora.runs import load_run
     from bayeslora.sft import BayesianSFTTrainer as BayesianSFTTrainer
+    from bayeslora.tasks import get_task
+    from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 
 __version__ = "0.1.0"
 
@@ -43,17 +45,28 @@ __all__ = [
 ]
 
 _LATER = {
-    "BayesianSFTTrainer": "bayeslora.sft",
-    "load_run": "bayeslora.runs",
-    "push_to_hub": "bayeslora.hub",
+    "BayesianLoraTrainer": "trainer",
+    "BayesianSFTTrainer": "sft",
+    "ELBOTrainerMixin": "trainer",
+    "generate": "generation",
+    "get_task": "tasks",
+    "load_run": "runs",
+    "push_to_hub": "hub",
 }
-"""Names whose modules import metrics, pictures or TRL, which a user of adapters alone need not wait for or have.
+"""Names whose modules import a trainer, data sets, metrics, pictures or TRL, which a user of adapters alone need not
+wait for or have.
 
 BayesianSFTTrainer is not in `__all__`, so that `from bayeslora import *` needs no extra.
 """
 
+if not TYPE_CHECKING:  # A type checker would take any name for one of these.
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        if name in _LATER.values():
+            return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATER[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})
