@@ -12,6 +12,7 @@ from bayeslora.export.folder import Dtype, export_folder, write_record
 from bayeslora.export.lora_file import adapter_config, lora_tensors, write_lora
 from bayeslora.export.rounding import Spread
 from bayeslora.factors import MembersFamily, RandomFactor
+from bayeslora.merging import shared_layers
 from bayeslora.sampling import find_draws, random_factors, random_modules, sampling
 
 __all__ = ["export_mean", "export_samples", "mean_warnings", "require_draws", "require_mean"]
@@ -41,7 +42,7 @@ def export_mean(
     facts = {"format": "mean", "dtype": dtype, "base_model": adapter_config(model).base_model_name_or_path}
     with export_folder(output_dir) as folder:
         write_lora(model, folder, lora_tensors(model), dtype)
-        return write_record(folder, {**facts, **(details or {})}, mean_warnings(model))
+        return write_record(folder, {**facts, **(details or {})}, mean_warnings(model) + _tied_warnings(model))
 
 
 def export_samples(
@@ -98,7 +99,8 @@ def export_samples(
             spread.add(tensors)
             write_lora(model, folder / name, tensors, dtype)
         facts["spread"] = spread.report()
-        return write_record(folder, {**facts, **(details or {})}, warnings + spread.warnings())
+        warnings += spread.warnings() + _tied_warnings(model)
+        return write_record(folder, {**facts, **(details or {})}, warnings)
 
 
 def require_mean(model: PeftModel) -> None:
@@ -141,6 +143,17 @@ def mean_warnings(model: PeftModel) -> list[str]:
     """What to know about the mean of this adapter."""
     members = _members(model)
     return [f"the mean of an ensemble is no trained model: this is its member 0 of {members}"] if members else []
+
+
+def _tied_warnings(model: PeftModel) -> list[str]:
+    """One where merging the files would change a module that is not adapted."""
+    names = ", ".join(shared_layers(model.get_base_model()))
+    if not names:
+        return []
+    return [
+        f"{names} shares its weight with another module of the base model: a program that merges this adapter must "
+        "give it a weight of its own first, which PEFT does not do; or export it merged"
+    ]
 
 
 def _members(model: PeftModel) -> int | None:

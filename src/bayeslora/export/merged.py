@@ -15,6 +15,7 @@ from bayeslora.export.adapters import mean_warnings, require_draws, require_mean
 from bayeslora.export.folder import Dtype, export_folder, write_record
 from bayeslora.export.lora_file import adapted_layers, adapter_config, adapter_name
 from bayeslora.export.rounding import TOLERATED_NOISE, relative_error
+from bayeslora.merging import merged
 from bayeslora.predictive import evaluating
 from bayeslora.sampling import sampling
 
@@ -75,8 +76,8 @@ def export_merged(
         model.float()
         with nullcontext() if draw is None else sampling(model, 1, seed, first=draw):
             warnings += _rounding_warnings(model, dtype)
-            merged: Any = model.merge_and_unload()
-        merged.to(getattr(torch, dtype)).save_pretrained(folder)
+            result: Any = merged(model)
+        result.to(getattr(torch, dtype)).save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         return write_record(folder, {**facts, **(details or {})}, warnings)

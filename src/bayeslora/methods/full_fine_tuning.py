@@ -14,6 +14,7 @@ from torch import nn
 
 from bayeslora.from_lora import adapter_folder
 from bayeslora.layers import inside_layers
+from bayeslora.merging import merged
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.placement import linear_names
 
@@ -87,8 +88,7 @@ class FullFineTuning(Method):
     @staticmethod
     def _merged(model: nn.Module, init_from: str) -> nn.Module:
         adapter: Any = PeftModel.from_pretrained(model, str(adapter_folder(init_from)))
-        merged: nn.Module = adapter.merge_and_unload()
-        return merged
+        return merged(adapter)
 
 
 def _repeats(model: nn.Module, names: list[str]) -> bool:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
+from bayeslora.merging import merged
 from bayeslora.models import load_base_model
 from bayeslora.scoring import Scoring, get_scoring
 
@@ -61,7 +62,7 @@ def merge_adapters(model: nn.Module, adapters: Iterable[str | Path]) -> nn.Modul
                 f"there is no adapter to merge in {adapter}: expected a run folder, or a folder with "
                 "adapter_config.json. Was it moved apart from the run that is built on it?"
             )
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        model = merged(PeftModel.from_pretrained(model, str(folder)))
     return model
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from bayeslora.factors import Noise, RandomFactor, RandomModule
 from bayeslora.fingerprint import check_fingerprint, fingerprint
+from bayeslora.merging import separate, untie
 from bayeslora.sampling import Draws
 from bayeslora.tuner.experts import check_experts
 
@@ -143,7 +144,11 @@ class RandomLoraModel(LoraModel):
                 module.training = True
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge the posterior mean, or inside `bayeslora.sampling(num_samples=1)` that draw."""
+        """Merge the posterior mean, or inside `bayeslora.sampling(num_samples=1)` that draw.
+
+        An adapted layer that is tied to another, such as a language-model head, gets a weight of its own.
+        """
+        untie(self.model, adapter_names)
         with self._mean_in_train_mode(), torch.no_grad():
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         self._merged_noise = self._explicit_noise()
@@ -172,10 +177,21 @@ class RandomLoraModel(LoraModel):
         draws = self._draws()
         return draws.modules()[0].noise if draws.explicit else None
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
         draws = self._draws()
+        if merge:
+            self._check_merge_allowed()
+            untie(self.model, adapter_names)
         with self._mean_in_train_mode(), torch.no_grad():
-            model = super()._unload_and_optionally_merge(*args, **kwargs)
+            model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        if merge:
+            separate(model)
         draws.remove()
         self.model.__dict__.pop("bayeslora_draws", None)
         return model
