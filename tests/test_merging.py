@@ -1,6 +1,8 @@
 """Merging into base models that share weights: nothing that is not adapted changes, and a saved model is the same."""
 
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     BartConfig,
     BartForConditionalGeneration,
     PreTrainedModel,
@@ -19,10 +22,25 @@ from transformers import (
 )
 
 import bayeslora
-from bayeslora.export import export_mean, export_merged, export_samples
+from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.export import export_mean, export_merged, export_run, export_samples
 from bayeslora.merging import merged
+from bayeslora.runs import train
 from bayeslora.runs.loading import merge_adapters
-from conftest import VOCABULARY, config_for, distance, logits_of, perturb, seeded, tiny_gpt2, tiny_llama, tokens
+from bayeslora.saving import write_json
+from conftest import (
+    VOCABULARY,
+    byte_level_tokenizer,
+    config_for,
+    distance,
+    logits_of,
+    perturb,
+    seeded,
+    tiny_bert,
+    tiny_gpt2,
+    tiny_llama,
+    tokens,
+)
 
 
 def tied_llama() -> PreTrainedModel:
@@ -157,6 +175,50 @@ def test_exports_and_stacked_runs(tmp_path: Path) -> None:
         assert any("lm_head shares its weight" in warning for warning in record["warnings"])
     export_merged(model, tmp_path / "merged")
     assert distance(logits_of(type(tied_llama()).from_pretrained(tmp_path / "merged").eval()), before) < 1e-4
+
+
+CHOICES = ["billing", "shipping", "technical"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a classification head, trained for one step."""
+    root = tmp_path_factory.mktemp("classifier")
+    tokenizer = byte_level_tokenizer()
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    rows = [{"question": f"the parcel {n}", "label": CHOICES[n % 3]} for n in range(9)]
+    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = RunConfig(
+        model=ModelConfig(name=str(root / "base"), device="cpu"),
+        task=TaskConfig(name=str(root / "data.jsonl"), scoring="classification", choices=CHOICES),
+        train=TrainConfig(max_steps=1),
+        num_samples=1,
+    )
+    train(config, root / "run")
+    return root / "run"
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older run"])
+def test_a_merged_classifier_knows_the_names_of_its_classes(classifier: Path, recorded: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(classifier, run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["classes"] == CHOICES
+    if not recorded:
+        write_json(run / "metrics.json", {name: value for name, value in metrics.items() if name != "classes"})
+    record = export_run(run, tmp_path / "out", format="merged")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.id2label == dict(enumerate(CHOICES))
+    assert config.label2id == {"billing": 0, "shipping": 1, "technical": 2}
+    assert record["warnings"] == []
+
+
+def test_names_for_another_number_of_classes_are_not_written(tmp_path: Path) -> None:
+    model = adapted(tiny_bert(), target_modules=["query"], task_type="SEQ_CLS")
+    record = export_merged(model, tmp_path / "out", classes=["yes", "no"])
+    assert "the head has 3 classes" in record["warnings"][0]
+    assert AutoConfig.from_pretrained(tmp_path / "out").id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 
 
 def test_a_quiet_export_where_nothing_is_shared(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def export_merged(
     seed: int = 0,
     dtype: Dtype = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    classes: Sequence[str] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the base model with the posterior mean, or one draw, in its weights: a folder transformers loads alone.
@@ -44,6 +45,7 @@ def export_merged(
         seed: Seed of the draw.
         dtype: Number type of the weights.
         tokenizer: To save beside the model.
+        classes: Names of the classes of a classification head, in its order, for the config's `id2label`.
         details: What else to note in export.json, such as the run.
 
     Returns:
@@ -77,10 +79,22 @@ def export_merged(
         with nullcontext() if draw is None else sampling(model, 1, seed, first=draw):
             warnings += _rounding_warnings(model, dtype)
             result: Any = merged(model)
+        warnings += _name_classes(result.config, classes)
         result.to(getattr(torch, dtype)).save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         return write_record(folder, {**facts, **(details or {})}, warnings)
+
+
+def _name_classes(config: Any, classes: Sequence[str] | None) -> list[str]:
+    """Write the names of the classes into the config; one warning where there are more or fewer than the head has."""
+    if classes is None:
+        return []
+    if len(classes) != config.num_labels or len(set(classes)) < len(classes):
+        return [f"the head has {config.num_labels} classes, so it is not told that they are called {list(classes)}"]
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    return []
 
 
 def _rounding_warnings(model: PeftModel, dtype: Dtype) -> list[str]:

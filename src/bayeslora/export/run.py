@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from bayeslora.export.adapters import export_mean, export_samples
 from bayeslora.export.folder import Dtype, check_output
 from bayeslora.export.merged import export_merged
-from bayeslora.runs import load_run
+from bayeslora.runs import Run, load_run
+from bayeslora.runs.items import class_names, task_items
+from bayeslora.tasks import TaskError
 
 __all__ = ["export_run"]
 
@@ -66,4 +69,26 @@ def export_run(
     if format == "samples":
         return export_samples(model, output_dir, num_samples=num_samples, seed=seed, dtype=dtype, details=details)
     tokenizer = loaded.scoring.tokenizer
-    return export_merged(model, output_dir, draw=draw, seed=seed, dtype=dtype, tokenizer=tokenizer, details=details)
+    return export_merged(
+        model,
+        output_dir,
+        draw=draw,
+        seed=seed,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        classes=_classes(loaded) if config.task.scoring == "classification" else None,
+        details=details,
+    )
+
+
+def _classes(run: Run) -> list[str] | None:
+    """Names of the classes of the run's head, in its order."""
+    known: list[str] | None = run.metrics.get("classes") or run.config.task.choices
+    if known is not None:
+        return known
+    # An older run, which did not write them down.
+    with suppress(TaskError, OSError, ImportError):
+        known = class_names(task_items(run.config.task))
+    if known is None:
+        logger.warning("the names of the classes are not known: the exported config calls them LABEL_0, LABEL_1, ...")
+    return known

@@ -8,7 +8,7 @@ from typing import TypeVar
 from bayeslora.config import TaskConfig
 from bayeslora.tasks import LocalFile, Splits, Task, get_task
 
-__all__ = ["subset", "task_items"]
+__all__ = ["class_names", "subset", "task_items"]
 
 AnyItem = TypeVar("AnyItem")
 
@@ -43,6 +43,12 @@ def task_items(config: TaskConfig) -> Splits:
         for name in ("train", "dev", "test")
     }
     return Splits(**parts)
+
+
+def class_names(splits: Splits) -> list[str] | None:
+    """The choices that all items share, in their order; None where they differ."""
+    choices = {item.choices for part in (splits.train, splits.dev, splits.test) for item in part}
+    return list(choices.pop()) if len(choices) == 1 else None
 
 
 def subset(items: list[AnyItem], count: int | None, seed: int) -> list[AnyItem]:

@@ -21,7 +21,7 @@ from bayeslora.memory import peak_memory
 from bayeslora.methods import State, Training, trainable_parameters
 from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.runs.config_files import write_config
-from bayeslora.runs.items import task_items
+from bayeslora.runs.items import class_names, task_items
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
@@ -104,6 +104,8 @@ def train(
     if trunk_cache is not None:
         logger.info("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
+    if config.task.scoring == "classification":
+        metrics["classes"] = class_names(splits)
     write_trained(config, model, state, output)
     trained = Trained(
         config=config,
