@@ -201,6 +201,33 @@ def test_a_run_on_named_columns_predicts_files_without_labels_and_scores_others(
     assert (run / "evaluation" / "b" / "metrics.json").is_file()
 
 
+def test_files_laid_out_in_another_way_than_the_runs_own(tmp_path, config, capsys):
+    """Columns are named, choices of the file's own are taken, and a label that means nothing stops no prediction."""
+    run, options = tmp_path / "run", ["--task.choices", "[iron, wood]", "--task.question_column", "text"]
+    rows = [json.dumps({"text": f"Which is it ({n})?", "label": ("iron", "wood")[n % 2]}) for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    main(
+        ["train", "--config", str(config), "--output_dir", str(run), "--task.name", str(tmp_path / "a.jsonl"), *options]
+    )
+    other = tmp_path / "other.csv"
+    other.write_text("q,A,B,C,team\n" + "".join(f"Which ({n})?,5,4,1,{(4, 'gold', 1)[n % 3]}\n" for n in range(60)))
+    predict = ["predict", str(run), "--input", str(other), "--output", str(tmp_path / "out.jsonl")]
+    with pytest.raises(SystemExit):
+        main(predict)
+    assert "'text' (option question_column)" in capsys.readouterr().err
+    layout = ["--question_column", "q", "--choices_column", "A,B,C", "--label_column", "team", "--labels", "text"]
+    main([*predict, *layout])
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record.get("label") for record in found[:4]] == [1, None, 2, 1] and len(found[0]["probabilities"]) == 3
+    good = tmp_path / "good.csv"
+    good.write_text(other.read_text().replace("gold", "5"))
+    main(["evaluate", str(run), "--task", str(good), "--num_samples", "0", *layout])
+    assert (run / "evaluation" / "good" / "metrics.json").is_file()
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), "--task", "arc_easy", "--labels", "text"])
+    assert "labels say how a file is read, but 'arc_easy' is no file" in capsys.readouterr().err
+
+
 def test_evaluation_keeps_the_dev_scores(tmp_path, config):
     run = tmp_path / "run"
     main(["train", "--config", str(config), "--output_dir", str(run)])

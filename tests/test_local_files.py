@@ -41,6 +41,14 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(values | {"choices": json.dumps(values["choices"])} for values in rows)
+    return path
+
+
 # Layouts
 
 EXPECTED = [Item("q0", "Question 0?", ("yes", "no"), 0), Item("q1", "Question 1?", ("yes", "no"), 1)]
@@ -101,8 +109,19 @@ def test_blank_lines_are_passed_over_and_still_counted(tmp_path: Path) -> None:
         ("B", ["cat", "dog"], 1),
         ("b", ["cat", "dog"], 1),
         (" dog ", ["cat", "dog"], 1),
-        (1, ["1", "2"], 1),
+        (1, ["0", "1"], 1),
+        ("1.0", ["cat", "dog"], 1),
+        ("01", ["cat", "dog"], 1),
         ("1990", ["1980", "1990"], 1),
+        (1990, ["1980", "1990"], 1),
+        (1990.0, ["1980", "1990"], 1),
+        ("7.0", ["6", "7"], 1),
+        (-1, ["-1", "x"], 0),
+        (6.5, [3, 6.5], 1),
+        (True, ["False", "True"], 1),
+        (False, ["true", "false"], 1),
+        ("de\u0301ny", ["approve", "d\u00e9ny"], 1),
+        ("N/A", ["None", "N/A"], 1),
         ("A", ["A", "B"], 0),
         (None, ["cat", "dog"], None),
         ("", ["cat", "dog"], None),
@@ -110,7 +129,9 @@ def test_blank_lines_are_passed_over_and_still_counted(tmp_path: Path) -> None:
         (1, {"text": ["cat", "dog"], "label": ["1", "2"]}, 0),
         ("A", {"text": ["B", "A"], "label": ["A", "B"]}, 0),
         ("dog", {"text": ["cat", "dog"], "label": None}, 1),
-        (4, [3, 4, 5, 6.5, 7], 4),
+        (1.0, {"text": ["cat", "dog"], "label": ["1", "2"]}, 0),
+        ("b", ["a", "b"], 1),
+        ("A", ["a", "b"], 0),
     ],
 )
 def test_label_forms(tmp_path: Path, label: Any, choices: Any, index: int | None) -> None:
@@ -121,14 +142,107 @@ def test_label_forms(tmp_path: Path, label: Any, choices: Any, index: int | None
 @pytest.mark.parametrize("label", [2, -1, 0.5, "C", "2", "-1", "bird", True, float("inf"), "\ufb06"])
 def test_label_that_means_no_choice(tmp_path: Path, label: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [row(0), row(1, choices=["cat", "dog"], label=label)])
-    with pytest.raises(TaskError, match=r"a\.jsonl, line 2: field 'label' should be .*0 to 1.*A to B.*; correct"):
+    with pytest.raises(TaskError, match=r"a\.jsonl, line 2: field 'label' should be .*0 to 1.*A to B.*correct it"):
         load_items(path)
 
 
-def test_label_that_means_two_choices(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [row(choices=["B", "A"], label="A")])
-    with pytest.raises(TaskError, match=r"line 1: field 'label' should mean one choice.*whole number"):
+TWO_MEANINGS = [
+    (4, ["1", "2", "3", "4", "5"], {"index": 4, "text": 3}),
+    ("4", ["1", "2", "3", "4", "5"], {"index": 4, "text": 3}),
+    (4.0, [3, 4, 5, 6.5, 7], {"index": 4, "text": 1}),
+    (2, ["2", "1", "0"], {"index": 2, "text": 0}),
+    ("A", ["B", "A"], {"letter": 0, "text": 1}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*same question and choices")
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet, write_csv])
+@pytest.mark.parametrize(("label", "choices", "meanings"), TWO_MEANINGS)
+def test_label_that_means_two_choices(
+    tmp_path: Path, write: Any, label: Any, choices: list[Any], meanings: dict[str, int]
+) -> None:
+    texts = [str(choice) for choice in choices]
+    path = write(tmp_path / f"a.{write.__name__[6:]}", [row(choices=texts, label=label)])
+    with pytest.raises(TaskError, match=r"(line|row) [12]: field 'label' should mean one choice.*option labels"):
         load_items(path)
+    for labels, index in meanings.items():
+        assert load_items(path, labels=labels)[0].label == index
+        splits = LocalFile(path, dev=path, test=path, labels=labels).splits()
+        assert splits.train[0].label == index
+
+
+def test_a_letter_beside_its_choice_in_the_other_case_means_two_choices(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [row(choices=["b", "a"], label="A")])
+    with pytest.raises(TaskError, match="the letter of 'b' and the text of 'a'"):
+        load_items(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "message"),
+    [
+        ("text", "B", r"should be the exact text of one of \['cat', 'dog'\], but it is 'B'"),
+        ("index", "dog", "should be an index from 0 to 1, but it is 'dog'"),
+        ("letter", "1", "should be a letter from A to B, but it is '1'"),
+        ("number", "1", "labels should be one of auto, index, letter, text, but it is 'number'"),
+    ],
+)
+def test_labels_are_read_as_said(tmp_path: Path, labels: Any, label: str, message: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [row(choices=["cat", "dog"], label=label)])
+    with pytest.raises(TaskError, match=message):
+        load_items(path, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    [
+        ("Approve", "did you mean 'approve'"),
+        ("N/A", "leave the field empty where there is no label"),
+        (2, "an index counts from 0"),
+        (True, "true and false are the choices of these names alone"),
+    ],
+)
+def test_the_rule_is_hinted_at(tmp_path: Path, label: Any, hint: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [row(choices=["approve", "deny"], label=label)])
+    with pytest.raises(TaskError, match=hint):
+        load_items(path)
+
+
+@pytest.mark.parametrize("labels", [[0, 3], ["a", "dog"], [1, "2"]])
+def test_labels_of_one_file_are_all_texts_or_all_positions(tmp_path: Path, labels: list[Any]) -> None:
+    choices = ["dog", "x"] if "dog" in labels else ["2", "x"] if 1 in labels else ["1", "2", "3"]
+    rows = [row(number, choices=choices, label=label) for number, label in enumerate(labels)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(
+        TaskError, match=r"a\.jsonl: expected labels that are all texts .* or all positions.*option labels"
+    ):
+        load_items(path)
+
+
+def test_letters_are_told_once_for_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "bayeslora")
+    rows = [row(number, choices=["cat", "dog"], label="b") for number in range(3)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    load_items(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: single letters are read as positions, such as the label 'b' as 'dog'"
+    ]
+    caplog.clear()
+    load_items(path, labels="letter")
+    load_items(write_jsonl(path, [row(choices=["a", "b"], label="b")]))
+    assert not caplog.records
+
+
+def test_optional_labels_are_passed_over_where_they_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = ["yes", "returns", None, "N/A"]
+    path = write_jsonl(tmp_path / "a.jsonl", [row(number, label=label) for number, label in enumerate(labels)])
+    assert [item.label for item in load_items(path, optional_label=True)] == [0, None, None, None]
+    assert "2 labels cannot be read and are passed over; the first: field 'label'" in caplog.text
+    caplog.clear()
+    path = write_jsonl(path, [row(number, label=label) for number, label in enumerate(["yes", 1])])
+    assert [item.label for item in load_items(path, optional_label=True)] == [None, None]
+    assert "the labels are passed over: expected labels that are all texts" in caplog.text
 
 
 def test_label_may_be_missing_unless_required(tmp_path: Path) -> None:
@@ -236,7 +350,6 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     [
         ({"question_column": "qestion"}, "'qestion'.*did you mean 'question'"),
         ({"choices_column": "choises"}, "'choises'.*did you mean 'choices'"),
-        ({"choices_column": "A,B"}, "'A'.*name the right column"),
         ({"id_column": "idx"}, "'idx'.*did you mean 'id'"),
     ],
 )
@@ -245,6 +358,17 @@ def test_unknown_column(tmp_path: Path, names: dict[str, Any], wrong: str) -> No
     with pytest.raises(TaskError, match=r"a\.jsonl: expected a column " + wrong) as caught:
         load_items(path, **names)
     assert "the columns are id, question, choices, label" in str(caught.value)
+    assert f"(option {next(iter(names))})" in str(caught.value)
+
+
+def test_all_wrong_columns_are_told_at_once_with_their_options(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.csv", "text,first,second,team\n?,a,b,a\n")
+    with pytest.raises(TaskError) as caught:
+        load_items(path, choices_column="A,second", id_column="number", require_label=True)
+    for part in ("'question' (option question_column)", "'A' (option choices_column)", "'label' (option label_column)"):
+        assert part in str(caught.value)
+    assert "'number' (option id_column)" in str(caught.value) and "'second' (" not in str(caught.value)
+    assert "the columns are text, first, second, team" in str(caught.value)
 
 
 @pytest.mark.parametrize(

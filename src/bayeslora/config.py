@@ -58,6 +58,7 @@ class TaskConfig:
         question_column: Column of a file that holds the question.
         choices_column: Column that holds the list of choices, or several columns separated by commas.
         label_column: Column that holds the right choice: index from 0, letter, or the text of the choice.
+        labels: Which of these the labels of a file are, where they could be more than one: "index", "letter" or "text".
         id_column: Column that holds the item's name.
         choices: The choices of all items, for a file without a column of choices.
         raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.
@@ -74,6 +75,7 @@ class TaskConfig:
     question_column: str = "question"
     choices_column: str = "choices"
     label_column: str = "label"
+    labels: Literal["auto", "index", "letter", "text"] = "auto"
     id_column: str = "id"
     choices: list[str] | None = None
     raw: bool = False

@@ -7,6 +7,7 @@ from typing import ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command, metrics_line
+from bayeslora.commands.files import add_file_layout, file_layout
 
 
 class Evaluate(Command):
@@ -24,10 +25,11 @@ class Evaluate(Command):
         parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")
         parser.add_argument("--examples", type=int | None, default=None, help="Use only this many items.")
         parser.add_argument("--output_dir", type=str | None, default=None, help="Default: the run's folder.")
+        add_file_layout(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the metrics."""
         from bayeslora.runs import evaluate
 
         chosen = {name: options[name] for name in ("task", "split", "num_samples", "examples", "output_dir")}
-        print(metrics_line(evaluate(options.run, **chosen)))
+        print(metrics_line(evaluate(options.run, **chosen, file_layout=file_layout(options))))

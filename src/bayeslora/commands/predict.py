@@ -7,6 +7,7 @@ from typing import ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.commands.base import Command
+from bayeslora.commands.files import add_file_layout, file_layout
 
 
 class Predict(Command):
@@ -21,6 +22,7 @@ class Predict(Command):
         parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument("--input", type=str, required=True, help="JSONL, CSV or Parquet file of items.")
         parser.add_argument("--output", type=str, required=True, help="JSONL file to write.")
+        add_file_layout(parser)
         parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")
         parser.add_argument(
             "--abstain_above",
@@ -46,6 +48,7 @@ class Predict(Command):
             num_samples=options.num_samples,
             abstain_above=options.abstain_above,
             coverage=options.coverage,
+            file_layout=file_layout(options),
         )
         print(f"{len(rows)} predictions: {options.output}")
         if options.coverage is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bayeslora.distributed import is_main, wait
 from bayeslora.from_lora import adapter_folder
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
-from bayeslora.runs.items import task_items
+from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
 from bayeslora.runs.loading import head_width, load_model, merge_resolved
 from bayeslora.runs.locating import is_hub_run, run_folder
 from bayeslora.runs.prediction import Prediction, write_rows
@@ -25,7 +26,7 @@ from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
-from bayeslora.tasks import load_items
+from bayeslora.tasks import LocalFile, load_items
 
 __all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
 
@@ -91,6 +92,7 @@ def evaluate(
     num_samples: int | None = None,
     examples: int | None = None,
     output_dir: str | Path | None = None,
+    file_layout: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and write metrics.json, predictions.jsonl (of texts: texts.jsonl) and reliability.png.
 
@@ -102,9 +104,12 @@ def evaluate(
         examples: Use only this many items; default: the run's number for its own task, all for another.
         output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another. A run on the Hub
             needs one.
+        file_layout: How the task's files are read where they are not laid out as the run's own: question_column,
+            choices_column, label_column, labels, id_column, choices.
 
     Raises:
-        ValueError: The split is unknown or empty, or a run on the Hub has no `output_dir`.
+        ValueError: The split is unknown or empty, a run on the Hub has no `output_dir`, or `file_layout` is given for a
+            task that is no file.
     """
     if split not in ("test", "dev"):
         raise ValueError(f"split must be 'test' or 'dev', got {split!r}.")
@@ -118,6 +123,10 @@ def evaluate(
     described = run.config.task
     if not own:
         described = replace(described, name=str(task), train_examples=None, dev_examples=None, test_examples=None)
+    if file_layout:
+        described = with_file_options(described, file_layout)
+        if not isinstance(build_task(described), LocalFile):
+            raise ValueError(f"{', '.join(file_layout)} say how a file is read, but {described.name!r} is no file.")
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
     target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
@@ -156,18 +165,22 @@ def predict_file(
     num_samples: int | None = None,
     abstain_above: float | None = None,
     coverage: float | None = None,
+    file_layout: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Predict the items of a local file and write one JSON record each, in the input's order.
 
     Args:
         folder: The run folder, or the Hub id of a pushed run.
-        input: JSONL, CSV or Parquet file with the run's column names; labels are optional.
+        input: JSONL, CSV or Parquet file with the run's column names; labels are optional, and those that cannot be
+            read are passed over with a word in the log.
         output: JSONL file to write, atomically.
         num_samples: Posterior draws; default: the run's.
         abstain_above: Entropy in nats above which a record says `"abstain": true`.
         coverage: Add to each record a set of choices, `"set"` (indices) and `"set_choices"` (texts), that holds the
             right one with this probability in (0, 1): split-conformal, score "lac", calibrated on the dev split of the
             run's task (docs/prediction_sets.md).
+        file_layout: How the file is read where it is not laid out as the run's own: question_column, choices_column,
+            label_column, labels, id_column, choices.
 
     Returns:
         The records.
@@ -181,15 +194,7 @@ def predict_file(
     columns = run.config.task
     if columns.scoring == "text":
         raise ValueError("this run writes texts and has no choices to predict; use `bayeslora generate --input FILE`.")
-    items = load_items(
-        input,
-        question_column=columns.question_column,
-        choices_column=columns.choices_column,
-        label_column=columns.label_column,
-        id_column=columns.id_column,
-        choices=columns.choices,
-        optional_label=True,
-    )
+    items = load_items(input, **file_options(with_file_options(columns, file_layout or {})), optional_label=True)
     rule = None if coverage is None else calibrated_on_dev(run, coverage, num_samples)
     rows = list(run.predict(items, num_samples).rows(abstain_above, rule))
     if is_main():

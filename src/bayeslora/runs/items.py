@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from bayeslora.config import TaskConfig
 from bayeslora.tasks import LocalFile, Splits, Task, get_task
 
-__all__ = ["class_names", "subset", "task_items"]
+__all__ = ["FILE_OPTIONS", "build_task", "class_names", "file_options", "subset", "task_items", "with_file_options"]
+
+FILE_OPTIONS = ("question_column", "choices_column", "label_column", "labels", "id_column", "choices")
+"""The fields of a task's config that say how a file is read."""
 
 AnyItem = TypeVar("AnyItem")
 
@@ -21,18 +26,30 @@ def build_task(config: TaskConfig) -> Task:
     """
     task = get_task(config.name)
     if isinstance(task, LocalFile):
-        task = LocalFile(
-            task.train,
-            dev=task.dev,
-            test=task.test,
-            name=task.name,
-            question_column=config.question_column,
-            choices_column=config.choices_column,
-            label_column=config.label_column,
-            id_column=config.id_column,
-            choices=config.choices,
-        )
+        task = LocalFile(task.train, dev=task.dev, test=task.test, name=task.name, **file_options(config))
     return task
+
+
+def file_options(config: TaskConfig) -> dict[str, Any]:
+    """How a file is read: the arguments of `LocalFile` and `load_items` that a config has."""
+    return {name: getattr(config, name) for name in FILE_OPTIONS}
+
+
+def with_file_options(config: TaskConfig, options: Mapping[str, Any]) -> TaskConfig:
+    """`config` for a file that is laid out in another way than the run's own.
+
+    Args:
+        config: That of the run.
+        options: Some of `FILE_OPTIONS`. To name the column of choices says that the file has its own.
+
+    Raises:
+        ValueError: Another option is among them.
+    """
+    unknown = [name for name in options if name not in FILE_OPTIONS]
+    if unknown:
+        raise ValueError(f"how a file is read has the options {', '.join(FILE_OPTIONS)}, got {', '.join(unknown)}.")
+    own = {"choices": None} if "choices_column" in options else {}
+    return replace(config, **own | dict(options))
 
 
 def task_items(config: TaskConfig) -> Splits:

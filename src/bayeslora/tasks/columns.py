@@ -9,7 +9,7 @@ from typing import Any
 
 from .hints import nearest
 from .item import Item, TaskError
-from .labels import is_missing, label_index
+from .labels import LabelKind, LabelReader, is_missing
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Columns:
     id: str = "id"
     shared_choices: tuple[str, ...] | None = None
     """The choices of every item, for a file that has no column of them."""
+    labels: LabelKind = "auto"
+    """What the labels are, where they can be read in more than one way."""
     require_label: bool = False
     optional_label: bool = False
     """Whether a file may lack label and id columns even though they were named: items to predict often do."""
@@ -29,20 +31,23 @@ class Columns:
     def check(self, known: Iterable[str]) -> None:
         """Raise TaskError unless every column that is needed or was named is among the known ones."""
         columns = list(known)
-        for name in self._needed(columns):
-            if name not in columns:
-                raise TaskError(
-                    f"expected a column {name!r}, but the columns are {', '.join(columns)}; "
-                    f"{nearest(name, columns)}name the right column."
-                )
+        missing = {name: option for name, option in self._needed(columns).items() if name not in columns}
+        if missing:
+            named = " and ".join(f"{name!r} (option {option})" for name, option in missing.items())
+            many = len(missing) > 1
+            raise TaskError(
+                f"expected {'columns' if many else 'a column'} {named}, but the columns are {', '.join(columns)}; "
+                f"{''.join(dict.fromkeys(nearest(name, columns) for name in missing))}"
+                f"name the right {'ones by these options' if many else 'one by this option'}."
+            )
         if self.shared_choices is not None and self.choices in columns:
             raise TaskError(
                 f"choices were given for the whole file, but it has a column {self.choices!r} too; "
                 "leave the argument out, or remove or rename the column."
             )
 
-    def item(self, row: Mapping[str, Any], fallback_id: str) -> Item:
-        """Read an item from a row.
+    def item(self, row: Mapping[str, Any], fallback_id: str, read_label: LabelReader | None = None) -> Item:
+        """Read an item from a row; `read_label` is that of the file the row is in.
 
         Raises:
             TaskError: a field is missing or wrong.
@@ -52,20 +57,21 @@ class Columns:
         item_id = fallback_id if is_missing(row_id) else str(row_id)
         # The item checks its own fields, and does it before the label is looked up among the choices.
         unlabelled = Item(item_id, row.get(self.question) or "", choices, None)
-        label = label_index(row.get(self.label), choices, marks)
+        label = (read_label or LabelReader(self.labels))(row.get(self.label), choices, marks)
         if label is None and self.require_label:
             raise TaskError(f"field 'label' (column {self.label!r}) is missing; give every item a label.")
         return Item(unlabelled.id, unlabelled.question, choices, label)
 
-    def _needed(self, columns: list[str]) -> list[str]:
-        needed = [self.question]
+    def _needed(self, columns: list[str]) -> dict[str, str]:
+        """Names of the columns there must be, with the option that gives each its name."""
+        needed = {self.question: "question_column"}
         if self.shared_choices is None:
-            needed += self._choice_columns(columns)
+            needed |= dict.fromkeys(self._choice_columns(columns), "choices_column")
         # A file may lack the default label and id columns, but not one that was asked for by name.
         if self.require_label or (self.label != Columns.label and not self.optional_label):
-            needed.append(self.label)
+            needed[self.label] = "label_column"
         if self.id != Columns.id and not self.optional_label:
-            needed.append(self.id)
+            needed[self.id] = "id_column"
         return needed
 
     def _choice_columns(self, columns: Iterable[str]) -> list[str]:

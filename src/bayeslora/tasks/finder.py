@@ -30,7 +30,7 @@ def get_task(name: str) -> Task:
     >>> get_task("ARC-Easy").name
     'arc_easy'
     >>> import json, pathlib, tempfile
-    >>> rows = [{"id": str(n), "question": f"{n} + 1?", "choices": [str(n), str(n + 1)], "label": 1} for n in range(20)]
+    >>> rows = [{"id": str(n), "question": f"{n} + 1?", "choices": [n, n + 1], "label": n + 1} for n in range(20)]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = pathlib.Path(folder, "sums.jsonl")
     ...     _ = file.write_text("\\n".join(json.dumps(row) for row in rows))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .base import Task
 from .collector import Row
 from .columns import Columns
 from .item import Item, TaskError
+from .labels import LabelKind, LabelReader
 from .rows import read_rows
 from .split import Splits, check_fraction, hashed_split
 
@@ -24,6 +26,7 @@ def load_items(
     label_column: str = "label",
     id_column: str = "id",
     choices: Sequence[str] | None = None,
+    labels: LabelKind = "auto",
     require_label: bool = False,
     optional_label: bool = False,
 ) -> list[Item]:
@@ -34,17 +37,28 @@ def load_items(
         question_column: holds the question.
         choices_column: holds a list (in CSV: a JSON list) or {"text": [...], "label": [...]}; or it
             names one column for each choice, separated by commas ("A,B,C,D").
-        label_column: holds an index from 0, a letter or the exact text of a choice; nothing for None.
+        label_column: holds an index from 0, a letter or the exact text of a choice; nothing for None. The whole rule
+            is in docs/data.md.
         id_column: holds an id; where there is none, the id is the file's stem and the row's index.
         choices: the choices of every item, for a file that has no column of them.
+        labels: "index", "letter" or "text", where a label could be read in more than one way: 4 is the text of a choice
+            and the index of another among "1" to "5".
         require_label: whether an item without a label is an error.
-        optional_label: whether the file may lack the label and id columns even though they were named.
+        optional_label: whether the file may lack the label and id columns even though they were named, and labels that
+            cannot be read are passed over with a word in the log.
 
     Raises:
         TaskError: the file, a column or a row is wrong; the message names the line or row.
     """
     columns = Columns(
-        question_column, choices_column, label_column, id_column, _shared(choices), require_label, optional_label
+        question=question_column,
+        choices=choices_column,
+        label=label_column,
+        id=id_column,
+        shared_choices=_shared(choices),
+        labels=labels,
+        require_label=require_label,
+        optional_label=optional_label,
     )
     return _load(Path(path), columns, Path(path).stem)
 
@@ -65,6 +79,7 @@ class LocalFile(Task):
         label_column: see load_items.
         id_column: see load_items.
         choices: see load_items.
+        labels: see load_items.
     """
 
     def __init__(
@@ -79,13 +94,20 @@ class LocalFile(Task):
         label_column: str = "label",
         id_column: str = "id",
         choices: Sequence[str] | None = None,
+        labels: LabelKind = "auto",
     ) -> None:
         self.train = Path(train)
         self.dev = None if dev is None else Path(dev)
         self.test = None if test is None else Path(test)
         self.name = name or self.train.stem
         self.columns = Columns(
-            question_column, choices_column, label_column, id_column, _shared(choices), require_label=True
+            question=question_column,
+            choices=choices_column,
+            label=label_column,
+            id=id_column,
+            shared_choices=_shared(choices),
+            labels=labels,
+            require_label=True,
         )
 
     def parse(self, row: Row, index: int) -> Item:
@@ -131,11 +153,12 @@ def _load(path: Path, columns: Columns, prefix: str) -> list[Item]:
         columns.check(dict.fromkeys(name for row in rows for name in row.values))
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error
+    read_label = LabelReader(columns.labels, columns.optional_label)
     places: dict[str, str] = {}
     items: list[Item] = []
     for index, row in enumerate(rows):
         try:
-            item = columns.item(row.values, f"{prefix}-{index}")
+            item = columns.item(row.values, f"{prefix}-{index}", read_label)
         except TaskError as error:
             raise TaskError(f"{path}, {row.place}: {error}") from error
         if item.id in places:
@@ -145,7 +168,7 @@ def _load(path: Path, columns: Columns, prefix: str) -> list[Item]:
             )
         places[item.id] = row.place
         items.append(item)
-    return items
+    return items if read_label.finish(path) else [replace(item, label=None) for item in items]
 
 
 def _check_not_empty(task: LocalFile, splits: Splits, dev_fraction: float) -> None:

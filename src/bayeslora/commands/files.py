@@ -1,0 +1,36 @@
+"""Options of commands that read a file of items which may be laid out in another way than the run's own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_file_layout", "file_layout"]
+
+_COLUMNS = {
+    "question_column": "Column of the file that holds the question; default of all these: the run's.",
+    "choices_column": "Column that holds the list of choices, or several columns separated by commas.",
+    "label_column": "Column that holds the right choice.",
+    "id_column": "Column that holds the item's name.",
+}
+
+
+def add_file_layout(parser: ArgumentParser) -> None:
+    """How the file is read."""
+    for name, text in _COLUMNS.items():
+        parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
+    parser.add_argument(
+        "--labels",
+        type=Literal["auto", "index", "letter", "text"] | None,
+        default=None,
+        help="What the labels are, where they could be read in more than one way.",
+    )
+    parser.add_argument(
+        "--choices", type=list[str] | None, default=None, help="Choices of all items, for a file without such a column."
+    )
+
+
+def file_layout(options: Namespace) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: options[name] for name in (*_COLUMNS, "labels", "choices") if options[name] is not None}
