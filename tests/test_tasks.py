@@ -18,6 +18,7 @@ from bayeslora.tasks import (
     Splits,
     Task,
     TaskError,
+    allow_task,
     get_task,
     hashed_split,
     load_items,
@@ -424,7 +425,12 @@ def my_module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("my_module")
-def test_dotted_path_is_a_task() -> None:
+def test_dotted_path_is_a_task_once_its_user_has_named_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    with pytest.raises(TaskError, match=r"--allow_task my_tasks\.Pets"):
+        get_task("my_tasks.Pets")
+    assert "my_tasks" not in sys.modules
+    allow_task("my_tasks.Pets")
     assert get_task("my_tasks.Pets").name == "pets"
     assert "pets" not in task_names()
 
@@ -440,8 +446,12 @@ def test_dotted_path_is_a_task() -> None:
     ],
 )
 def test_wrong_dotted_path(name: str, message: str) -> None:
-    with pytest.raises(TaskError, match=message):
+    def named() -> None:
+        allow_task(name)
         get_task(name)
+
+    with pytest.raises(TaskError, match=message):
+        named()
 
 
 def test_load_items_is_exported(tmp_path: Any) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from safetensors import SafetensorError
 
 from bayeslora.commands import command_classes
 from bayeslora.distributed import is_launched, is_main, main_speaks, world_size
+from bayeslora.imports import permit
+from bayeslora.methods import Method
 from bayeslora.parsing import Parser
+from bayeslora.tasks import allow_task
 
 __all__ = ["main"]
 
@@ -39,8 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsers = {name: Parser(description=command.description) for name, command in commands.items()}
     for name, command in commands.items():
         command.add_arguments(parsers[name])
+        _add_permissions(parsers[name])
         subcommands.add_subcommand(name, parsers[name], help=command.description)
-    parsed = parser.parse_args(None if arguments is None else list(arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _import_named(given)
+    except (ImportError, TypeError, ValueError) as error:
+        parser.error(str(error), error)
+    parsed = parser.parse_args(given)
     command = commands[parsed.command]
     try:
         if is_launched() and not command.distributed:
@@ -52,6 +63,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _add_permissions(parser: Parser) -> None:
+    for kind in ("method", "task"):
+        parser.add_argument(
+            f"--allow_{kind}",
+            type=str,
+            action="append",
+            help=f"Dotted path of a {kind} outside of bayeslora that a config or run may name. May be given again.",
+        )
+
+
+def _import_named(arguments: Sequence[str]) -> None:
+    """Import the methods and tasks that the call names, before a file is read: only they and what is built in may stand
+    in one.
+
+    Raises:
+        ImportError, TypeError, ValueError: One that is allowed cannot be imported, or is something else.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--allow_method", "--allow_task", "--method", "--task.name"):
+        named.add_argument(option, action="append", default=[])
+    found = vars(named.parse_known_args(arguments)[0])
+    for path in found["allow_method"]:
+        permit(Method, path)
+    for path in (*found["allow_task"], *found["task.name"]):
+        allow_task(path)
+    for path in found["method"]:
+        # What is no path of a class the parser explains.
+        with suppress(ImportError, TypeError):
+            permit(Method, path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from bayeslora.methods import BayesianLora, Method
+from bayeslora.plain import Plain
 from bayeslora.quantization import Quantization
 
 __all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
@@ -117,7 +118,7 @@ class TrainConfig:
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
     optimizer: Literal["adamw", "lora_rite", "reflora", "reflora_scalar", "oplora"] = "adamw"
-    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    optimizer_options: dict[str, Plain] = field(default_factory=dict)
     learning_rate: float = 1e-3
     lr_scheduler: str = "linear"
     warmup: float = 0.06
@@ -130,7 +131,7 @@ class TrainConfig:
     cache_trunk_folder: str | None = None
     cache_trunk_limit: int = 4 * 2**30
     report_to: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Plain] = field(default_factory=dict)
 
 
 @dataclass

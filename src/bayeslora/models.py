@@ -83,7 +83,8 @@ def load_base_model(
             "Set kind='sequence_classification' or leave num_labels out."
         )
     source = locate(name)
-    shared = {} if revision is None else {"revision": revision}
+    # Said, since transformers asks at a terminal otherwise: no code comes with a model.
+    shared: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     head = {} if num_labels is None else {"num_labels": num_labels}
     place = _choose_device(device)
     # Quantised weights are made on their device and cannot be moved.

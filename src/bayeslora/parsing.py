@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.config import RunConfig, describe_method
+from bayeslora.config_content import check_content
 from bayeslora.methods import Method, method_classes
 
 if TYPE_CHECKING:
@@ -36,9 +37,21 @@ __all__ = [
 class Parser(ArgumentParser):
     """Says the nearest right name where an option, key, command or method is unknown, and leaves the long usage out."""
 
+    config_class: type | None = None
+    """What the files that it reads describe."""
+
     def __init__(self, **kwargs: Any):
         # An abbreviated name is mostly a misspelt one; it gets the hint instead of being guessed.
         super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """The options in the content of a file, none of which has anything imported or built."""
+        if self.config_class is not None:
+            try:
+                check_content(yaml.safe_load(content), self.config_class)
+            except (ValueError, yaml.YAMLError) as error:
+                self.error(str(error), error)
+        return super().parse_string(content, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2, or raise ValueError where the parser is not the command line's."""
@@ -57,7 +70,9 @@ def config_parser(config: type[DataclassInstance]) -> Parser:
 
 
 def add_config(parser: ArgumentParser, config: type[DataclassInstance]) -> None:
-    """The options of `config_parser`, in a parser that has others."""
+    """The options of `config_parser`, in a `Parser` that has others."""
+    assert isinstance(parser, Parser)
+    parser.config_class = config
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(config, nested_key=None)
     for field in dataclasses.fields(config):

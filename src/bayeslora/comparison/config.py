@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.placement import Placement, Targets
+from bayeslora.plain import Plain
 
 __all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
 
@@ -46,7 +47,7 @@ class RowConfig:
     """
 
     method: Method
-    train: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Plain] = field(default_factory=dict)
     learning_rates: list[float] | None = None
     temperature: bool = False
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 from bayeslora.config import describe
+from bayeslora.imports import known
 from bayeslora.methods import Method
 
 __all__ = ["at_defaults", "differences", "grown", "without_storage"]
@@ -99,7 +99,7 @@ def _same_names(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     named = {name: _same_names(value) for name, value in config.items()}
-    if isinstance(path := named.get("class_path"), str) and isinstance(found := locate(path), type):
+    if isinstance(path := named.get("class_path"), str) and (found := known(Method, path)) is not None:
         named["class_path"] = f"{found.__module__}.{found.__qualname__}"
     return named
 

@@ -19,6 +19,7 @@ from bayeslora.runs import Run, task_items
 from bayeslora.runs.locating import is_hub_run
 from bayeslora.saving import atomic_file, write_json
 from bayeslora.scoring import get_scoring
+from bayeslora.tasks import allow_task
 
 __all__ = ["SCALES", "diagnose"]
 
@@ -69,6 +70,8 @@ def diagnose(
     """
     if output_dir is None and is_hub_run(str(source)):
         raise ValueError(f"there is no folder {str(source)!r} here; say where to write: output_dir=FOLDER.")
+    for name in tasks or ():
+        allow_task(name)
     run, knows_task = load_adapter(source, base_model)
     config = run.config
     seed = config.seed if seed is None else seed

@@ -68,6 +68,7 @@ class PosteriorLM(HFLM):
         tokenizer: For a model in `pretrained`.
         revision: Branch, tag or commit of a Hub id.
         base_model: Hub id or folder of the base model, in place of the one that the run names.
+        allow_method: Dotted path of a method outside of bayeslora that the run may name.
         device: Where to compute; default: where the run says.
         batch_size: Requests in one forward, each with all its draws; "auto" as in HFLM.
         **options: max_length, max_batch_size, add_bos_token, prefix_token_id, truncation, logits_cache,
@@ -87,6 +88,7 @@ class PosteriorLM(HFLM):
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         base_model: str | None = None,
+        allow_method: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
         **options: Any,
@@ -100,7 +102,7 @@ class PosteriorLM(HFLM):
             run = (
                 pretrained
                 if isinstance(pretrained, Run)
-                else load_run(pretrained, revision=revision, base_model=base_model)
+                else load_run(pretrained, revision=revision, base_model=base_model, allow_method=allow_method)
             )
             model, tokenizer, samples = run.model, run.scoring.tokenizer, _samples_of(run, num_samples)
             seed = run.config.seed if seed is None else seed

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 
+from bayeslora.imports import subclasses
 from bayeslora.methods.base import (
     Method,
     State,
@@ -36,10 +37,5 @@ for _module in pkgutil.iter_modules(__path__):
 
 def method_classes() -> list[type[Method]]:
     """The methods known so far, those of other packages that were imported included, by name."""
-    found, todo = set[type[Method]](), [Method]
-    while todo:
-        for subclass in todo.pop().__subclasses__():
-            todo.append(subclass)
-            if "name" in vars(subclass) and not inspect.isabstract(subclass):
-                found.add(subclass)
-    return sorted(found, key=lambda method: method.name)
+    named = {method for method in subclasses(Method) if "name" in vars(method) and not inspect.isabstract(method)}
+    return sorted(named, key=lambda method: method.name)

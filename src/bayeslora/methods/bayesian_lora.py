@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from peft import LoraConfig
 
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.plain import Plain
 from bayeslora.tuner import BayesianLoraConfig
 
 __all__ = ["BayesianLora"]
@@ -40,7 +41,7 @@ class BayesianLora(VariationalMethod):
     def __init__(
         self,
         posterior: str = "diagonal",
-        posterior_options: dict[str, Any] | None = None,
+        posterior_options: dict[str, Plain] | None = None,
         posterior_std: float = 0.25,
         prior_std: float | list[float] = 0.05,
         inducing_std: float | list[float] | None = 0.2,

@@ -15,6 +15,8 @@ from bayeslora.config import ModelConfig
 from bayeslora.conformal import ConformalSets, check_coverage
 from bayeslora.distributed import is_main, wait
 from bayeslora.from_lora import adapter_folder
+from bayeslora.imports import permit
+from bayeslora.methods import Method
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
@@ -26,12 +28,18 @@ from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
-from bayeslora.tasks import LocalFile, load_items
+from bayeslora.tasks import LocalFile, allow_task, load_items
 
 __all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
 
 
-def load_run(run: str | Path, *, revision: str | None = None, base_model: str | None = None) -> Run:
+def load_run(
+    run: str | Path,
+    *,
+    revision: str | None = None,
+    base_model: str | None = None,
+    allow_method: str | None = None,
+) -> Run:
     """Load the adapter of a run on its base model, in eval mode.
 
     Where the run kept its trunk cache in a folder (`train.cache_trunk_folder`), predictions read and fill it too.
@@ -41,11 +49,16 @@ def load_run(run: str | Path, *, revision: str | None = None, base_model: str | 
             into the Hub's cache. A private one needs `hf auth login`.
         revision: Branch, tag or commit of a Hub id.
         base_model: Hub id or folder of the base model, in place of the name that the run gives.
+        allow_method: Dotted path of a method outside of bayeslora that the run may name. It is imported; a run alone
+            has nothing imported.
 
     Raises:
+        ImportError: `allow_method` cannot be imported.
         FileNotFoundError: There is no such run, or its base model was a folder that is not here.
         ValueError: The adapter belongs to another base model, or was written by a newer version.
     """
+    if allow_method is not None:
+        permit(Method, allow_method)
     folder = run_folder(run, revision)
     recover_folder(folder / "adapter")
     adapter = Path(adapter_folder(folder))
@@ -118,6 +131,8 @@ def evaluate(
             f"there is no folder {str(folder)!r} here. To evaluate the run of that Hub id, say where to write the "
             "results: output_dir=FOLDER."
         )
+    if task is not None:
+        allow_task(task)
     run = load_run(folder)
     own = task is None or task == run.config.task.name
     described = run.config.task

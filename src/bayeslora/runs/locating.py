@@ -16,8 +16,15 @@ from huggingface_hub.errors import (
 
 __all__ = ["RUN_FILES", "is_hub_run", "run_folder"]
 
-RUN_FILES = ("config.yaml", "metrics.json", "posterior.safetensors")
-"""What a run folder holds beside its adapter and a repository beside the adapter's files."""
+RUN_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.yaml",
+    "metrics.json",
+    "posterior.safetensors",
+    "README.md",
+)
+"""What a run is made of, and all that is downloaded of a repository: data, no code and no pickles."""
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -43,9 +50,8 @@ def run_folder(run: str | Path, revision: str | None = None) -> Path:
     found = _HUB_ID.fullmatch(str(run))
     assert found is not None
     revision = revision or found["revision"]
-    patterns = ["adapter_*", *RUN_FILES]
     try:
-        return Path(snapshot_download(found["id"], revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(found["id"], revision=revision, allow_patterns=list(RUN_FILES)))
     # huggingface_hub, its HTTP library and the file system each raise a family of their own when a download fails.
     except Exception as error:
         raise _failure(str(run), found["id"], revision, error) from error

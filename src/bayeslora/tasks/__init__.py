@@ -4,7 +4,7 @@ A new task is one new file in this folder with a named subclass of Task; nothing
 """
 
 from .base import Task
-from .finder import get_task, task_names
+from .finder import allow_task, get_task, task_names
 from .item import Item, TaskError
 from .local import LocalFile, load_items
 from .split import Splits, hashed_split
@@ -15,6 +15,7 @@ __all__ = [
     "Splits",
     "Task",
     "TaskError",
+    "allow_task",
     "get_task",
     "hashed_split",
     "load_items",

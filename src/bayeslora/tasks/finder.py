@@ -6,8 +6,9 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
+
+from bayeslora.imports import known, permit, subclasses
 
 from .base import Task
 from .hints import nearest
@@ -25,7 +26,8 @@ def get_task(name: str) -> Task:
     """Return the task that a name, in any spelling, a data file, a folder or a dotted path stands for.
 
     "arc_easy", "ARC-Easy" and "ArcEasy" are one task. A folder holds a train file and may hold a dev
-    and a test file. A dotted path such as "my.module.MyTask" names a Task that can be imported.
+    and a test file. A dotted path such as "my.module.MyTask" names a Task that is imported already: the name may stand
+    in a config of somebody else, which does not decide what is imported.
 
     >>> get_task("ARC-Easy").name
     'arc_easy'
@@ -51,9 +53,31 @@ def get_task(name: str) -> Task:
         return tasks[_key(name)]()
     if path.is_dir():
         return _from_folder(path)
-    if "." in name and all(part.isidentifier() for part in name.split(".")):
+    if _is_dotted(name):
         return _from_dotted(name)
     raise _unknown(name)
+
+
+def allow_task(name: str) -> None:
+    """Import the task at a dotted path that a user has named; other names need nothing.
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    if not _is_dotted(name):
+        return
+    try:
+        permit(Task, name)  # type: ignore[type-abstract]
+    except (ImportError, TypeError) as error:
+        raise TaskError(f"task {name!r}: {error}") from error
+
+
+def _is_dotted(name: str) -> bool:
+    return "." in name and all(part.isidentifier() for part in name.split(".")) and not _is_file(name)
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in READERS or Path(name).is_dir()
 
 
 def _key(name: str) -> str:
@@ -64,16 +88,12 @@ def _built_in() -> dict[str, type[Task]]:
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
-    return {task.name: task for task in _subclasses(Task) if task.__module__.startswith(f"{package}.")}
-
-
-def _subclasses(parent: type) -> Iterator[type[Task]]:
-    children: list[type] = parent.__subclasses__()
-    for child in children:
-        # A helper class that several tasks share has no name of its own.
-        if vars(child).get("name") and not inspect.isabstract(child):
-            yield child
-        yield from _subclasses(child)
+    # A helper class that several tasks share has no name of its own.
+    return {
+        task.name: task
+        for task in subclasses(Task)  # type: ignore[type-abstract]
+        if vars(task).get("name") and not inspect.isabstract(task) and task.__module__.startswith(f"{package}.")
+    }
 
 
 def _from_folder(folder: Path) -> Task:
@@ -94,15 +114,13 @@ def _part_file(folder: Path, part: str) -> Path | None:
 
 
 def _from_dotted(name: str) -> Task:
-    module, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    found = known(Task, name)  # type: ignore[type-abstract]
+    if found is None:
         raise TaskError(
-            f"task {name!r} should be a Task that can be imported, but {error}; "
-            "check the spelling, and that its folder is on PYTHONPATH."
-        ) from error
-    if not (inspect.isclass(found) and issubclass(found, Task)) or inspect.isabstract(found):
+            f"task {name!r} is code that is not imported, and a config does not decide what is. If you trust it, name "
+            f"it yourself: --allow_task {name}, or in Python import its module first."
+        )
+    if inspect.isabstract(found):
         raise TaskError(f"task {name!r} should be a class derived from Task, but it is {found!r}; derive it.")
     return found()
 
