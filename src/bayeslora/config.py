@@ -45,7 +45,7 @@ class TaskConfig:
     Args:
         name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
             mmlu_law, ..., and the text classification tasks sst2, mrpc, rte), a JSONL, CSV or Parquet file, a folder
-            with train and test files, or a dotted path.
+            with train and test files, or the dotted path of a class that is imported (--allow_task).
         scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head), or
             "text" (every token of texts: language modelling and instruction tuning on a file with columns prompt and
             completion, messages, or text; needs the extra sft).
@@ -141,7 +141,7 @@ class RunConfig:
     Args:
         model: The base model.
         task: The items.
-        method: How to adapt the model: BayesianLora, Lora, or the dotted path of a class.
+        method: How to adapt the model: BayesianLora, Lora, or the dotted path of a class (in a file: --allow_method).
         train: Optimisation.
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.

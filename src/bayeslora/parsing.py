@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import register_type
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.config import RunConfig, describe_method
 from bayeslora.config_content import check_content
 from bayeslora.methods import Method, method_classes
+from bayeslora.plain import Plain, read_plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,6 +34,8 @@ __all__ = [
     "parse_config",
     "parse_run_or_comparison",
 ]
+
+register_type(Plain, lambda value: value, read_plain, type_check=lambda value, kind: not isinstance(value, str))
 
 
 class Parser(ArgumentParser):

@@ -8,9 +8,8 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse.typing import register_type
 
-__all__ = ["Plain", "check_plain"]
+__all__ = ["Plain", "check_plain", "read_plain"]
 
 
 def check_plain(value: Any, name: str) -> None:
@@ -35,7 +34,7 @@ def check_plain(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be plain data (mappings, lists, numbers, strings), got {value!r}.")
 
 
-def _read(value: Any) -> Any:
+def read_plain(value: Any) -> Any:
     """A text of the command line as YAML; data of a file as they are."""
     if not isinstance(value, str):
         return value
@@ -65,7 +64,5 @@ else:
         """Any plain data, as the type of an option.
 
         The parser would take `Any` for "an object of any class, by its class_path", import that class and build it.
-        Values of this type it leaves as they are.
+        What it is told of this type (`bayeslora.parsing`) leaves values as they are.
         """
-
-    register_type(Plain, lambda value: value, _read, type_check=lambda value, kind: not isinstance(value, str))
