@@ -29,14 +29,7 @@ def damaged_runs(world: World, run: Path, count: int, source: random.Random) -> 
         new, out = world.folder / "new.jsonl", world.folder / f"out-{number}.jsonl"
         arguments: list[object] = source.choice(
             [
-                [
-                    "predict",
-                    copy,
-                    "--input",
-                    world.folder / "new.jsonl",
-                    "--output",
-                    world.folder / f"out-{number}.jsonl",
-                ],
+                ["predict", copy, "--input", new, "--output", out],
                 ["evaluate", copy],
                 ["export", copy, "--format", "mean", "--output_dir", world.folder / f"export-{number}"],
             ]
