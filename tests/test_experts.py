@@ -3,7 +3,17 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from bayeslora import BayesianLoraConfig, sampling
 from bayeslora.from_lora import from_lora
@@ -90,6 +100,24 @@ def test_experts_and_routers_are_refused_with_the_remedy(name: str, targets: lis
     config = BayesianLoraConfig(r=4, target_modules=targets)
     with pytest.raises(ValueError, match=rf"cannot adapt 'model.layers.*{part}.*target_modules=\['q_proj', 'v_proj'\]"):
         get_peft_model(MIXTURES[name](), config)
+
+
+def test_a_bare_parameter_is_no_expert() -> None:
+    """XLNet's attention is made of parameters of three dimensions, without any experts."""
+    config = XLNetConfig(vocab_size=96, d_model=32, n_layer=1, n_head=4, d_inner=48)
+    with pytest.raises(
+        ValueError, match=r"rel_attn\.q'.*bare parameter, no linear layer.*called layer_1, layer_2, lm_loss\."
+    ):
+        get_peft_model(XLNetLMHeadModel(config), BayesianLoraConfig(r=2, target_modules=["q", "layer_1"]))
+    assert get_peft_model(XLNetLMHeadModel(config), BayesianLoraConfig(r=2, target_modules=["layer_1", "layer_2"]))
+
+
+def test_a_vision_model_has_no_experts() -> None:
+    """SigLIP pools with a probe of three dimensions."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=28, patch_size=14))
+    model = get_peft_model(base, BayesianLoraConfig(r=2, target_modules=["down_proj", "fc1"]))
+    assert [name for name, _ in model.named_modules() if name.endswith("fc1.lora_A.default")]
 
 
 def test_target_parameters_are_refused() -> None:

@@ -25,6 +25,7 @@ import bayeslora
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.export import export_mean, export_merged, export_run, export_samples
 from bayeslora.merging import merged
+from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.runs import train
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.saving import write_json
@@ -225,3 +226,10 @@ def test_a_quiet_export_where_nothing_is_shared(tmp_path: Path) -> None:
     with seeded(3), torch.no_grad():
         model = get_peft_model(tied_llama(), config_for())
     assert export_mean(perturb(model).eval(), tmp_path / "mean")["warnings"] == []  # type: ignore[arg-type]
+
+
+def test_full_fine_tuning_refuses_a_start_that_unties(tmp_path: Path) -> None:
+    """It trains a tied weight as one, and the start has two."""
+    adapted(tied_llama(), target_modules=["q_proj", "lm_head"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="shares its weight with, and full fine-tuning trains them as one"):
+        FullFineTuning(init_from=str(tmp_path)).adapt(tied_llama(), "causal_lm")

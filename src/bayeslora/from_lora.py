@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 
 from bayeslora.factors import RandomModule
+from bayeslora.modalities import beside_text
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
 __all__ = ["adapter_folder", "changes_base", "from_lora", "lora_fields"]
+
+logger = logging.getLogger("bayeslora")
+
+_PREFIX = "base_model.model."
+"""In front of a module's name, in an adapter file."""
 
 
 def from_lora(
@@ -52,7 +59,7 @@ def from_lora(
         )
     config = config_class(**lora_fields(lora), **options)
     peft_model = get_peft_model(model, config, adapter_name=adapter_name)
-    weights = load_peft_weights(str(adapter), device="cpu")
+    weights = _without_towers(model, load_peft_weights(str(adapter), device="cpu"))
     _embed(peft_model, weights, adapter_name, adapter)
     others = {key: value for key, value in weights.items() if ".lora_A." not in key and ".lora_B." not in key}
     if others:
@@ -90,6 +97,15 @@ _OWN = (
     "runtime_config",
 )
 """Fields that the new adapter does not take over."""
+
+
+def _without_towers(model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+    """`weights` without those of parts that have no adapters here, since text does not reach them."""
+    unread = tuple(f"{_PREFIX}{name}." for name in beside_text(model))
+    kept = {key: value for key, value in weights.items() if not key.startswith(unread)}
+    if len(kept) < len(weights):
+        logger.warning("%d factors of parts that text does not reach are left out", len(weights) - len(kept))
+    return kept
 
 
 def _embed(model: PeftModel, weights: dict[str, Any], adapter_name: str, adapter: str | Path) -> None:

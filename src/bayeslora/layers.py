@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from bayeslora.modalities import is_tower
 
 __all__ = [
     "descendants",
@@ -44,12 +46,12 @@ def descendants(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def outermost_layers(model: nn.Module) -> list[nn.Module]:
-    """The transformer layers of `model` in its order, without layers inside of layers."""
-    return [module for _, module in _around_layers(model) if _is_layer(module)]
+    """The transformer layers of `model` that read text in its order, without layers inside of layers."""
+    return [part.module for part in _around_layers(model) if part.is_layer]
 
 
 def inside_layers(model: nn.Module, chosen: Sequence[int] | None = None) -> set[int]:
-    """Ids of the modules inside of the `chosen` transformer layers, themselves included; None: of all layers."""
+    """Ids of the modules inside of the `chosen` layers (`outermost_layers`), themselves included; None: of all."""
     layers = outermost_layers(model)
     if chosen is not None:
         layers = [layers[number] for number in chosen]
@@ -62,15 +64,15 @@ def layers_from_first(model: nn.Module, marked: Sequence[nn.Module]) -> list[nn.
     Empty where a marked module outside the layers comes first, or where the head picks rows by the size of `input_ids`
     (causal models with a classification head do): then the layers cannot have more rows than the model's input.
     """
-    around = [module for _, module in _around_layers(model)]
-    if any(map(_counts_inputs, around)):
+    around = list(_around_layers(model))
+    if any(_counts_inputs(part.module) for part in around):
         return []
     wanted = set(map(id, marked))
-    for place, module in enumerate(around):
-        if _is_layer(module):
-            if any(id(part) in wanted for part in descendants(module)):
-                return [other for other in around[place:] if _is_layer(other)]
-        elif id(module) in wanted:
+    for place, part in enumerate(around):
+        if part.is_layer:
+            if any(id(inside) in wanted for inside in descendants(part.module)):
+                return [other.module for other in around[place:] if other.is_layer]
+        elif id(part.module) in wanted:
             return []
     return []
 
@@ -82,7 +84,7 @@ def layers_below(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Modul
     """
     if not layers:
         return []
-    every = [(id(parent), module) for parent, module in _around_layers(model) if _is_layer(module)]
+    every = [(id(part.parent), part.module) for part in _around_layers(model) if part.is_layer]
     number = next(number for number, (_, layer) in enumerate(every) if layer is layers[0])
     stacks = {parent for parent, _ in every[: number + 1]}
     one_chain = len(stacks) == 1 and not getattr(text_config(model), "num_kv_shared_layers", 0)
@@ -123,22 +125,29 @@ def forwards_replaced(layers: Sequence[nn.Module], run: Callable[..., Any]) -> I
                 layer.forward = own
 
 
+class _Part(NamedTuple):
+    module: nn.Module
+    parent: nn.Module | None
+    is_layer: bool
+
+
 def _around_layers(
-    module: nn.Module, parent: nn.Module | None = None, seen: set[int] | None = None
-) -> Iterator[tuple[nn.Module | None, nn.Module]]:
-    """Each module with its parent, in the order of `modules()`: the layers, but not what is inside of them."""
+    module: nn.Module, parent: nn.Module | None = None, seen: set[int] | None = None, text: bool = True
+) -> Iterator[_Part]:
+    """Each module in the order of `modules()`: the layers, but not what is inside of them.
+
+    A tower that text does not reach has no layers in this sense: what is inside of it comes one by one.
+    """
     seen = set() if seen is None else seen
     if id(module) in seen:
         return
     seen.add(id(module))
-    yield parent, module
-    if not _is_layer(module):
+    text = text and not is_tower(module, parent)
+    part = _Part(module, parent, text and isinstance(module, GradientCheckpointingLayer))
+    yield part
+    if not part.is_layer:
         for child in module.children():
-            yield from _around_layers(child, module, seen)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, GradientCheckpointingLayer)
+            yield from _around_layers(child, module, seen, text)
 
 
 def _counts_inputs(module: nn.Module) -> bool:

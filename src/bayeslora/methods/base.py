@@ -15,11 +15,12 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayeslora.from_lora import adapter_folder, from_lora
+from bayeslora.modalities import excluded_modules
 from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
-from bayeslora.tuner import RandomLoraConfig
+from bayeslora.tuner import RandomLoraConfig, default_targets
 
 __all__ = ["TASK_TYPES", "Method", "State", "Training", "VariationalMethod", "lora_parameters", "trainable_parameters"]
 
@@ -55,7 +56,8 @@ class Method(ABC):
         r: Rank of the adapters.
         lora_alpha: Scale of the update is lora_alpha / r.
         lora_dropout: Dropout probability on the adapters' input while training.
-        target_modules: Names of the linear layers to adapt, or "all-linear"; default: PEFT's choice (query and value).
+        target_modules: Names of the linear layers to adapt, or "all-linear"; default: query and value. What text does
+            not reach, such as a vision tower, is left out.
         last_layers: Adapt only this many layers, counted from the top; default: all.
         placement: Adapt the upper share of the layers: "top_half" or "top_quarter" (docs/speed.md has what each costs).
         modules_to_save: Further modules to train and save whole, such as a new head.
@@ -138,11 +140,13 @@ class Method(ABC):
         targets, layers = self.target_modules, self._layers(model)
         if targets == "all-linear" and layers is not None:
             targets, layers = linear_names(model, layers), None
+        targets = default_targets(model) if targets is None else targets
         return {
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "target_modules": targets,
+            "exclude_modules": excluded_modules(model, targets),
             "modules_to_save": self.modules_to_save,
             "layers_to_transform": layers,
         }

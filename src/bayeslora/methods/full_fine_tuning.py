@@ -16,6 +16,7 @@ from bayeslora.from_lora import adapter_folder
 from bayeslora.layers import inside_layers
 from bayeslora.merging import merged
 from bayeslora.methods.base import TASK_TYPES, Method
+from bayeslora.modalities import beside_text
 from bayeslora.placement import linear_names
 
 __all__ = ["FullFineTuning"]
@@ -73,12 +74,14 @@ class FullFineTuning(Method):
         chosen = self._layers(model)
         targets = linear_names(model, chosen) if self.target_modules == "all-linear" else self.target_modules
         inside = None if chosen is None else inside_layers(model, chosen)
+        unread = tuple(f"{name}." for name in beside_text(model))
         covered: list[str] = []
         for name, module in model.named_modules():
             top, last = name.partition(".")[0], name.rpartition(".")[2]
             allowed = (inside is None or id(module) in inside) and (
                 targets is None or last in targets or name in targets
             )
+            allowed = allowed and not f"{name}.".startswith(unread)
             if next(module.parameters(recurse=False), None) is None or not (allowed or top in _HEADS):
                 continue
             if not any(name.startswith(f"{outer}.") for outer in covered):
@@ -101,12 +104,20 @@ def _take_over(adapted: PeftModel, started: nn.Module) -> None:
     """Give the trained copies the weights of `started`.
 
     Raises:
-        ValueError: `started` differs from the base model elsewhere too.
+        ValueError: `started` differs from the base model elsewhere too, or no longer shares a weight that is trained
+            as one.
     """
     base: nn.Module = adapted.get_base_model()
     wrapped = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
     for name, module in wrapped.items():
         module.modules_to_save["default"].load_state_dict(started.get_submodule(name).state_dict())
+    for name, module in wrapped.items():
+        given, taken = started.get_submodule(name).state_dict(), module.modules_to_save["default"].state_dict()
+        if not all(torch.equal(value, given[key]) for key, value in taken.items()):
+            raise ValueError(
+                f"init_from changes {name} but not the module that it shares its weight with, and full fine-tuning "
+                "trains them as one; start from an adapter without it, or train without init_from."
+            )
     for name, value in base.state_dict().items():
         outside = not any(name.startswith(f"{inside}.") for inside in wrapped)
         if outside and not torch.equal(value, started.state_dict()[name]):

@@ -88,21 +88,29 @@ def base_on_meta(
         kind: "causal_lm" or "sequence_classification".
         dtype: Number type of the weights; "auto" is that of the config, else float32.
         num_labels: Outputs of a classification head.
-        layers: Only the first so many transformer layers.
+        layers: Only the first so many transformer layers; of a model of several parts, those that read text.
     """
     stored = getattr(architecture, "dtype", None) or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, dtype)
     head = {} if num_labels is None else {"num_labels": num_labels}
     fields = {**architecture.to_dict(), **head}
     if layers is not None:
-        fields["num_hidden_layers"] = layers
-        if fields.get("layer_types") is not None:
-            fields["layer_types"] = fields["layer_types"][:layers]
+        text = _text_fields(architecture, fields)
+        text["num_hidden_layers"] = layers
+        if text.get("layer_types") is not None:
+            text["layer_types"] = text["layer_types"][:layers]
     config = type(architecture).from_dict(fields)
-    if config.pad_token_id is None:
-        # Models with a classification head look for it in every batch.
-        config.pad_token_id = 0
+    for part in (config, config.get_text_config()):
+        if getattr(part, "pad_token_id", None) is None:
+            # Models with a classification head look for it in every batch.
+            part.pad_token_id = 0
     auto: Any = AutoModelForCausalLM if kind == "causal_lm" else AutoModelForSequenceClassification
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, dtype=precision)
     return model.eval()
+
+
+def _text_fields(architecture: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of `fields` that describe the part of the model that reads text: all, or one entry of them."""
+    text = architecture.get_text_config()
+    return next((fields[name] for name in fields if getattr(architecture, name, None) is text), fields)

@@ -13,8 +13,10 @@ from torch import nn
 from bayeslora.factors import Noise, RandomFactor, RandomModule
 from bayeslora.fingerprint import check_fingerprint, fingerprint
 from bayeslora.merging import separate, untie
+from bayeslora.modalities import leave_out
 from bayeslora.sampling import Draws
-from bayeslora.tuner.experts import check_experts
+from bayeslora.tuner.checks import check_targets
+from bayeslora.tuner.targets import default_targets
 
 if TYPE_CHECKING:
     from bayeslora.tuner.config import Part, RandomLoraConfig
@@ -52,8 +54,17 @@ class RandomLoraModel(LoraModel):
         return draws
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT, which looks at linear layers only; targets inside a mixture of experts are refused here."""
-        check_experts(model, self.peft_config[adapter_name])  # type: ignore[arg-type]
+        """As PEFT, which looks at linear layers only; targets inside a mixture of experts are refused here.
+
+        A new adapter leaves out what text does not reach, such as a vision tower, unless its targets name it. Where
+        PEFT has no default targets for the model, they are query and value.
+        """
+        config: Any = self.peft_config[adapter_name]
+        if config.target_modules is None:
+            config.target_modules = default_targets(model)
+        if config.fingerprint_is_own:
+            leave_out(model, config)
+        check_targets(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(  # type: ignore[override]
