@@ -145,6 +145,20 @@ def test_a_killed_comparison_ends_with_the_same_numbers(config, tmp_path, monkey
             )
 
 
+@pytest.mark.parametrize("torn", [0, 20])
+def test_a_kill_between_the_cells_of_a_row_loses_nothing(config, tmp_path, monkeypatch, torn):
+    """The derived cell is in the file, the one that it was derived from is not, or not whole."""
+    whole = compare(config, tmp_path / "out")
+    path = tmp_path / "out" / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    derived = next(number for number, line in enumerate(lines) if b"+ temperature" in line)
+    path.write_bytes(b"".join(lines[: derived + 1]) + lines[derived + 1][:torn])
+    monkeypatch.setattr(computing, "train", lambda *_, **__: pytest.fail("trained again"))
+    resumed = compare(config, tmp_path / "out")
+    assert path.read_bytes().startswith(b"".join(lines[: derived + 1]))
+    assert [cell.key for cell in resumed.cells()] == [cell.key for cell in whole.cells()]
+
+
 def test_a_failing_row_costs_only_itself_and_is_tried_again(config, tmp_path, monkeypatch, capsys):
     original = computing.train
 

@@ -236,6 +236,20 @@ def test_each_record_is_synchronised_before_append_returns(tmp_path, monkeypatch
         assert sizes[-1] == path.stat().st_size and len(sizes) == 2
 
 
+def test_records_appended_together_are_written_at_once_or_not_at_all(tmp_path, monkeypatch):
+    path, other = tmp_path / "results.jsonl", cell(method="lora")
+    with Results.open(path, header()) as writing:
+        sizes = []
+        monkeypatch.setattr(results.os, "fsync", lambda handle: sizes.append(path.stat().st_size))
+        writing.append(items())
+        with pytest.raises(ValueError, match="cannot be written as JSON"):
+            writing.append(other, cell(details={"temperature": float("nan")}))
+        assert writing.cells() == [] and sizes == [path.stat().st_size]
+        writing.append(other, cell())
+        assert sizes[1:] == [path.stat().st_size]
+    assert Results.read(path).cells() == [other, cell()]
+
+
 # --- one writer, one config ------------------------------------------------------------------------------------------
 
 

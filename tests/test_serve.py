@@ -33,6 +33,7 @@ from bayeslora.methods import BayesianLora
 from bayeslora.runs import Prediction, Run, load_run, predict_file, train
 from bayeslora.serving.app import create_app
 from bayeslora.serving.batching import Batcher
+from bayeslora.serving.connections import MAX_WAITING, http_protocol
 from bayeslora.serving.errors import Refused
 from bayeslora.serving.predictor import Draws
 from bayeslora.serving.security import allowed_hosts
@@ -91,10 +92,14 @@ def run(folder: Path) -> Run:
 
 
 @contextmanager
-def serving(run: Run, settings: Settings | None = None, hosts: Sequence[str] = ("*",)) -> Iterator[httpx.Client]:
+def serving(
+    run: Run, settings: Settings | None = None, hosts: Sequence[str] = ("*",), max_waiting: int = MAX_WAITING
+) -> Iterator[httpx.Client]:
     """A client of a server that listens on a free port of this machine."""
     app = create_app(run, "runs/tiny", settings, hosts=hosts)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    http = http_protocol((settings or Settings()).timeout, max_waiting)
+    config = uvicorn.Config(app, http=http, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -534,6 +539,39 @@ def test_a_body_that_trickles_in_is_refused(run: Run) -> None:
         assert answer.startswith(b"HTTP/1.1 408") and b"within 0.3 seconds" in answer
 
 
+def half_a_head(client: httpx.Client) -> socket.socket:
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+    return connection
+
+
+def test_a_head_that_does_not_end_is_refused(run: Run) -> None:
+    with serving(run, Settings(timeout=0.3)) as client, half_a_head(client) as first, half_a_head(client) as second:
+        second.sendall(b"host\r\n\r\n")
+        assert second.recv(65536).startswith(b"HTTP/1.1 200")
+        second.sendall(b"GET /healthz HTTP/1.1\r\n")
+        for connection in (first, second):
+            assert received(connection).rpartition(b'{"status":"ok"}')[2].startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("begin", [half_a_head, lambda client: sent(client, BODY[:10], len(BODY))], ids=["head", "body"])
+def test_slow_clients_do_not_keep_others_out(held: HeldRun, begin: Callable[[httpx.Client], socket.socket]) -> None:
+    """Beyond the bound the slowest is closed, and neither a new request nor one under way."""
+    with serving(held, Settings(max_wait_ms=0), max_waiting=3) as client, ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(post, client, [ONE])
+        assert held.started.wait(10)
+        slow = [begin(client) for _ in range(8)]
+        for _ in range(3):
+            assert httpx.get(client.base_url.join("/healthz"), trust_env=False).status_code == 200
+        with pytest.raises(ConnectionError):
+            slow[0].recv(1)
+            raise ConnectionError("closed in good order")
+        held.free.set()
+        assert under_way.result()
+        for connection in slow:
+            connection.close()
+
+
 def test_a_failure_has_an_id_and_its_traceback_is_in_the_log_only(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -652,7 +690,8 @@ def test_sigterm_answers_the_request_under_way(folder: Path) -> None:
                     connection.sendall(BODY[10:])
                     answer = received(connection)
             assert answer.startswith(b"HTTP/1.1 200") and b"mutual_information" in answer
-            assert process.wait(20) == -signal.SIGTERM
+            assert process.wait(20) == 0
+            assert process.stdout.read() == "ended\n"
         finally:
             process.kill()
 

@@ -1,8 +1,8 @@
 """The results file of a comparison: one JSON record a line, appended as the work goes on.
 
 Line 1 is the `Header`; then come `Items` (the labels, once for each task and split) and `Cell`s (one trained and
-evaluated method with its probabilities for every item). Each record is on the disk when `append` returns, so a kill or
-a full disk loses at most the record that was being written.
+evaluated method with its probabilities for every item). Records are on the disk when `append` returns, so a kill or a
+full disk loses at most those that were being written.
 """
 
 from __future__ import annotations
@@ -135,36 +135,29 @@ class Results:
             results._remember(built)
         return results
 
-    def append(self, record: Items | Cell) -> None:
-        """Write one record; it is on the disk when this returns.
+    def append(self, *records: Items | Cell) -> None:
+        """Write records as one; they are on the disk when this returns.
 
         Items that are there already are not written again. If the write fails, the file stays as it was.
 
         Raises:
-            ValueError: The record contradicts the file: a cell that is there already, items other than those there,
+            ValueError: A record contradicts the file: a cell that is there already, items other than those there,
                 predictions that do not fit to the items of their split, a number that is not finite; or the results
-                were opened for reading.
+                were opened for reading. None is written.
             OSError: The disk is full or not writable.
         """
         if self._file is None:
             raise ValueError(f"{self.path} was opened for reading, or is closed. Use Results.open(path, header).")
-        self._check(record)
-        if isinstance(record, Items) and (record.task, record.split) in self._items:
-            return
-        line = _line(record.to_json(), _title(record))
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
-        except BaseException:
-            self._file.truncate(end)
-            raise
-        # What is remembered is what a reader of the file sees, rounding included.
-        content = json.loads(line)
-        content.pop("kind")
-        self._remember(type(record).from_json(content))
+        for record in records:
+            self._check(record)
+        fresh = [record for record in records if isinstance(record, Cell) or not self._has_items(record)]
+        lines = [_line(record.to_json(), _title(record)) for record in fresh]
+        _write(self._file, b"".join(lines))
+        for record, line in zip(fresh, lines, strict=True):
+            # What is remembered is what a reader of the file sees, rounding included.
+            content = json.loads(line)
+            content.pop("kind")
+            self._remember(type(record).from_json(content))
 
     def close(self) -> None:
         """Let other writers open the file."""
@@ -216,6 +209,9 @@ class Results:
         """Titles of the rows, in the order of the file."""
         return list(dict.fromkeys(cell.method for cell in self.cells(stage, task)))
 
+    def _has_items(self, record: Items) -> bool:
+        return (record.task, record.split) in self._items
+
     def _check(self, record: Items | Cell) -> None:
         if isinstance(record, Items):
             present = self._items.get((record.task, record.split))
@@ -248,6 +244,19 @@ def _title(record: Items | Cell) -> str:
     if isinstance(record, Items):
         return f"{record.task}, {record.split}"
     return f"{record.task}, {record.method}, seed {record.seed}, learning rate {record.learning_rate}, {record.stage}"
+
+
+def _write(file: FileIO, content: bytes) -> None:
+    """All of `content` at the end of the file and on the disk, or nothing of it."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except BaseException:
+        file.truncate(end)
+        raise
 
 
 def _line(record: dict[str, Any], title: str) -> bytes:

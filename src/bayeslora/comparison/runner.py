@@ -87,8 +87,8 @@ def _compute_missing(wanted: Iterable[Place], config: CompareConfig, results: Re
             continue
         outcome = workers.next()
         running.remove(outcome.place)
-        for cell in outcome.cells:
-            results.append(cell)
+        # A kill in the middle of the write can have left the first of the place's cells.
+        results.append(*(cell for cell in outcome.cells if results.find(*cell.key) is None))
         if outcome.failure is not None:
             logger.error("%s failed\n%s", outcome.place, outcome.traceback)
             failed.append(f"{outcome.place} ({outcome.failure})")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
 from bayeslora.runs import load_run
 from bayeslora.serving.app import create_app
+from bayeslora.serving.connections import http_protocol
 from bayeslora.serving.security import allowed_hosts, is_loopback
 from bayeslora.serving.settings import Settings
 
 __all__ = ["serve"]
-
-_CONNECTIONS = 1000
-"""Open connections beyond which uvicorn itself answers 503."""
-
 
 class _Server(uvicorn.Server):
     """Says when it can be reached."""
@@ -47,25 +48,43 @@ def serve(run: str, settings: Settings, *, host: str = "127.0.0.1", port: int = 
     """
     listener = _bound(host, port)
     try:
-        app = create_app(load_run(run), run, settings, hosts=allowed_hosts(host, settings.allowed_hosts))
-        if not is_loopback(host):
-            print(f"warning: {host} can be reached from other machines, and there is no authentication.", flush=True)
-        shown = f"[{host}]" if ":" in host else host
-        greeting = f"serving {run} at http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)"
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            ws="none",
-            server_header=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=math.ceil(settings.timeout) + 1,
-        )
-        _Server(config, greeting).run(sockets=[listener])
+        with _sigterm_like_ctrl_c():
+            _serve(run, settings, host, listener)
     except KeyboardInterrupt:
         print("ended")
     finally:
         listener.close()
+
+
+def _serve(run: str, settings: Settings, host: str, listener: socket.socket) -> None:
+    app = create_app(load_run(run), run, settings, hosts=allowed_hosts(host, settings.allowed_hosts))
+    if not is_loopback(host):
+        print(f"warning: {host} can be reached from other machines, and there is no authentication.", flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    greeting = f"serving {run} at http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)"
+    config = uvicorn.Config(
+        app,
+        http=http_protocol(settings.timeout),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.timeout) + 1,
+    )
+    _Server(config, greeting).run(sockets=[listener])
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Both are an orderly end. Once it is done, uvicorn raises the signal again for who handled it before: that is us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _bound(host: str, port: int) -> socket.socket:
