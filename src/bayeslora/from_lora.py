@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from bayeslora.factors import RandomModule
 from bayeslora.modalities import beside_text
+from bayeslora.starts import changes_base
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
 __all__ = ["adapter_folder", "changes_base", "from_lora", "lora_fields"]
@@ -39,13 +41,13 @@ def from_lora(
         adapter: Folder or Hub id of the LoRA adapter, or the run folder that holds it.
         adapter_name: Name of the new adapter.
         config_class: Kind of posterior.
-        options: Fields of `config_class` that plain LoRA does not have, such as `prior_std`.
+        options: Fields of `config_class`, such as `prior_std`; those that plain LoRA has too win over the adapter's.
 
     Returns:
         A trainable PeftModel.
 
     Raises:
-        ValueError: The adapter is not a plain LoRA adapter, or does not fit the model.
+        ValueError: The adapter is not a plain LoRA adapter, is for another task type, or does not fit the model.
     """
     adapter = adapter_folder(adapter)
     lora = PeftConfig.from_pretrained(str(adapter))
@@ -57,11 +59,14 @@ def from_lora(
             "changes the base weights; convert it to plain LoRA first (PEFT: save_pretrained with "
             "path_initial_model_for_weight_conversion)."
         )
-    config = config_class(**lora_fields(lora), **options)
+    config = config_class(**{**lora_fields(lora), **options})
+    _check_task(model, config.task_type, adapter)
     peft_model = get_peft_model(model, config, adapter_name=adapter_name)
-    weights = _without_towers(model, load_peft_weights(str(adapter), device="cpu"))
-    _embed(peft_model, weights, adapter_name, adapter)
-    others = {key: value for key, value in weights.items() if ".lora_A." not in key and ".lora_B." not in key}
+    factors = _factors(peft_model, adapter_name)
+    weights = _without_towers(model, load_peft_weights(str(adapter), device="cpu"), factors)
+    weights = _renamed(model, weights, factors)
+    _embed(factors, weights, adapter)
+    others = {key: value for key, value in weights.items() if not _is_factor(key)}
     if others:
         set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
     return peft_model
@@ -73,19 +78,10 @@ def adapter_folder(path: str | Path) -> str | Path:
     return inside if inside.is_dir() else path
 
 
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
 def lora_fields(config: LoraConfig) -> dict[str, Any]:
     """What another adapter takes over of a LoRA config: its options, but not what belongs to that adapter alone."""
     names = [field.name for field in dataclasses.fields(LoraConfig) if field.name not in _OWN]
     return {name: getattr(config, name) for name in names}
-
-
-def changes_base(config: LoraConfig) -> bool:
-    """Whether the start of the adapter changed the base weights, so that the adapter alone is not the model."""
-    start = config.init_lora_weights
-    return isinstance(start, str) and start.startswith(_CHANGE_THE_BASE)
 
 
 _OWN = (
@@ -99,24 +95,60 @@ _OWN = (
 """Fields that the new adapter does not take over."""
 
 
-def _without_towers(model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+def _check_task(model: nn.Module, task_type: str | None, adapter: str | Path) -> None:
+    generates = hasattr(model, "prepare_inputs_for_generation")
+    if task_type == "CAUSAL_LM" and not generates:
+        raise ValueError(
+            f"the LoRA adapter at {adapter} is for a causal language model (task_type CAUSAL_LM), but the model is a "
+            f"{type(model).__name__}. If its layers are meant to begin with that adapter, and its head anew, say "
+            "from_lora(..., task_type='SEQ_CLS')."
+        )
+
+
+def _factors(model: PeftModel, adapter_name: str) -> dict[str, Any]:
+    """A and B of each layer, by their names in an adapter file without `.weight`."""
+    ends = (f".lora_A.{adapter_name}", f".lora_B.{adapter_name}")
+    named = model.named_modules()
+    return {name.removesuffix(f".{adapter_name}"): module for name, module in named if name.endswith(ends)}
+
+
+def _is_factor(key: str) -> bool:
+    return ".lora_A." in key or ".lora_B." in key
+
+
+def _renamed(model: Any, weights: dict[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
+    """`weights` by the names of this model, where they were saved from its backbone alone or from it with a head."""
+    backbone = f"{_PREFIX}{getattr(model, 'base_model_prefix', '')}."
+    if all(key.removesuffix(".weight") in factors for key in weights if _is_factor(key)):
+        return weights
+    added = {key.replace(_PREFIX, backbone, 1): value for key, value in weights.items()}
+    removed = {key.replace(backbone, _PREFIX, 1): value for key, value in weights.items()}
+    for renamed in (added, removed):
+        if {key.removesuffix(".weight") for key in renamed if _is_factor(key)} == set(factors):
+            logger.warning(
+                "the adapter was saved from a model whose names differ by %r alone, as a backbone's do from those of "
+                "the whole model; its weights are taken over by these names.",
+                backbone.removeprefix(_PREFIX),
+            )
+            return renamed
+    return weights
+
+
+def _without_towers(model: nn.Module, weights: dict[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
     """`weights` without those of parts that have no adapters here, since text does not reach them."""
     unread = tuple(f"{_PREFIX}{name}." for name in beside_text(model))
-    kept = {key: value for key, value in weights.items() if not key.startswith(unread)}
+    kept = {
+        key: value
+        for key, value in weights.items()
+        if not key.startswith(unread) or not _is_factor(key) or key.removesuffix(".weight") in factors
+    }
     if len(kept) < len(weights):
         logger.warning("%d factors of parts that text does not reach are left out", len(weights) - len(kept))
     return kept
 
 
-def _embed(model: PeftModel, weights: dict[str, Any], adapter_name: str, adapter: str | Path) -> None:
-    factors = {
-        name.removesuffix(f".{adapter_name}"): module
-        for name, module in model.named_modules()
-        if name.endswith((f".lora_A.{adapter_name}", f".lora_B.{adapter_name}"))
-    }
-    given = {
-        key.removesuffix(".weight"): value for key, value in weights.items() if ".lora_A." in key or ".lora_B." in key
-    }
+def _embed(factors: Mapping[str, Any], weights: dict[str, Any], adapter: str | Path) -> None:
+    given = {key.removesuffix(".weight"): value for key, value in weights.items() if _is_factor(key)}
     if set(factors) != set(given):
         missing, unknown = sorted(set(factors) - set(given)), sorted(set(given) - set(factors))
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.from_lora import adapter_folder, changes_base
@@ -13,6 +13,7 @@ from bayeslora.methods import Lora, Method, method_classes
 from bayeslora.runs import Run, load_run
 from bayeslora.runs.loading import head_width, load_model
 from bayeslora.runs.locating import run_folder
+from bayeslora.starts import open_adapter
 
 __all__ = ["load_adapter"]
 
@@ -59,7 +60,7 @@ def load_adapter(source: str | Path, base_model: str | None = None) -> tuple[Run
         raise ValueError(f"the adapter's task type is {kind}; expected one of {', '.join(_SCORINGS)}.")
     run = RunConfig(model=ModelConfig(name=name), task=TaskConfig(scoring=_SCORINGS[kind]), method=_method(config))
     base, _, scoring = load_model(run.model, run.task, num_labels=head_width(adapter))
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    model = open_adapter(base, adapter).eval()
     return Run(config=run, model=model, scoring=scoring, metrics={}, state={}), False
 
 

@@ -19,6 +19,7 @@ from bayeslora.modalities import excluded_modules
 from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
+from bayeslora.starts import open_adapter
 from bayeslora.trunk import TrunkCache
 from bayeslora.tuner import RandomLoraConfig, default_targets
 
@@ -133,7 +134,7 @@ class Method(ABC):
         if self.init_from is not None:
             if issubclass(self.config_class, RandomLoraConfig):
                 return from_lora(model, self.init_from, config_class=self.config_class, **self.own_options)
-            return PeftModel.from_pretrained(model, str(adapter_folder(self.init_from)), is_trainable=True)
+            return open_adapter(model, adapter_folder(self.init_from), is_trainable=True)
         return get_peft_model(model, self.config(**self._lora_options(model), task_type=TASK_TYPES[kind]))
 
     def _lora_options(self, model: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,6 +18,7 @@ from bayeslora.merging import merged
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.modalities import beside_text
 from bayeslora.placement import linear_names
+from bayeslora.starts import open_adapter
 
 __all__ = ["FullFineTuning"]
 
@@ -90,8 +91,7 @@ class FullFineTuning(Method):
 
     @staticmethod
     def _merged(model: nn.Module, init_from: str) -> nn.Module:
-        adapter: Any = PeftModel.from_pretrained(model, str(adapter_folder(init_from)))
-        return merged(adapter)
+        return merged(open_adapter(model, adapter_folder(init_from)))
 
 
 def _repeats(model: nn.Module, names: list[str]) -> bool:

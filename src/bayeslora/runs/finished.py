@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from bayeslora.config import ModelConfig
 from bayeslora.conformal import ConformalSets, check_coverage
@@ -28,6 +27,7 @@ from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
+from bayeslora.starts import open_adapter
 from bayeslora.tasks import LocalFile, allow_task, load_items
 
 __all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
@@ -73,7 +73,7 @@ def load_run(
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     described = merge_resolved(config.model, folder)
     base, _, scoring = load_model(described, config.task, num_labels=head_width(adapter))
-    model = PeftModel.from_pretrained(base, str(adapter))
+    model = open_adapter(base, adapter)
     return Run(
         config=config,
         model=model,

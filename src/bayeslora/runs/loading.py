@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from bayeslora.from_lora import adapter_folder
 from bayeslora.merging import merged
 from bayeslora.models import load_base_model
 from bayeslora.scoring import Scoring, get_scoring
+from bayeslora.starts import open_adapter
 
 __all__ = ["head_width", "load_model", "merge_adapters", "merge_resolved"]
 
@@ -62,7 +62,7 @@ def merge_adapters(model: nn.Module, adapters: Iterable[str | Path]) -> nn.Modul
                 f"there is no adapter to merge in {adapter}: expected a run folder, or a folder with "
                 "adapter_config.json. Was it moved apart from the run that is built on it?"
             )
-        model = merged(PeftModel.from_pretrained(model, str(folder)))
+        model = merged(open_adapter(model, folder))
     return model
 
 

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import nn
 
 from bayeslora.factors import RandomModule
+from bayeslora.starts import check_start
 from bayeslora.tuner.model import RandomLoraModel
 
 __all__ = ["FORMAT_VERSION", "Part", "RandomLoraConfig", "register"]
@@ -43,7 +44,6 @@ _UNSUPPORTED = {
     "velora_config": "VeLoRA replaces the forward of the factors",
     "monteclora_config": "MonteCLoRA is another posterior over the same factors",
     "layer_replication": "replicated layers share their base weights, not their draws",
-    "ensure_weight_tying": "tied adapters would share one draw",
 }
 
 
@@ -52,7 +52,8 @@ class RandomLoraConfig(LoraConfig):
     """Config of a LoRA adapter some of whose parts are random; every field of `peft.LoraConfig` works as there.
 
     Raises:
-        ValueError: A newer file format, or an option of LoRA that cannot be combined with draws.
+        ValueError: A newer file format, a start that a load does not repeat (`bayeslora.starts`), or an option of LoRA
+            that cannot be combined with draws.
     """
 
     registered_type: ClassVar[_PeftType]
@@ -67,6 +68,7 @@ class RandomLoraConfig(LoraConfig):
         super().__post_init__()
         self.peft_type = self.registered_type
         self.fingerprint_is_own = self.base_fingerprint is None
+        check_start(self)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"This adapter has format version {self.format_version}, this bayeslora reads up to version "

@@ -67,6 +67,12 @@ class RandomLoraModel(LoraModel):
         check_targets(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            f"{type(peft_config).__name__} does not support ensure_weight_tying for adapted layers: tied adapters "
+            f"would share one draw. Leave {', '.join(tied_weight_keys)} out of target_modules, or that unset."
+        )
+
     def _create_and_replace(  # type: ignore[override]
         self,
         lora_config: Any,
