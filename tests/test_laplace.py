@@ -14,18 +14,20 @@ from torch import Tensor, nn
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.laplace import (
+    LOGIT_DRAWS,
+    GaussianLogits,
     KroneckerBlock,
     KroneckerSum,
     OuterProductSum,
     best_prior_precision,
-    draw_logits,
+    covariance_root,
     eigenvalues,
     hessian_root,
-    item_noise,
     kronecker_blocks,
     log_evidence,
     logit_covariance,
     lora_maps,
+    normal_points,
     record,
 )
 from bayeslora.methods import Lora, State, Training
@@ -384,9 +386,10 @@ def test_finish_and_predict_on_every_scoring(kind):
     method = LaplaceLora()
     state = method.finish(model, training(model, scoring, items(8)))
     batch = scoring(items(5, 20))
-    predictive = predict(method, model, batch, state, samples=400)
-    assert predictive.samples.shape == (400, *batch["choice_mask"].shape) and predictive.samples.dtype == torch.float32
-    torch.testing.assert_close(predictive.samples.exp().sum(-1), torch.ones(400, 5))
+    predictive = predict(method, model, batch, state)
+    assert predictive.samples.shape == (LOGIT_DRAWS, *batch["choice_mask"].shape)
+    assert predictive.samples.dtype == predictive.log_probabilities.dtype == torch.float32
+    torch.testing.assert_close(predictive.samples.exp().sum(-1), torch.ones(LOGIT_DRAWS, 5))
     assert (predictive.samples.isneginf() == ~batch["choice_mask"]).all()
     assert not predictive.samples.isnan().any() and (predictive.mutual_information > 0).all()
 
@@ -407,15 +410,67 @@ def test_finish_takes_the_options_and_returns_the_evidence_at_its_best():
     assert number["prior_precision"].item() == 3 and number["log_evidence"] != state["log_evidence"]
 
 
-def test_draws_have_the_mean_and_the_covariance():
+def gaussians(items: int, choices: int, scale: float = 3.0) -> GaussianLogits:
     source = torch.Generator().manual_seed(0)
-    mean = torch.tensor([[1.0, -2.0, -torch.inf]])
-    root = torch.randn(1, 3, 3, generator=source, dtype=torch.float64)
-    root[:, 2] = 0
-    draws = draw_logits(mean, root @ root.mT, torch.randn(200_000, 1, 3, generator=source, dtype=torch.float64))
-    assert draws[..., 2].isneginf().all()
-    torch.testing.assert_close(draws[..., :2].mean(0), mean[:, :2].double(), atol=0.02, rtol=0)
-    torch.testing.assert_close(draws[:, 0, :2].T.cov(), (root @ root.mT)[0, :2, :2], atol=0.05, rtol=0.02)
+    mean, matrix = torch.randn(items, choices, generator=source), torch.randn(items, choices, choices, generator=source)
+    return GaussianLogits(scale * mean, covariance_root(scale**2 * matrix @ matrix.mT).float())
+
+
+def test_the_root_squares_to_the_covariance():
+    root = gaussians(4, 3).root
+    matrix = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = covariance_root(matrix @ matrix.mT)
+    torch.testing.assert_close(found @ found, matrix @ matrix.mT)
+    torch.testing.assert_close(root, root.mT)
+
+
+def test_the_points_are_normal_and_in_pairs():
+    points = normal_points(4096, 3, 5)
+    assert torch.equal(points[::2], -points[1::2])
+    torch.testing.assert_close(points.T.cov(), torch.eye(3, dtype=torch.float64), atol=0.02, rtol=0)
+    assert float((points.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.01)
+    assert torch.equal(normal_points(64, 2, 5), points[:64, :2])
+    assert (normal_points(64, 2, 6) != points[:64, :2]).all()
+    with pytest.raises(ValueError, match="even"):
+        normal_points(3, 2, 0)
+
+
+@pytest.mark.parametrize("choices", [2, 5])
+def test_the_predictive_is_the_integral(choices):
+    """Against a million random draws; and its uncertainties are those of its own draws."""
+    found = gaussians(6, choices)
+    noise = torch.randn(2**20, choices, generator=torch.Generator().manual_seed(1))
+    expected = sum(
+        (found.mean + torch.einsum("bij,sj->sbi", found.root, part)).softmax(-1).sum(0) for part in noise.split(2**16)
+    )
+    torch.testing.assert_close(found.probabilities, expected / 2**20, atol=0.004, rtol=0)
+    dense = Predictive(found.samples)
+    for name in ("log_probabilities", "entropy", "mutual_information", "spread"):
+        torch.testing.assert_close(getattr(found, name), getattr(dense, name), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            getattr(found.tempered(3), name), getattr(dense.tempered(3), name), atol=2e-5, rtol=1e-4
+        )
+
+
+def test_with_two_choices_the_likelier_one_is_that_of_the_mean():
+    """Also where it leads by a hundred-thousandth of the standard deviation, which no random draws would show."""
+    spread = gaussians(200, 2, scale=30.0)
+    near = GaussianLogits(spread.mean * 1e-5, spread.root)
+    for found in (spread, near):
+        assert torch.equal(found.probabilities.argmax(-1), found.mean.argmax(-1))
+
+
+def test_items_are_taken_and_put_together_whatever_their_width(monkeypatch):
+    narrow, wide = gaussians(3, 2), gaussians(4, 3)
+    together = Predictive.concatenate([narrow, wide])
+    order = torch.tensor([6, 0, 3])
+    assert isinstance(together, GaussianLogits) and together.samples.shape == (LOGIT_DRAWS, 7, 3)
+    torch.testing.assert_close(together.probabilities[:3, :2], narrow.probabilities)
+    torch.testing.assert_close(together.probabilities[3:], wide.probabilities)
+    assert (together.probabilities[:3, 2] == 0).all() and together.mutual_information.isfinite().all()
+    torch.testing.assert_close(together.take(order).probabilities, together.probabilities[order])
+    monkeypatch.setattr("bayeslora.laplace.gaussian._CHUNK", 1)
+    torch.testing.assert_close(together.take(order).samples, together.samples[:, order])
 
 
 def test_probabilities_are_averaged_not_logits():
@@ -423,39 +478,29 @@ def test_probabilities_are_averaged_not_logits():
     method = LaplaceLora(prior_precision=0.01)
     state = method.finish(model, training(model, scoring, items(8)))
     batch = scoring(items(3, 20))
-    predictive = predict(method, model, batch, state, samples=3)
+    predictive = predict(method, model, batch, state)
     maps = lora_maps(model)
     blocks, _ = kronecker_blocks(model, maps, training(model, scoring, items(8)).batches())
     logits, recording = record(model, batch, maps)
-    covariance = logit_covariance(logits, recording, blocks, 0.01)
-    draws = draw_logits(logits, covariance, item_noise(batch, 3, seed=0))
+    root = covariance_root(logit_covariance(logits, recording, blocks, 0.01))
+    draws = logits.double() + torch.einsum("bij,sj->sbi", root, normal_points(LOGIT_DRAWS, logits.shape[-1], 0))
     torch.testing.assert_close(predictive.probabilities, draws.softmax(-1).mean(0).float(), rtol=1e-4, atol=1e-5)
     assert (predictive.probabilities - draws.mean(0).softmax(-1)).abs().max() > 0.01
 
 
-def test_a_draw_depends_on_the_seed_and_the_item_alone():
+def test_a_prediction_depends_on_the_item_alone_and_on_no_number_of_samples():
     model, scoring = case("cloze")
     method = LaplaceLora(prior_precision=1.0)
     state = method.finish(model, training(model, scoring, items(8)))
     test = items(4, 20)
-    many = predict(method, model, scoring(test), state, samples=7).samples
-    few = predict(method, model, scoring(test), state, samples=3).samples
-    assert torch.equal(many[:3], few)
-    alone = torch.cat(
-        [
-            nn.functional.pad(
-                predict(method, model, scoring([item]), state, samples=3).samples, (0, 4), value=-torch.inf
-            )[..., : few.shape[-1]]
-            for item in test
-        ],
-        dim=1,
-    )
-    torch.testing.assert_close(alone, few, rtol=1e-3, atol=1e-4)
-    other = method.predict(model, scoring(test), 3, 1, state=state).samples
-    assert (other - few)[:, scoring(test)["choice_mask"]].abs().min() > 0
-    # Draws of different items are unrelated.
-    noise = item_noise(scoring(items(2, 21) + items(2, 21)), 2000, seed=0)[..., :2]
-    assert torch.equal(noise[:, 0], noise[:, 2]) and abs(float((noise[:, 0] * noise[:, 1]).mean())) < 0.05
+    many = predict(method, model, scoring(test), state, samples=7).probabilities
+    assert torch.equal(predict(method, model, scoring(test), state, samples=1).probabilities, many)
+    assert (method.samples_used(0), method.samples_used(7), method.forwards_used(7)) == (0, LOGIT_DRAWS, 1)
+    for index, item in enumerate(test):
+        alone = predict(method, model, scoring([item]), state).probabilities[0]
+        torch.testing.assert_close(alone, many[index, : len(alone)], rtol=1e-3, atol=1e-4)
+    other = method.predict(model, scoring(test), 3, 1, state=state).probabilities
+    assert 1e-6 < (other - many).abs().max() < 0.01
 
 
 def test_predictions_do_not_depend_on_what_is_trainable_or_on_the_mode_and_change_nothing():
@@ -529,7 +574,7 @@ def test_last_means_the_last_adapted_layer():
     assert [name.split(".")[-3] for name in lora_maps(case("head")[0], "last")] == ["lm_head", "lm_head"]
     state = LaplaceLora(layers="last").finish(model, training(model, scoring, items(8)))
     assert len(state) == 4 * 4 + 2
-    last, every = (predict(LaplaceLora(), model, scoring(items(5, 20)), s, samples=500) for s in (state, all_of(model)))
+    last, every = (predict(LaplaceLora(), model, scoring(items(5, 20)), s) for s in (state, all_of(model)))
     assert (last.mutual_information > 0).all()
     assert last.mutual_information.mean() < every.mutual_information.mean()
 
@@ -608,7 +653,7 @@ def test_a_run_folder_gives_back_the_same_predictions(tmp_path: Path):
         return RunConfig(model, task, method, TrainConfig(batch_size=4, **options), num_samples=6)
 
     trained = train(config(LaplaceLora(r=2, last_layers=2), max_steps=2), tmp_path / "run")
-    assert trained.metrics["num_samples"] == 6 and trained.metrics["spread"] > 0
+    assert trained.metrics["num_samples"] == LOGIT_DRAWS and trained.metrics["spread"] > 0
     loaded = load_run(tmp_path / "run")
     assert loaded.config.method.arguments == trained.config.method.arguments
     expected = trained.predict(trained.splits.test).predictive

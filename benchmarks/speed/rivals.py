@@ -6,7 +6,7 @@ python benchmarks/speed/rivals.py --output results/speed/rivals_cpu.json --threa
 The package is Robeyns' code of Laplace-LoRA (arXiv 2308.13111); without it the other rows are measured all the same.
 SmolLM2-135M with adapters on q and v of the top 7 layers, ARC-Easy items with letter scoring. Its prediction is what
 its README calls to get the Gaussian over the class logits, `jacobian_mean` and `variance`, without draws from it; that
-of `LaplaceLora` has its draws in it. Fitting is its `calculate_kronecker_factors` and
+of `LaplaceLora` has its integral over that Gaussian in it. Fitting is its `calculate_kronecker_factors` and
 `cholesky_decompose_small_factors`, against one epoch of training over the same items. Nothing of it is changed: what
 fails as published is in the file with its error. It runs as its README has it, with logits of all positions; with those
 of the last position alone, by an option of the model; and so with eager attention, whose backward pass torch can batch.
@@ -141,7 +141,9 @@ class Own:
     def predict(self) -> torch.Tensor:
         """Draws from the Gaussian over the class logits."""
         samples = self.setting.options["samples"]
-        return self.method.predict(self.setting.plain, self.setting.batch, samples, seed=0, state=self.state).samples
+        return self.method.predict(
+            self.setting.plain, self.setting.batch, samples, seed=0, state=self.state
+        ).probabilities
 
 
 def opened(bases: tuple[Any, Any], tokenizer: Any, **changes: Any) -> Setting:
@@ -230,7 +232,7 @@ def predictions(
     works: dict[str, Work] = {
         REFERENCE: setting.lora,
         f"bayeslora, {samples}": setting.sampled,
-        f"bayeslora, LaplaceLora, {samples}": own.predict,
+        "bayeslora, LaplaceLora": own.predict,
     }
     failures = {}
     for variant in VARIANTS if MISSING is None else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -81,14 +81,26 @@ class Predictive:
             return self
         return Predictive(torch.log_softmax(self.samples / temperature, -1))
 
+    def take(self, indices: Tensor) -> Predictive:
+        """That of the items `indices`."""
+        return Predictive(self.samples[:, indices])
+
+    def cpu(self) -> Predictive:
+        """With its tensors on the CPU."""
+        return Predictive(self.samples.cpu())
+
     @staticmethod
-    def concatenate(parts: list[Predictive]) -> Predictive:
-        """One predictive of several batches; narrower batches get choices of probability 0."""
+    def concatenate(parts: Sequence[Predictive]) -> Predictive:
+        """One predictive of several batches of one kind; narrower batches get choices of probability 0."""
+        return type(parts[0])._joined(parts)
+
+    @classmethod
+    def _joined(cls, parts: Sequence[Predictive]) -> Predictive:
         width = max(part.samples.shape[-1] for part in parts)
         padded = [
             nn.functional.pad(part.samples, (0, width - part.samples.shape[-1]), value=-torch.inf) for part in parts
         ]
-        return Predictive(torch.cat(padded, dim=1))
+        return cls(torch.cat(padded, dim=1))
 
 
 def log_mean_exp(samples: Tensor) -> Tensor:

@@ -2,23 +2,26 @@
 
 from bayeslora.laplace.curvature import hessian_root, kronecker_blocks
 from bayeslora.laplace.evidence import best_prior_precision, eigenvalues, log_evidence
+from bayeslora.laplace.gaussian import LOGIT_DRAWS, GaussianLogits, normal_points
 from bayeslora.laplace.kronecker import KroneckerBlock, KroneckerSum, OuterProductSum
-from bayeslora.laplace.predictive import draw_logits, item_noise, logit_covariance
+from bayeslora.laplace.predictive import covariance_root, logit_covariance
 from bayeslora.laplace.recording import Recording, lora_maps, record
 
 __all__ = [
+    "LOGIT_DRAWS",
+    "GaussianLogits",
     "KroneckerBlock",
     "KroneckerSum",
     "OuterProductSum",
     "Recording",
     "best_prior_precision",
-    "draw_logits",
+    "covariance_root",
     "eigenvalues",
     "hessian_root",
-    "item_noise",
     "kronecker_blocks",
     "log_evidence",
     "logit_covariance",
     "lora_maps",
+    "normal_points",
     "record",
 ]

@@ -1,19 +1,16 @@
-"""The predictive of the linearised model: a Gaussian over the class logits of each item."""
+"""The linearised model: the covariance of the class logits of each item."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bayeslora.laplace.kronecker import KroneckerBlock
 from bayeslora.laplace.recording import Recording
-from bayeslora.scoring import ChoiceBatch
 
-__all__ = ["draw_logits", "item_noise", "logit_covariance"]
+__all__ = ["covariance_root", "logit_covariance"]
 
 
 def logit_covariance(
@@ -62,39 +59,7 @@ def _groups(blocks: Mapping[str, KroneckerBlock], bytes_per_weight: int, limit: 
     yield group
 
 
-def draw_logits(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
-    """mean + covariance^(1/2) noise, with the symmetric root: unlike others it does not jump with rounding.
-
-    Args:
-        mean: [batch, choices]; may be -inf.
-        covariance: [batch, choices, choices].
-        noise: Standard normal [samples, batch, choices].
-
-    Returns:
-        [samples, batch, choices], float64 on the CPU.
-    """
-    values, vectors = torch.linalg.eigh(covariance.detach().cpu().double())
-    root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2) @ vectors.mT
-    return mean.detach().cpu().double() + (root @ noise.unsqueeze(-1)).squeeze(-1)
-
-
-def item_noise(batch: ChoiceBatch, num_samples: int, seed: int) -> Tensor:
-    """Standard normal noise [samples, batch, choices], float64.
-
-    An item's noise is a function of `seed` and of its tokens, so it does not depend on the other items of the batch,
-    and sample s not on how many are drawn.
-    """
-    noise = torch.zeros(num_samples, *batch["choice_mask"].shape, dtype=torch.float64)
-    for index, (tokens, count) in enumerate(zip(_tokens(batch), batch["choice_mask"].sum(-1).tolist(), strict=True)):
-        key = int.from_bytes(hashlib.sha256(tokens.numpy().tobytes()).digest()[:16])
-        drawn = np.random.default_rng([seed, key]).standard_normal((num_samples, count))
-        noise[:, index, :count] = torch.from_numpy(drawn)
-    return noise
-
-
-def _tokens(batch: ChoiceBatch) -> Iterator[Tensor]:
-    """Token ids of each item, without padding."""
-    ids = batch["input_ids"].cpu()
-    if "lengths" in batch:
-        return (row[-length:] for row, length in zip(ids, batch["lengths"].tolist(), strict=True))
-    return (row[mask] for row, mask in zip(ids, batch["attention_mask"].cpu().bool(), strict=True))
+def covariance_root(covariance: Tensor) -> Tensor:
+    """The symmetric root of covariance matrices [..., n, n], float64: unlike others it does not jump with rounding."""
+    values, vectors = torch.linalg.eigh(covariance.detach().double())
+    return vectors * values.clamp_min(0).sqrt().unsqueeze(-2) @ vectors.mT

@@ -182,6 +182,10 @@ class Method(ABC):
         """How many posterior samples a prediction asked for `num_samples` is made of; 0: a point estimate."""
         return num_samples
 
+    def forwards_used(self, num_samples: int) -> int:
+        """How many forwards of an item a prediction asked for `num_samples` takes; at least one."""
+        return max(1, self.samples_used(num_samples))
+
 
 class VariationalMethod(Method):
     """A method that minimises mean NLL + beta * KL / N.

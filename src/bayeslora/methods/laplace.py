@@ -11,11 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from bayeslora.laplace import (
+    LOGIT_DRAWS,
+    GaussianLogits,
     KroneckerBlock,
     best_prior_precision,
-    draw_logits,
+    covariance_root,
     eigenvalues,
-    item_noise,
     kronecker_blocks,
     log_evidence,
     logit_covariance,
@@ -40,9 +41,9 @@ class LaplaceLora(Method):
 
     Training is that of `Lora`; weight decay is the protocol's. Afterwards one pass over the training items gives the
     Kronecker-factored generalised Gauss-Newton matrix, and the marginal likelihood the prior precision. Predictions
-    are draws of the class logits from the linearised model, N(f(x), J Sigma J^T). Also for an adapter that is already
-    trained: `init_from` it and train 0 epochs. Parts of `modules_to_save`, such as a classification head, keep their
-    trained values and have no posterior.
+    are the mean softmax of the linearised model's class logits, N(f(x), J Sigma J^T), over `LOGIT_DRAWS` points.
+    Also for an adapter that is already trained: `init_from` it and train 0 epochs. Parts of `modules_to_save`, such as
+    a classification head, keep their trained values and have no posterior.
 
     Args:
         layers: "all", or "last": a posterior over the last adapted transformer layer only.
@@ -106,7 +107,9 @@ class LaplaceLora(Method):
         trunk_cache: TrunkCache | None = None,
         state: State | None = None,
     ) -> Predictive:
-        """Draws from the linearised model; an item's draws depend on `seed` and the item, not on its batch.
+        """The Gaussian over the logits, on the CPU; `num_samples` is 0, or any other number for all of `LOGIT_DRAWS`.
+
+        `seed` moves the points of the integral, which are those of every item.
 
         Raises:
             ValueError: `state` is missing or belongs to another adapter.
@@ -124,8 +127,16 @@ class LaplaceLora(Method):
             )
         logits, recording = record(model, batch, {name: maps[name] for name in blocks}, trunk_cache)
         covariance = logit_covariance(logits, recording, blocks, precision)
-        draws = draw_logits(logits, covariance, item_noise(batch, num_samples, seed))
-        return Predictive(torch.log_softmax(draws, -1).to(logits))
+        root = covariance_root(covariance.cpu())
+        return GaussianLogits(logits.detach().cpu(), root.to(logits.dtype), seed)
+
+    def samples_used(self, num_samples: int) -> int:
+        """0 for the point estimate; else the points of the integral over the logits, however many are asked for."""
+        return LOGIT_DRAWS if num_samples else 0
+
+    def forwards_used(self, num_samples: int) -> int:
+        """One, whose gradients give the covariance."""
+        return 1
 
 
 def _state(blocks: Mapping[str, KroneckerBlock], precision: float, evidence: float) -> State:

@@ -67,8 +67,8 @@ class Passes:
         steps_per_epoch = math.ceil(micro_batches / options.gradient_accumulation_steps)
         steps = options.max_steps or math.ceil(options.epochs * steps_per_epoch)
         items = round(sizes.train * steps / steps_per_epoch)
-        draws = max(1, run.method.samples_used(run.num_samples))
-        return Passes(steps, items * run.method.train_samples, sum(predicted) * draws)
+        forwards = sum(predicted) * run.method.forwards_used(run.num_samples)
+        return Passes(steps, items * run.method.train_samples, forwards)
 
 
 def read_locally(task: TaskConfig) -> dict[str, list[Item]] | None:

@@ -121,10 +121,10 @@ def predict_items(
     for chunk in tqdm(own, desc="predict", unit="batch", leave=False, disable=not (progress and is_main())):
         batch = scoring([items[index] for index in chunk]).to(device)
         predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
-        parts.append(Predictive(predictive.samples.cpu()))
+        parts.append(predictive.cpu())
     joined = Predictive.concatenate(parts if together else gather_shares(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
-    predictive = Predictive(joined.samples[:, back]).tempered(temperature)
+    predictive = joined.take(back).tempered(temperature)
     return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0)
 
 
