@@ -219,8 +219,8 @@ def test_a_search_without_a_crossing_ends_with_a_warning(
     assert "ended after 40 evaluations" in caplog.text
 
 
-@pytest.mark.parametrize("labels", ["true", "predicted"])
-@pytest.mark.parametrize("tolerance", [0.003, 0.05])
+# By the labels of these random items no noise whatever changes the loss of a random model by 5 %.
+@pytest.mark.parametrize(("labels", "tolerance"), [("true", 0.003), ("predicted", 0.003), ("predicted", 0.05)])
 def test_found_level_is_the_largest_within_the_tolerance(
     labels: str, tolerance: float, caplog: pytest.LogCaptureFixture
 ) -> None:
