@@ -220,9 +220,13 @@ def items(count: int = 24, offset: int = 0) -> list[Item]:
 
 
 def adapted(method: Ivon, kind: str = "cloze", seed: int = 1) -> PeftModel:
-    base = tiny_llama(vocab_size=320) if kind == "cloze" else tiny_bert(vocab_size=320, num_labels=4)
+    base = tiny_llama(vocab_size=320) if kind == "cloze" else tiny_bert(vocab_size=320, num_labels=6)
     with seeded(seed):
         return method.adapt(base, "causal_lm" if kind == "cloze" else "sequence_classification")
+
+
+def classification() -> Classification:
+    return Classification(wordpiece_tokenizer(), classes=("iron", *WORDS))
 
 
 def trainer_for(
@@ -254,7 +258,7 @@ def trainer_for(
         model=adapted(method, kind, seed),
         args=TrainingArguments(learning_rate=learning_rate, **fields),
         train_dataset=items(),
-        data_collator=Cloze(byte_level_tokenizer()) if kind == "cloze" else Classification(wordpiece_tokenizer()),
+        data_collator=Cloze(byte_level_tokenizer()) if kind == "cloze" else classification(),
         callbacks=list(callbacks),
         **method.trainer_options(learning_rate, fields["max_steps"], 24),
     )
@@ -449,7 +453,7 @@ def test_a_classification_head_is_trained_and_predicts_at_its_mean(tmp_path: Pat
     seen: list[Tensor] = []
     layer = model.base_model.model.classifier.modules_to_save["default"]
     layer.register_forward_hook(lambda module, inputs, output: seen.append(module.weight.detach().clone()))
-    batch = Classification(wordpiece_tokenizer())(items(4))
+    batch = classification()(items(4))
     assert predict(model, batch, 3).samples.exp().std(0).max() > 1e-4
     assert all(torch.equal(weight, end[head[0]]) for weight in seen) and seen
 

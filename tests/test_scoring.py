@@ -432,6 +432,46 @@ def test_a_head_with_more_classes_than_choices_is_cut() -> None:
     assert distance(found, classify(head, tokenizer, ITEMS[1:2])[:, :2]) < 1e-5
 
 
+def test_the_classes_of_a_head_are_texts() -> None:
+    """Whatever the order of an item's choices, and whichever of the classes it has."""
+    tokenizer, head = wordpiece_tokenizer(), tiny_bert(vocab_size=320, num_labels=5)
+    scoring = Classification(tokenizer, classes=["sun", "moon", " star ", "rain"])
+    orders = [("moon", "sun", "rain", "star"), ("sun", "moon", "star", "rain"), ("rain", " moon")]
+    some = [Item(str(number), f"Which ({number})?", choices, 0) for number, choices in enumerate(orders)]
+    with torch.no_grad():
+        found, naive = scoring(some).choice_logits(head), classify(head, tokenizer, some)
+    expected = torch.full((3, 4), -torch.inf)
+    for row, places in enumerate([(1, 0, 3, 2), (0, 1, 2, 3), (3, 1)]):
+        expected[row, : len(places)] = naive[row, list(places)]
+    assert_same_logits(found, expected)
+    assert scoring(some).labels.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"classes of this head are .*'x' has the choices \['sun', 'fog'\]"):
+        scoring([Item("x", "Which?", ("sun", "fog"), 0)])
+    with pytest.raises(ValueError, match="num_labels=4"), torch.no_grad():
+        scoring(some[2:]).choice_logits(tiny_bert(vocab_size=320, num_labels=3))
+
+
+def test_gradients_reach_the_classes_that_an_item_has() -> None:
+    scoring = Classification(wordpiece_tokenizer(), classes=["sun", "moon", "star"])
+    head = tiny_bert(vocab_size=320, num_labels=3)
+    batch = scoring([Item("1", "Which?", ("star", "sun"), 0)])
+    nn.functional.cross_entropy(batch.choice_logits(head), batch.labels).backward()
+    sizes = head.classifier.weight.grad.abs().sum(1)
+    assert sizes[0] > 0 and sizes[2] > 0 and sizes[1] == 0
+    assert head.classifier.bias.grad[2] < 0 < head.classifier.bias.grad[0]
+
+
+def test_without_names_of_classes_one_order_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
+    scoring, swapped = Classification(wordpiece_tokenizer()), Item("x", "Which?", ("No", "Yes"), 0)
+    scoring(ITEMS[1:2])
+    with pytest.raises(ValueError, match=r"item 'x'.*as \['Yes', 'No'\].*classes=\['Yes', 'No'\]"):
+        scoring([swapped])
+    assert not caplog.records
+    scoring(ITEMS)
+    scoring(ITEMS)
+    assert [record.getMessage()[:32] for record in caplog.records] == ["items have different choices: cl"]
+
+
 def test_a_head_with_too_few_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="num_labels=5"):
         Classification(wordpiece_tokenizer())(ITEMS).choice_logits(tiny_bert(vocab_size=320))

@@ -62,6 +62,9 @@ class TaskConfig:
         labels: Which of these the labels of a file are, where they could be more than one: "index", "letter" or "text".
         id_column: Column that holds the item's name.
         choices: The choices of all items, for a file without a column of choices.
+        classes: With scoring classification: the texts of the head's classes, in its order; each item's choices are
+            some or all of them, in any order. Default: `choices`, else those of the first item, which all others must
+            then have too. Training writes them into the run's config.
         raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.
     """
 
@@ -79,6 +82,7 @@ class TaskConfig:
     labels: Literal["auto", "index", "letter", "text"] = "auto"
     id_column: str = "id"
     choices: list[str] | None = None
+    classes: list[str] | None = None
     raw: bool = False
 
 

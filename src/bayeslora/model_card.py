@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,7 +227,8 @@ def _predicting(config: RunConfig, place: str) -> str:
         f'run = bayeslora.load_run("{place}"{base})  # the adapter on its base model',
     ]
     if config.task.scoring == "classification":
-        lines.append('item = Item("1", "A text to classify.", ("name of class 0", "name of class 1"), None)')
+        classes = ", ".join(json.dumps(name) for name in config.task.classes or ("name of class 0", "name of class 1"))
+        lines.append(f'item = Item("1", "A text to classify.", ({classes}), None)')
     else:
         lines.append('item = Item("1", "Which gas do plants take in?", ("oxygen", "carbon dioxide"), None)')
     return "\n".join(

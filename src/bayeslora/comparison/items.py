@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.records import Items, Stage
 from bayeslora.runs import task_items
+from bayeslora.runs.items import with_classes
 from bayeslora.tasks import Item, Splits
+from bayeslora.tasks.classes import renamed
 
 __all__ = ["ComparedItems", "items_record"]
 
@@ -38,8 +40,15 @@ class ComparedItems:
                 raise ValueError(f"out_of_distribution task {title!r} has no test items.")
 
     def outside(self, task: str) -> list[tuple[str, list[Item]]]:
-        """Titles and test items of the out-of-distribution tasks that an adapter trained on `task` predicts."""
-        return [(title, self._outside[title]) for title in self._config.outside(task)]
+        """Titles and test items of the out-of-distribution tasks that an adapter trained on `task` predicts.
+
+        A classification head sees the items of a task with other classes as if these had its own classes' names.
+        """
+        classes = self._classes(task)
+        return [
+            (title, self._outside[title] if classes is None else renamed(self._outside[title], classes))
+            for title in self._config.outside(task)
+        ]
 
     def records(self, task: str) -> Iterator[Items]:
         """What the results file says about the items that go with a task."""
@@ -47,10 +56,14 @@ class ComparedItems:
         for name, items in (("dev", splits.dev), ("test", splits.test)):
             if items:
                 yield items_record(task, name, items, labelled=True)
-        classes = splits.dev[0].choices
+        classes = self._classes(task)
         for name, items in self.outside(task):
-            same = self._config.tasks[task].scoring != "classification" or items[0].choices == classes
+            same = classes is None or set(self._outside[name][0].choices) == set(classes)
             yield items_record(task, f"ood:{name}", items, labelled=same)
+
+    def _classes(self, task: str) -> list[str] | None:
+        """Of the head that is trained on a task; None where there is none."""
+        return with_classes(self._config.tasks[task], self.splits[task].items).classes
 
 
 def _check_splits(task: str, splits: Splits, needed: Sequence[str]) -> None:

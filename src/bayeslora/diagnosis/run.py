@@ -16,6 +16,7 @@ from bayeslora.diagnosis.loading import load_adapter
 from bayeslora.diagnosis.picture import diagnosis_picture
 from bayeslora.diagnosis.repair import scaled_intruders
 from bayeslora.runs import Run, task_items
+from bayeslora.runs.loading import scoring_of
 from bayeslora.runs.locating import is_hub_run
 from bayeslora.saving import atomic_file, write_json
 from bayeslora.scoring import get_scoring
@@ -104,11 +105,11 @@ def diagnose(
 
 def _read_by(run: Run, name: Literal["cloze", "letter", "classification"]) -> None:
     """Have the run read items by another scoring, of the same kind of head."""
-    scoring = get_scoring(name)
-    if scoring.kind != run.scoring.kind:
-        raise ValueError(f"scoring {name!r} reads a {scoring.kind} head, but this model has a {run.scoring.kind} head.")
+    kind = get_scoring(name).kind
+    if kind != run.scoring.kind:
+        raise ValueError(f"scoring {name!r} reads a {kind} head, but this model has a {run.scoring.kind} head.")
     run.config.task.scoring = name
-    run.scoring = scoring(run.scoring.tokenizer, run.scoring.max_length)
+    run.scoring = scoring_of(run.config.task, run.scoring.tokenizer, run.scoring.max_length)
 
 
 def _counts(layers: Sequence[LayerSpectra]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def export_run(
 
 def _classes(run: Run) -> list[str] | None:
     """Names of the classes of the run's head, in its order."""
-    known: list[str] | None = run.metrics.get("classes") or run.config.task.choices
+    known: list[str] | None = run.config.task.classes or run.metrics.get("classes") or run.config.task.choices
     if known is not None:
         return known
     # An older run, which did not write them down.

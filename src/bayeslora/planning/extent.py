@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.models import locate
 from bayeslora.planning.shape import Shape
-from bayeslora.scoring import get_scoring
+from bayeslora.runs.items import with_classes
+from bayeslora.runs.loading import scoring_of
 from bayeslora.tasks import Item
 
 __all__ = ["Extent", "extent_of"]
@@ -57,7 +58,7 @@ def extent_of(
     every = [item for part in (items or {}).values() for item in part]
     tokenizer = _tokenizer(model.name) if every and tokens is None else None
     if tokenizer is not None:
-        shape = Shape.measured(get_scoring(task.scoring)(tokenizer, max_length=task.max_length), every)
+        shape = Shape.measured(scoring_of(with_classes(task, every), tokenizer, task.max_length), every)
         return Extent(shape, "measured")
     choices = max((len(item.choices) for item in every), default=5)
     length = tokens or task.max_length

@@ -81,7 +81,8 @@ class Shape:
         if self.scoring == "letter":
             return LetterBatch(**common, class_token_ids=torch.arange(self.choices, device=device))
         if self.scoring == "classification":
-            return ClassificationBatch(**common)
+            positions = torch.arange(self.choices, device=device).expand(rows, -1)
+            return ClassificationBatch(**common, class_positions=positions)
         answer = {name: whole(self.answer_tokens) for name in ("source", "target", "choice")}
         return ClozeBatch(**common, **answer, read=whole(self.read))
 

@@ -24,6 +24,8 @@ from bayeslora.methods.sd_lora import SdLoraConfig
 from bayeslora.procedures.config import ContinualConfig
 from bayeslora.runs import Run, load_run, task_items, train
 from bayeslora.runs.training import open_trunk_cache
+from bayeslora.tasks import Item
+from bayeslora.tasks.classes import renamed
 from bayeslora.trunk import TrunkCache
 from bayeslora.tuner import RandomLoraConfig
 
@@ -110,7 +112,10 @@ class _Continual:
             folder = self.output / "runs" / f"{row}-{seed}".replace("/", "_") / stage
             if results.find(stage, row, seed, rate, "final") is None:
                 trained = self._trained(row, title, seed, folder, previous)
-                predictions = {split_name(title, other): trained.predict(items) for other, items in self.test.items()}
+                predictions = {
+                    split_name(title, other): trained.predict(_as_seen(trained, items))
+                    for other, items in self.test.items()
+                }
                 results.append(cell_of(trained, predictions, stage, row, rate, "final"))
                 scores = {other: predictions[split_name(title, other)].metrics() for other in self.test}
                 line = "  ".join(f"{other} {metrics['accuracy']:.3f}" for other, metrics in scores.items())
@@ -137,6 +142,12 @@ class _Continual:
         for position, title in enumerate(self.test):
             for other, items in self.test.items():
                 yield items_record(stage_name(position, title), split_name(title, other), items, labelled=True)
+
+
+def _as_seen(run: Run, items: list[Item]) -> list[Item]:
+    """Items of another task as the run's head, if it has one, sees them: the tasks share its outputs, by position."""
+    classes = run.config.task.classes
+    return items if classes is None else renamed(items, classes)
 
 
 def _start(previous: Path, method: Method) -> str:

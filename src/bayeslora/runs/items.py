@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from bayeslora.config import TaskConfig
-from bayeslora.tasks import LocalFile, Splits, Task, get_task
+from bayeslora.tasks import Item, LocalFile, Splits, Task, get_task
+from bayeslora.tasks.classes import class_texts
 
-__all__ = ["FILE_OPTIONS", "build_task", "class_names", "file_options", "subset", "task_items", "with_file_options"]
+__all__ = [
+    "FILE_OPTIONS",
+    "build_task",
+    "class_names",
+    "file_options",
+    "subset",
+    "task_items",
+    "with_classes",
+    "with_file_options",
+]
 
 FILE_OPTIONS = ("question_column", "choices_column", "label_column", "labels", "id_column", "choices")
 """The fields of a task's config that say how a file is read."""
@@ -60,6 +70,21 @@ def task_items(config: TaskConfig) -> Splits:
         for name in ("train", "dev", "test")
     }
     return Splits(**parts)
+
+
+def with_classes(config: TaskConfig, items: Iterable[Item]) -> TaskConfig:
+    """`config` with the classes of its head, where it has one, written down.
+
+    Args:
+        config: Of a task.
+        items: Of the task, of all splits.
+
+    Raises:
+        TaskError: The task is read by classification, but its items do not share their choices.
+    """
+    if config.scoring != "classification":
+        return config
+    return replace(config, classes=list(class_texts(items, config.classes or config.choices)))
 
 
 def class_names(splits: Splits) -> list[str] | None:

@@ -17,10 +17,10 @@ from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
 from bayeslora.merging import merged
 from bayeslora.models import load_base_model
-from bayeslora.scoring import Scoring, get_scoring
+from bayeslora.scoring import Classification, Scoring, get_scoring
 from bayeslora.starts import open_adapter
 
-__all__ = ["head_width", "load_model", "merge_adapters", "merge_resolved"]
+__all__ = ["head_width", "load_model", "merge_adapters", "merge_resolved", "scoring_of"]
 
 
 def load_model(
@@ -41,7 +41,15 @@ def load_model(
     )
     model: Any = merge_adapters(base, config.merge)
     positions = getattr(model.config, "max_position_embeddings", None) or task.max_length
-    return model, tokenizer, scoring(tokenizer, max_length=min(task.max_length, positions))
+    return model, tokenizer, scoring_of(task, tokenizer, min(task.max_length, positions))
+
+
+def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Scoring:
+    """The scoring that a task's config asks for, with the classes that it names."""
+    scoring = get_scoring(task.scoring)
+    if issubclass(scoring, Classification):
+        return scoring(tokenizer, max_length, task.classes or task.choices)
+    return scoring(tokenizer, max_length)
 
 
 def merge_adapters(model: nn.Module, adapters: Iterable[str | Path]) -> nn.Module:

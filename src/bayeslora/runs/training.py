@@ -21,7 +21,7 @@ from bayeslora.memory import peak_memory
 from bayeslora.methods import State, Training, trainable_parameters
 from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.runs.config_files import write_config
-from bayeslora.runs.items import class_names, task_items
+from bayeslora.runs.items import task_items, with_classes
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
@@ -88,6 +88,7 @@ def train(
     splits = task_items(config.task)
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
+    config = replace(config, task=with_classes(config.task, splits.items))
     model, scoring, width = untrained(config, splits, output)
     if prepare is not None:
         prepare(model)
@@ -105,7 +106,7 @@ def train(
         logger.info("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
     if config.task.scoring == "classification":
-        metrics["classes"] = class_names(splits)
+        metrics["classes"] = config.task.classes
     write_trained(config, model, state, output)
     trained = Trained(
         config=config,
@@ -131,9 +132,10 @@ def train(
 
 def untrained(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftModel, Scoring, int]:
     """The model that the training of a run in `output` begins with, what reads its items, and their most choices."""
-    width = max(len(item.choices) for part in (splits.train, splits.dev, splits.test) for item in part)
+    task = with_classes(config.task, splits.items)
+    width = len(task.classes or ()) or max(len(item.choices) for item in splits.items)
     set_seed(config.seed)
-    base, _, scoring = load_model(merge_resolved(config.model, output), config.task, num_labels=width)
+    base, _, scoring = load_model(merge_resolved(config.model, output), task, num_labels=width)
     set_seed(config.seed)
     return config.method.adapt(base, scoring.kind), scoring, width  # type: ignore[arg-type]
 

@@ -79,7 +79,7 @@ def checked_items(
         requested: As they came.
         settings: The bounds.
         choices: Those of all items, for requests that leave them out.
-        classes: Of the classification head, if there is one: each item has as many choices.
+        classes: Of the classification head, if there is one.
 
     Raises:
         Refused: A bound is exceeded, or an item is none (422).
@@ -112,11 +112,11 @@ def _checked(index: int, one: ItemRequest, settings: Settings, own: Sequence[str
 
 
 def _check_classes(where: str, choices: tuple[str, ...], own: Sequence[str] | None, classes: int) -> None:
-    """Class k of the head is choice k, so neither their number nor their order is free."""
-    if len(choices) != classes:
+    """The choices are the classes of the head; an older run does not know their texts, and takes them by position."""
+    if own is not None and not {choice.strip() for choice in choices} <= {name.strip() for name in own}:
+        text = f"{where}: expected the classes {list(own)}, in any order, got {list(choices)}; or leave choices out."
+        raise Refused(422, "wrong_classes", text, field=f"{where}.choices")
+    if own is None and len(choices) != classes:
         expected = f"expected {classes} choices, one for each class of the model's head, got {len(choices)}"
         text = f"{where}: {expected}; give those that the run was trained with, in their order."
         raise Refused(422, "wrong_number_of_classes", text, field=f"{where}.choices")
-    if own is not None and choices != tuple(own):
-        text = f"{where}: expected the classes {list(own)} in this order, got {list(choices)}; leave choices out."
-        raise Refused(422, "wrong_classes", text, field=f"{where}.choices")

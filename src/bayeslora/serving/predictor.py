@@ -57,7 +57,8 @@ class Predictor:
     @property
     def choices(self) -> list[str] | None:
         """The choices of all items, where the run has them."""
-        return self.run.config.task.choices
+        task = self.run.config.task
+        return task.classes or task.choices
 
     @property
     def classes(self) -> int | None:

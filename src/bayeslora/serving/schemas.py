@@ -81,7 +81,7 @@ class ModelResponse(BaseModel):
     task: str
     scoring: str = Field(description="How the choices are scored: cloze, letter or classification.")
     choices: list[str] | None = Field(description="Those of all items, where the run has them.")
-    classes: int | None = Field(description="Classes of the classification head: each item has as many choices.")
+    classes: int | None = Field(description="Number of classes of the classification head.")
     num_samples: int = Field(description="Posterior draws where a request does not say; 0: a point estimate.")
     seed: int = Field(description="Seed of the draws where a request does not say.")
     temperature: float = Field(description="Divides the log-probabilities; fitted on dev.")

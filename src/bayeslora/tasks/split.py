@@ -29,6 +29,11 @@ class Splits:
     dev: list[Item]
     test: list[Item]
 
+    @property
+    def items(self) -> list[Item]:
+        """All of them."""
+        return self.train + self.dev + self.test
+
 
 def stable_fraction(text: str) -> float:
     """Map a text to a number in [0, 1) that is the same on every machine and in every run."""
