@@ -163,6 +163,13 @@ def test_splits_do_not_overlap_and_a_task_of_choices_is_refused(tmp_path: Path) 
     assert len(parts[0]) == 10
     assert min(map(len, parts)) > 3
     assert len(set().union(*parts)) == sum(map(len, parts))
+    grouped = [{"text": f"text {index}", "source": index % 20} for index in range(100)]
+    path = write_lines(tmp_path / "grouped.jsonl", grouped)
+    splits = text_splits(TaskConfig(name=str(path), group_column="source"))
+    groups = [{row.group for row in part} for part in (splits.train, splits.dev, splits.test)]
+    assert len(set().union(*groups)) == sum(map(len, groups)) == 20
+    with pytest.raises(TaskError, match=r"expected a column 'page' \(option group_column\)"):
+        read_texts(path, "page")
     with pytest.raises(TaskError, match=r"name a file, or use task\.scoring cloze"):
         text_splits(TaskConfig(name="arc_easy"))
 

@@ -449,9 +449,35 @@ def test_no_dev_items_when_none_are_asked_for(tmp_path: Path) -> None:
 def test_repeats_between_train_and_test_warn(tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", [row(number) for number in range(60)])
     test = write_jsonl(tmp_path / "test.jsonl", [row(3), row(100)])
-    with pytest.warns(UserWarning, match="1 of 2 test items have the same question") as caught:
+    with pytest.warns(UserWarning, match="of 2 test items 1 have the same question") as caught:
         LocalFile(train, test=test).splits()
     assert caught[0].filename == __file__
+
+
+def test_a_column_of_groups_keeps_rows_together(tmp_path: Path) -> None:
+    rows = [row(number, passage=f"p{number % 30}") for number in range(300)]
+    path = write_jsonl(tmp_path / "pets.jsonl", rows)
+    splits = LocalFile(path, group_column="passage").splits()
+    groups = [{item.group for item in part} for part in (splits.train, splits.dev, splits.test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 30 and all(groups)
+    assert LocalFile(path).splits().train != splits.train
+    with pytest.raises(TaskError, match=r"expected a column 'page' \(option group_column\)"):
+        LocalFile(path, group_column="page").splits()
+    assert load_items(path, group_column="page", optional_label=True)[0].group is None
+    test = write_jsonl(tmp_path / "test.jsonl", [row(999, passage="p3"), row(998, passage="p31")])
+    with pytest.warns(UserWarning, match="of 2 test items 1 share their passage with a train or dev item"):
+        LocalFile(path, test=test, group_column="passage").splits()
+
+
+def test_repeats_between_train_and_dev_warn(tmp_path: Path) -> None:
+    rows = [row(number, question=f"Question {number // 2}?") for number in range(300)]
+    with pytest.warns(UserWarning, match="of .* dev items") as caught:
+        splits = LocalFile(write_jsonl(tmp_path / "pets.jsonl", rows)).splits()
+    known = {item.question for item in splits.train}
+    again = sum(item.question in known for item in splits.dev)
+    assert again > 5
+    expected = f"of {len(splits.dev)} dev items {again} have the same question and choices as a train item"
+    assert expected in str(caught[0].message) and "option group_column" in str(caught[0].message)
 
 
 def test_sound_files_do_not_warn(tmp_path: Path) -> None:

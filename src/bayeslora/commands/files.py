@@ -13,6 +13,7 @@ _COLUMNS = {
     "choices_column": "Column that holds the list of choices, or several columns separated by commas.",
     "label_column": "Column that holds the right choice.",
     "id_column": "Column that holds the item's name.",
+    "group_column": "Column whose value keeps items on one side of a split.",
 }
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from bayeslora.config import TaskConfig
 from bayeslora.runs.items import subset
 from bayeslora.tasks import LocalFile, TaskError, get_task
+from bayeslora.tasks.labels import is_missing
 from bayeslora.tasks.local import TEST_FRACTION
 from bayeslora.tasks.rows import PlacedRow, read_rows
 from bayeslora.tasks.split import hashed_split
@@ -32,10 +33,12 @@ class TextRow:
     Args:
         id: The row's own, or the file's stem and the row's number.
         values: Its columns: messages; prompt and completion; or text.
+        group: Texts of one group stand on one side of a split.
     """
 
     id: str
     values: dict[str, Any]
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def text_splits(config: TaskConfig) -> TextSplits:
             f"task.scoring text reads a data file (or a folder with train.jsonl) with columns {_kinds()}, but "
             f"{config.name!r} is a task of questions with choices; name a file, or use task.scoring cloze or letter."
         )
-    rest = read_texts(task.train)
+    rest = read_texts(task.train, config.group_column)
     if task.test is None:
         rest, test = hashed_split(rest, TEST_FRACTION, salt="test")
     else:
@@ -74,8 +77,12 @@ def text_splits(config: TaskConfig) -> TextSplits:
     )
 
 
-def read_texts(path: str | Path) -> list[TextRow]:
+def read_texts(path: str | Path, group_column: str | None = None) -> list[TextRow]:
     """The texts of a .jsonl, .json, .csv or .parquet file.
+
+    Args:
+        path: The file.
+        group_column: Holds what keeps texts on one side of a split; empty where a text stands alone.
 
     Raises:
         TaskError: The file is missing or broken, or a row is none of the known kinds, or of another than the first.
@@ -91,7 +98,11 @@ def read_texts(path: str | Path) -> list[TextRow]:
                 f"{' and '.join(columns)}; put rows of different kinds in different files."
             )
         values = {name: row.values[name] for name in (*columns, *_CARRIED) if name in row.values}
-        found.append(TextRow(str(row.values.get("id", f"{path.stem}-{number}")), values))
+        if group_column is not None and group_column not in row.values:
+            raise TaskError(f"{path}, {row.place}: expected a column {group_column!r} (option group_column).")
+        group = row.values.get(group_column or "")
+        name = str(row.values.get("id", f"{path.stem}-{number}"))
+        found.append(TextRow(name, values, None if is_missing(group) else str(group)))
     return found
 
 

@@ -118,7 +118,7 @@ def evaluate(
         output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another. A run on the Hub
             needs one.
         file_layout: How the task's files are read where they are not laid out as the run's own: question_column,
-            choices_column, label_column, labels, id_column, choices.
+            choices_column, label_column, labels, id_column, group_column, choices.
 
     Raises:
         ValueError: The split is unknown or empty, a run on the Hub has no `output_dir`, or `file_layout` is given for a
@@ -195,7 +195,7 @@ def predict_file(
             right one with this probability in (0, 1): split-conformal, score "lac", calibrated on the dev split of the
             run's task (docs/prediction_sets.md).
         file_layout: How the file is read where it is not laid out as the run's own: question_column, choices_column,
-            label_column, labels, id_column, choices.
+            label_column, labels, id_column, group_column, choices.
 
     Returns:
         The records.

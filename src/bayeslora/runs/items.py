@@ -22,7 +22,7 @@ __all__ = [
     "with_file_options",
 ]
 
-FILE_OPTIONS = ("question_column", "choices_column", "label_column", "labels", "id_column", "choices")
+FILE_OPTIONS = ("question_column", "choices_column", "label_column", "labels", "id_column", "group_column", "choices")
 """The fields of a task's config that say how a file is read."""
 
 AnyItem = TypeVar("AnyItem")

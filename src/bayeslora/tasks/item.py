@@ -17,6 +17,14 @@ class DuplicateChoicesError(TaskError):
 class Item:
     """A question, its choices and the index of the right one (None where it is not known).
 
+    Args:
+        id: a name that no other item of the task has.
+        question: the text before the choices.
+        choices: two or more texts that differ.
+        label: the index of the right choice.
+        group: names what an item shares with others so closely that all must stand on one side of a split: a passage, a
+            twin that differs in a word; None where it stands alone.
+
     Raises:
         TaskError: a field is empty, of the wrong type or out of range.
         DuplicateChoicesError: two choices are the same text.
@@ -26,6 +34,7 @@ class Item:
     question: str
     choices: tuple[str, ...]
     label: int | None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         self._check_question()

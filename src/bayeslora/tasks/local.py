@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from .collector import Row
 from .columns import Columns
 from .item import Item, TaskError
 from .labels import LabelKind, LabelReader
+from .repeats import warn_repeats
 from .rows import read_rows
 from .split import Splits, check_fraction, hashed_split
 
@@ -25,6 +25,7 @@ def load_items(
     choices_column: str = "choices",
     label_column: str = "label",
     id_column: str = "id",
+    group_column: str | None = None,
     choices: Sequence[str] | None = None,
     labels: LabelKind = "auto",
     require_label: bool = False,
@@ -39,13 +40,14 @@ def load_items(
             names one column for each choice, separated by commas ("A,B,C,D").
         label_column: holds an index from 0, a letter or the exact text of a choice; nothing for None. The whole rule
             is in docs/data.md.
+        group_column: holds what keeps items on one side of a split, such as their passage; None: no column.
         id_column: holds an id; where there is none, the id is the file's stem and the row's index.
         choices: the choices of every item, for a file that has no column of them.
         labels: "index", "letter" or "text", where a label could be read in more than one way: 4 is the text of a choice
             and the index of another among "1" to "5".
         require_label: whether an item without a label is an error.
-        optional_label: whether the file may lack the label and id columns even though they were named, and labels that
-            cannot be read are passed over with a word in the log.
+        optional_label: whether the file may lack the label, id and group columns even though they were named, and
+            labels that cannot be read are passed over with a word in the log.
 
     Raises:
         TaskError: the file, a column or a row is wrong; the message names the line or row.
@@ -55,6 +57,7 @@ def load_items(
         choices=choices_column,
         label=label_column,
         id=id_column,
+        group=group_column,
         shared_choices=_shared(choices),
         labels=labels,
         require_label=require_label,
@@ -67,7 +70,7 @@ class LocalFile(Task):
     """A task from one file, or from one file for each split.
 
     Without a dev file, dev is a share of train; without a test file, test is 20 % of train, set aside
-    first. Both are chosen by item id. Every item needs a label.
+    first. Both are chosen by the item's group or, where it has none, its id. Every item needs a label.
 
     Args:
         train: the file to fit on.
@@ -78,6 +81,7 @@ class LocalFile(Task):
         choices_column: see load_items.
         label_column: see load_items.
         id_column: see load_items.
+        group_column: see load_items.
         choices: see load_items.
         labels: see load_items.
     """
@@ -93,6 +97,7 @@ class LocalFile(Task):
         choices_column: str = "choices",
         label_column: str = "label",
         id_column: str = "id",
+        group_column: str | None = None,
         choices: Sequence[str] | None = None,
         labels: LabelKind = "auto",
     ) -> None:
@@ -105,6 +110,7 @@ class LocalFile(Task):
             choices=choices_column,
             label=label_column,
             id=id_column,
+            group=group_column,
             shared_choices=_shared(choices),
             labels=labels,
             require_label=True,
@@ -121,7 +127,7 @@ class LocalFile(Task):
     def splits(self, source: str = "auto", dev_fraction: float = 0.2) -> Splits:
         """Return the train, dev and test items of the files; source has no bearing on them.
 
-        Warns where a test item's question and choices also stand in train or dev.
+        Warns where items of one split stand in an earlier one too.
 
         Raises:
             TaskError: a file is wrong, a split is empty, or dev_fraction is not in [0, 1).
@@ -137,8 +143,10 @@ class LocalFile(Task):
         else:
             train, dev = rest, _load(self.dev, self.columns, f"{self.name}-dev")
         _check_not_empty(self, Splits(train, dev, test), dev_fraction)
-        _warn_overlap(self.name, train + dev, test)
-        return Splits(train, dev, test)
+        splits = Splits(train, dev, test)
+        remedy = "remove the repeats, or keep such items together by the option group_column"
+        warn_repeats(self.name, splits, remedy, group=self.columns.group or "group")
+        return splits
 
 
 def _shared(choices: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -179,15 +187,4 @@ def _check_not_empty(task: LocalFile, splits: Splits, dev_fraction: float) -> No
         raise TaskError(
             f"{task.train}: expected items in train, dev and test, but {', '.join(empty)} would be empty "
             f"({sizes}); add items, or give a file for each split."
-        )
-
-
-def _warn_overlap(name: str, fitted: list[Item], test: list[Item]) -> None:
-    known = {(item.question, frozenset(item.choices)) for item in fitted}
-    repeated = sum((item.question, frozenset(item.choices)) in known for item in test)
-    if repeated:
-        warnings.warn(
-            f"{name}: {repeated} of {len(test)} test items have the same question and choices as a train or "
-            "dev item, so test results will look better than they are; remove the repeats.",
-            stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Splits decided by each item's own id, so they never move when data are reordered or added."""
+"""Splits decided by each item's group or own id, so they never move when data are reordered or added."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def check_fraction(fraction: float) -> None:
 def hashed_split(
     items: Sequence[AnyItem], fraction: float = 0.2, salt: str = "dev"
 ) -> tuple[list[AnyItem], list[AnyItem]]:
-    """Split items into (rest, held out) by the sha256 of salt and id; both keep the given order.
+    """Split items into (rest, held out) by the sha256 of salt and group, or id; both keep the given order.
 
-    Each item's side depends on nothing but its id and the salt. The held-out share is about, not
-    exactly, the fraction.
+    Each item's side depends on nothing but the salt and its group or, where it has none, its id. The
+    held-out share is about, not exactly, the fraction.
 
     >>> items = [Item(str(n), f"Question {n}?", ("yes", "no"), None) for n in range(100)]
     >>> rest, held_out = hashed_split(items, fraction=0.2)
@@ -67,6 +67,7 @@ def hashed_split(
     rest: list[AnyItem] = []
     held_out: list[AnyItem] = []
     for item in items:
-        side = held_out if stable_fraction(f"{salt}:{item.id}") < fraction else rest
+        key = getattr(item, "group", None) or item.id
+        side = held_out if stable_fraction(f"{salt}:{key}") < fraction else rest
         side.append(item)
     return rest, held_out

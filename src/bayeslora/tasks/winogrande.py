@@ -8,17 +8,24 @@ from .base import Item, Row, Task
 
 
 class Winogrande(Task):
-    """The question is the sentence with its gap written as an underscore."""
+    """The question is the sentence with its gap written as an underscore.
+
+    Most sentences have a twin that differs in a word and has the other answer. Items with the same two options are a
+    group, so that twins stay together.
+    """
 
     name = "winogrande"
     hub_id = "allenai/winogrande"
+    group_means = "two options"
     hub_config = "winogrande_xl"
     offline_folder: ClassVar[str | None] = "winogrande/winogrande_xl/validation"
 
     def parse(self, row: Row, index: int) -> Item:
         """Read a row; its answer is "1", "2" or, in the public test split, empty."""
         label = int(row["answer"]) - 1 if row["answer"] else None
-        return Item(f"{self.name}-{index}", row["sentence"], (row["option1"], row["option2"]), label)
+        options = (row["option1"], row["option2"])
+        group = " or ".join(sorted(option.strip().lower() for option in options))
+        return Item(f"{self.name}-{index}", row["sentence"], options, label, group)
 
 
 class _Subset(Winogrande):
