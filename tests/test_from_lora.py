@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from bayeslora import BayesianLoraConfig, from_lora, random_factors, sampling
 from bayeslora.runs.loading import merge_adapters
-from bayeslora.starts import open_adapter
+from bayeslora.starts import check_start, open_adapter
 from conftest import TARGETS, bayesian, distance, logits_of, perturb, seeded, tiny_llama, tiny_llama_classifier
 
 
@@ -119,3 +119,14 @@ def test_a_start_that_a_load_repeats_is_taken(tmp_path):
     lora = saved_lora(tiny_llama(), tmp_path, init_lora_weights="pissa")
     with seeded(99):
         assert distance(logits_of(open_adapter(tiny_llama(), tmp_path).eval()), logits_of(lora)) < 1e-5
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_16", "lora_ga", "corda"])
+def test_starts_that_a_load_does_not_repeat(start):
+    with pytest.raises(ValueError, match=f"init_lora_weights='{start}' takes a .* base model"):
+        check_start(LoraConfig(init_lora_weights=start))
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "olora", "pissa", "orthogonal", "mica"])
+def test_other_starts(start):
+    check_start(LoraConfig(init_lora_weights=start))
