@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from bayeslora.methods import BayesianLora, Method
 from bayeslora.plain import Plain
 from bayeslora.quantization import Quantization
+from bayeslora.ranges import AtLeastZero, Count, Draws, Range, Rate, Seed, Size, check_options
 
 __all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
 
@@ -72,11 +73,11 @@ class TaskConfig:
     name: str = "arc_easy"
     scoring: Literal["cloze", "letter", "classification", "text"] = "cloze"
     source: Literal["auto", "offline", "hub"] = "auto"
-    train_examples: int | None = None
-    dev_examples: int | None = None
-    test_examples: int | None = None
+    train_examples: Count | None = None
+    dev_examples: Count | None = None
+    test_examples: Count | None = None
     subset_seed: int = 0
-    max_length: int = 1024
+    max_length: Count = 1024
     question_column: str = "question"
     choices_column: str = "choices"
     label_column: str = "label"
@@ -106,7 +107,7 @@ class TrainConfig:
         weight_decay: Decoupled weight decay on LoRA means (never on variational parameters); for plain LoRA this is
             MAP with a Gaussian prior.
         label_smoothing: Share of each item's target spread evenly over its choices, for any method.
-        max_grad_norm: Clip the gradient's norm at this value.
+        max_grad_norm: Clip the gradient's norm at this value; 0: do not.
         logging_steps: Steps between log lines.
         save_steps: Steps between checkpoints; default: every epoch.
         cache_trunk: Keep the output of the frozen layers below the first adapter, so that later epochs do not compute
@@ -119,23 +120,23 @@ class TrainConfig:
             assistant_only_loss), which win over those above.
     """
 
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 8
-    gradient_accumulation_steps: int = 1
+    epochs: Annotated[float, Range(0, 1e6)] = 3.0
+    max_steps: Count | None = None
+    batch_size: Size = 8
+    gradient_accumulation_steps: Size = 1
     optimizer: Literal["adamw", "lora_rite", "reflora", "reflora_scalar", "oplora"] = "adamw"
     optimizer_options: dict[str, Plain] = field(default_factory=dict)
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     lr_scheduler: str = "linear"
-    warmup: float = 0.06
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    max_grad_norm: float = 1.0
-    logging_steps: int = 10
-    save_steps: int | None = None
+    warmup: Annotated[float, Range(0, 1, below=True)] = 0.06
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
+    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
+    max_grad_norm: AtLeastZero = 1.0
+    logging_steps: Count = 10
+    save_steps: Count | None = None
     cache_trunk: bool = True
     cache_trunk_folder: str | None = None
-    cache_trunk_limit: int = 4 * 2**30
+    cache_trunk_limit: Annotated[int, Range(0, 2**63)] = 4 * 2**30
     report_to: list[str] = field(default_factory=list)
     arguments: dict[str, Plain] = field(default_factory=dict)
 
@@ -160,10 +161,18 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     method: Method = field(default_factory=BayesianLora)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
-    num_samples: int = 10
+    seed: Seed = 0
+    num_samples: Draws = 10
     temperature_scaling: bool = False
-    batch_size: int = 8
+    batch_size: Size = 8
+
+    def __post_init__(self) -> None:
+        """Check the values, also of a method and of parts that were changed since they were built.
+
+        Raises:
+            ValueError: One is out of its range or of another type.
+        """
+        check_options(self)
 
 
 def describe_method(method: Method) -> dict[str, Any]:

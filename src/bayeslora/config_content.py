@@ -29,6 +29,8 @@ def check_content(content: Any, kind: Any, name: str = "") -> None:
         ValueError: A method is not known, another class is named, or an option stands in the place of a group of them.
     """
     if content is None:
+        if name and is_dataclass(kind):
+            raise ValueError(f"{name} must not be null; leave it out for its defaults.")
         return
     if is_dataclass(kind):
         hints = get_type_hints(kind)

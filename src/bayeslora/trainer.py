@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from bayeslora.factors import KL, RandomModule
+from bayeslora.non_finite import NonFiniteLossError, likely_cause
 from bayeslora.objective import kl_divergence, kl_weight, negative_elbo
 from bayeslora.observations import count_target_tokens, has_token_labels, row_count, rows_have_token_labels
 from bayeslora.optimizers import build_optimizer
@@ -20,10 +21,6 @@ from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
 __all__ = ["BayesianLoraTrainer", "ELBOTrainerMixin", "NonFiniteLossError"]
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or the weights became NaN or infinite; training stopped before they were used or saved."""
 
 
 if TYPE_CHECKING:
@@ -124,7 +121,7 @@ class ELBOTrainerMixin(_Parent):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss became {loss.item()} at step {state.global_step + 1} of {state.max_steps}; training stopped "
-                f"before the update. {self._last_good()} Lower the learning rate, or check the data."
+                f"before the update. {self._last_good()} {self._likely_cause()}"
             )
         return loss
 
@@ -303,9 +300,15 @@ class ELBOTrainerMixin(_Parent):
             if parameter.requires_grad and not torch.isfinite(gathered.get(name, parameter)).all():
                 raise NonFiniteLossError(
                     f"parameter {name} is not finite at step {self.state.global_step}; nothing was saved. "
-                    f"{self._last_good()} Lower the learning rate, or check the data."
+                    f"{self._last_good()} {self._likely_cause()}"
                 )
         super()._save(output_dir, state_dict)
+
+    def _likely_cause(self) -> str:
+        arguments = self.args
+        return likely_cause(
+            self.state.global_step, arguments.learning_rate, self.posterior_learning_rate, arguments.max_grad_norm
+        )
 
     def _last_good(self) -> str:
         checkpoint = last_complete_checkpoint(str(self.args.output_dir))

@@ -10,6 +10,7 @@ from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.placement import Placement, Targets
 from bayeslora.plain import Plain
+from bayeslora.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
 
 __all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
 
@@ -27,10 +28,10 @@ class AdapterConfig:
         modules_to_save: Further modules to train and save whole.
     """
 
-    r: int = 8
-    lora_alpha: float = 16
+    r: Size = 8
+    lora_alpha: Positive = 16
     target_modules: Targets = None
-    last_layers: int | None = None
+    last_layers: Count | None = None
     placement: Placement = "all"
     modules_to_save: list[str] | None = None
 
@@ -48,7 +49,7 @@ class RowConfig:
 
     method: Method
     train: dict[str, Plain] = field(default_factory=dict)
-    learning_rates: list[float] | None = None
+    learning_rates: list[Rate] | None = None
     temperature: bool = False
 
 
@@ -84,20 +85,22 @@ class CompareConfig:
     rows: dict[str, RowConfig] = field(default_factory=_default_rows)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    learning_rates: list[float] = field(default_factory=lambda: [1e-3])
+    learning_rates: list[Rate] = field(default_factory=lambda: [1e-3])
     select_by: Literal["nll", "accuracy"] = "nll"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    num_samples: int = 10
-    batch_size: int = 8
-    cost_examples: int = 16
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
+    num_samples: Draws = 10
+    batch_size: Size = 8
+    cost_examples: Count = 16
 
     def __post_init__(self) -> None:
         """Check what would fail only hours later.
 
         Raises:
-            ValueError: A list is empty or has a value twice, a row's training has an unknown field, or
-                `out_of_distribution_from` names no task.
+            ValueError: A value is out of its range or of another type, also in the training of a row, a list is empty
+                or has a value twice, a row's training has an unknown field, or `out_of_distribution_from` names no
+                task.
         """
+        check_options(self)
         for name in ("tasks", "rows", "learning_rates", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty.")
@@ -106,10 +109,19 @@ class CompareConfig:
                 raise ValueError(f"{name} must not have a value twice, got {getattr(self, name)}.")
         if missing := sorted(set(self.out_of_distribution_from or ()) - set(self.tasks)):
             raise ValueError(f"out_of_distribution_from: {missing[0]!r} is no task; there are {sorted(self.tasks)}.")
-        known = set(TrainConfig.__dataclass_fields__)
         for title, row in self.rows.items():
-            if unknown := sorted(set(row.train) - known):
-                raise ValueError(f"row {title!r}: train has no field {unknown[0]!r}; it has {sorted(known)}.")
+            self._check_training(title, row)
+
+    def _check_training(self, title: str, row: RowConfig) -> None:
+        known, name = set(TrainConfig.__dataclass_fields__) - {"learning_rate"}, f"rows.{title}.train"
+        if "learning_rate" in row.train:
+            raise ValueError(
+                f"{name}.learning_rate: each row's rate is chosen on dev from a grid; for this one alone write "
+                f"rows.{title}.learning_rates: [{row.train['learning_rate']}]."
+            )
+        if unknown := sorted(set(row.train) - known):
+            raise ValueError(f"row {title!r}: {name} has no field {unknown[0]!r}; it has {sorted(known)}.")
+        check_options(replace(self.train, **row.train), name)
 
     def grid(self, title: str) -> list[float]:
         """The learning rates to choose from for a row."""

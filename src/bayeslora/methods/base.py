@@ -7,7 +7,7 @@ import inspect
 from abc import ABC
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -18,6 +18,7 @@ from bayeslora.from_lora import adapter_folder, from_lora
 from bayeslora.modalities import excluded_modules
 from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.predictive import Predictive, predict
+from bayeslora.ranges import AtLeastZero, Count, Positive, Range, Share, Size
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.starts import open_adapter
 from bayeslora.trunk import TrunkCache
@@ -78,11 +79,11 @@ class Method(ABC):
 
     def __init__(
         self,
-        r: int = 8,
-        lora_alpha: float = 16,
-        lora_dropout: float = 0.0,
+        r: Size = 8,
+        lora_alpha: Positive = 16,
+        lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0,
         target_modules: Targets = None,
-        last_layers: int | None = None,
+        last_layers: Count | None = None,
         modules_to_save: list[str] | None = None,
         init_from: str | None = None,
         placement: Placement = "all",
@@ -199,10 +200,10 @@ class VariationalMethod(Method):
 
     def __init__(
         self,
-        beta: float = 1.0,
-        kl_warmup: float = 0.0,
-        posterior_learning_rate_scale: float = 1.0,
-        train_samples: int = 1,
+        beta: AtLeastZero = 1.0,
+        kl_warmup: Share = 0.0,
+        posterior_learning_rate_scale: AtLeastZero = 1.0,
+        train_samples: Size = 1,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

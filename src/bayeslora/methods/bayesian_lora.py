@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from peft import LoraConfig
 
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.plain import Plain
+from bayeslora.ranges import AtLeastZero, Positive, Range, Size, StandardDeviation
 from bayeslora.tuner import BayesianLoraConfig
 
 __all__ = ["BayesianLora"]
@@ -42,18 +43,18 @@ class BayesianLora(VariationalMethod):
         self,
         posterior: str = "diagonal",
         posterior_options: dict[str, Plain] | None = None,
-        posterior_std: float = 0.25,
-        prior_std: float | list[float] = 0.05,
-        inducing_std: float | list[float] | None = 0.2,
-        residual_scale: float = 1.0,
+        posterior_std: StandardDeviation = 0.25,
+        prior_std: StandardDeviation | list[StandardDeviation] = 0.05,
+        inducing_std: StandardDeviation | list[StandardDeviation] | None = 0.2,
+        residual_scale: Annotated[float, Range(0, 1, above=True)] = 1.0,
         learn_residual_scale: bool = False,
-        maximum_residual_scale: float = 1.0,
+        maximum_residual_scale: Annotated[float, Range(0, 1, above=True)] = 1.0,
         mean: Literal["lora", "inducing"] = "lora",
-        mean_std: float | list[float | None] | None = None,
+        mean_std: StandardDeviation | list[StandardDeviation | None] | None = None,
         bases: Literal["lora", "free"] = "lora",
-        num_inducing: int | None = None,
-        inducing_diagonal: float = 0.1,
-        posterior_learning_rate_scale: float = 5.0,
+        num_inducing: Size | None = None,
+        inducing_diagonal: Positive = 0.1,
+        posterior_learning_rate_scale: AtLeastZero = 5.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.factors import GaussianFamily, RandomFactor
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.ranges import StandardDeviation
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["Blob", "BlobConfig", "BlobFamily"]
@@ -93,7 +94,9 @@ class Blob(VariationalMethod):
     name: ClassVar[str] = "blob"
     config_class: ClassVar[type[LoraConfig]] = BlobConfig
 
-    def __init__(self, epsilon: float = 0.05, prior_std: float = 0.2, flipout: bool = True, **kwargs: Any):
+    def __init__(
+        self, epsilon: StandardDeviation = 0.05, prior_std: StandardDeviation = 0.2, flipout: bool = True, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.epsilon = epsilon
         self.prior_std = prior_std

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora.factors import KL, GaussianFamily, RandomModule, check_sample_major, random_signs
 from bayeslora.factors.whitening import at_least_float32
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.ranges import Size, StandardDeviation
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["CLora", "CLoraConfig", "ContextualFactor", "real_tokens"]
@@ -268,7 +269,14 @@ class CLora(VariationalMethod):
     name: ClassVar[str] = "c_lora"
     config_class: ClassVar[type[LoraConfig]] = CLoraConfig
 
-    def __init__(self, std: float = 0.2, prior_std: float = 0.2, hidden: int = 64, flipout: bool = True, **kwargs: Any):
+    def __init__(
+        self,
+        std: StandardDeviation = 0.2,
+        prior_std: StandardDeviation = 0.2,
+        hidden: Size = 64,
+        flipout: bool = True,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.std = std
         self.prior_std = prior_std

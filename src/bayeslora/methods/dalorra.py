@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from peft import LoraConfig
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.factors import KL, Family, Noise, RandomFactor
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.ranges import AtLeastZero, Positive, Range
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["Dalorra", "DalorraConfig", "MaskedRowsFamily"]
@@ -150,10 +151,10 @@ class Dalorra(VariationalMethod):
 
     def __init__(
         self,
-        probability: float = 0.9,
-        prior_probability: float = 0.5,
-        temperature: float = 2 / 3,
-        posterior_learning_rate_scale: float = 10.0,
+        probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9,
+        prior_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5,
+        temperature: Positive = 2 / 3,
+        posterior_learning_rate_scale: AtLeastZero = 10.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

@@ -12,6 +12,7 @@ from torch import nn
 
 from bayeslora.factors import MembersFamily, RandomFactor
 from bayeslora.methods.base import Method
+from bayeslora.ranges import Size
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["DeepEnsemble", "EnsembleConfig"]
@@ -76,7 +77,7 @@ class DeepEnsemble(Method):
     name: ClassVar[str] = "ensemble"
     config_class: ClassVar[type[LoraConfig]] = EnsembleConfig
 
-    def __init__(self, members: int = 5, **kwargs: Any):
+    def __init__(self, members: Size = 5, **kwargs: Any):
         super().__init__(**kwargs)
         self.members = members
         self.train_samples = members

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayeslora.factors import FixedGaussianFamily, RandomFactor
 from bayeslora.methods.base import Method, State, Training
+from bayeslora.ranges import Positive, Range, StandardDeviation
 from bayeslora.sampling import random_factors
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
@@ -96,13 +97,13 @@ class Ivon(Method):
 
     def __init__(
         self,
-        beta: float = 1.0,
-        prior_std: float = 1.0,
-        initial_std: float = 0.03,
-        beta1: float = 0.9,
-        beta2: float = 0.99999,
-        clip_gradient: float = 1e-6,
-        learning_rate_scale: float = 1.0,
+        beta: Positive = 1.0,
+        prior_std: StandardDeviation = 1.0,
+        initial_std: StandardDeviation = 0.03,
+        beta1: Annotated[float, Range(0, 1, below=True)] = 0.9,
+        beta2: Annotated[float, Range(0, 1, below=True)] = 0.99999,
+        clip_gradient: Positive = 1e-6,
+        learning_rate_scale: Positive = 1.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

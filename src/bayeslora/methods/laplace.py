@@ -25,6 +25,7 @@ from bayeslora.laplace import (
 )
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.predictive import Predictive
+from bayeslora.ranges import Positive, Size
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
@@ -61,8 +62,8 @@ class LaplaceLora(Method):
     def __init__(
         self,
         layers: Literal["all", "last"] = "all",
-        prior_precision: float | Literal["evidence"] = "evidence",
-        kronecker_rank: int | None = None,
+        prior_precision: Positive | Literal["evidence"] = "evidence",
+        kronecker_rank: Size | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayeslora.factors import Noise, RandomModule
 from bayeslora.from_lora import from_lora
 from bayeslora.methods.base import Method
+from bayeslora.ranges import Range
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["AdapterDropout", "MonteCarloDropout", "MonteCarloDropoutConfig"]
@@ -132,7 +133,7 @@ class MonteCarloDropout(Method):
     config_class: ClassVar[type[LoraConfig]] = MonteCarloDropoutConfig
     draws_depend_on_batch: ClassVar[bool] = True
 
-    def __init__(self, lora_dropout: float = 0.1, **kwargs: Any):
+    def __init__(self, lora_dropout: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1, **kwargs: Any):
         super().__init__(lora_dropout=lora_dropout, **kwargs)
 
     def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:

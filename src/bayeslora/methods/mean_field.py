@@ -10,6 +10,7 @@ from torch import nn
 
 from bayeslora.factors import GaussianFamily, RandomFactor
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.ranges import AtLeastZero, StandardDeviation
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["MeanField", "MeanFieldConfig"]
@@ -67,10 +68,10 @@ class MeanField(VariationalMethod):
 
     def __init__(
         self,
-        std: float = 0.01,
-        prior_std: float = 0.2,
+        std: StandardDeviation = 0.01,
+        prior_std: StandardDeviation = 0.2,
         flipout: bool = False,
-        posterior_learning_rate_scale: float = 5.0,
+        posterior_learning_rate_scale: AtLeastZero = 5.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

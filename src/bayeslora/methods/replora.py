@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bayeslora.factors import KL, Family, Noise, RandomFactor
 from bayeslora.factors.whitening import at_least_float32
 from bayeslora.methods.base import Method, State, Training
+from bayeslora.ranges import Size
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["GeneratedFactor", "GeneratedFamily", "RepLora", "RepLoraConfig", "drop_networks", "share_latents"]
@@ -172,7 +173,7 @@ class RepLora(Method):
     name: ClassVar[str] = "replora"
     config_class: ClassVar[type[LoraConfig]] = RepLoraConfig
 
-    def __init__(self, latent_size: int = 16, hidden_size: int = 64, **kwargs: Any):
+    def __init__(self, latent_size: Size = 16, hidden_size: Size = 64, **kwargs: Any):
         super().__init__(**kwargs)
         self.latent_size = latent_size
         self.hidden_size = hidden_size

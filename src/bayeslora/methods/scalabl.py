@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.factors import KL, Family, GaussianFamily, Noise, RandomFactor
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.ranges import AtLeastZero, StandardDeviation
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["ScalaBL", "ScalaBLConfig", "ScaledRowsFamily"]
@@ -136,7 +137,11 @@ class ScalaBL(VariationalMethod):
     config_class: ClassVar[type[LoraConfig]] = ScalaBLConfig
 
     def __init__(
-        self, std: float = 0.05, prior_std: float = 1.0, posterior_learning_rate_scale: float = 5.0, **kwargs: Any
+        self,
+        std: StandardDeviation = 0.05,
+        prior_std: StandardDeviation = 1.0,
+        posterior_learning_rate_scale: AtLeastZero = 5.0,
+        **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)
         self.std = std

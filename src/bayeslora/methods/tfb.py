@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bayeslora.factors import FixedGaussianFamily, RandomFactor
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.predictive import predict
+from bayeslora.ranges import Count, Positive, Size
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
@@ -78,9 +79,9 @@ class Tfb(Method):
 
     def __init__(
         self,
-        tolerance: float = 0.003,
-        anchor_examples: int | None = 128,
-        anchor_samples: int = 10,
+        tolerance: Positive = 0.003,
+        anchor_examples: Count | None = 128,
+        anchor_samples: Size = 10,
         anchor_labels: Literal["true", "predicted"] = "true",
         **kwargs: Any,
     ):

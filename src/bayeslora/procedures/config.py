@@ -10,6 +10,7 @@ from bayeslora.comparison.config import AdapterConfig
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import Lora, Method
 from bayeslora.methods.sd_lora import BayesianSdLora, SdLora
+from bayeslora.ranges import Count, Draws, Seed, Size, check_options
 
 __all__ = ["ChainConfig", "ContinualConfig"]
 
@@ -36,7 +37,7 @@ class ChainConfig(RunConfig):
             never leaves that subspace).
     """
 
-    blocks: int = 4
+    blocks: Count = 4
     sketch: Literal["A", "B"] | None = "B"
     redraw: bool = True
 
@@ -44,10 +45,9 @@ class ChainConfig(RunConfig):
         """Check the values.
 
         Raises:
-            ValueError: There is no block, or the method starts from a trained adapter.
+            ValueError: A value is out of its range or of another type, or the method starts from a trained adapter.
         """
-        if self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {self.blocks}.")
+        super().__post_init__()
         if self.method.init_from is not None:
             raise ValueError(
                 "a block starts at the merged model, not at another adapter; name what to start from in model.merge, "
@@ -94,16 +94,18 @@ class ContinualConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     head: Literal["every", "first"] = "every"
     train: TrainConfig = field(default_factory=TrainConfig)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    num_samples: int = 10
-    batch_size: int = 8
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
+    num_samples: Draws = 10
+    batch_size: Size = 8
 
     def __post_init__(self) -> None:
         """Check what would fail only hours later.
 
         Raises:
-            ValueError: There are less than two tasks, no rows or seeds, a seed twice, or tasks of two scorings.
+            ValueError: A value is out of its range or of another type; there are less than two tasks, no rows or seeds,
+                a seed twice, or tasks of two scorings.
         """
+        check_options(self)
         if len(self.sequence) < 2:
             raise ValueError("a sequence needs at least two tasks.")
         for name in ("rows", "seeds"):

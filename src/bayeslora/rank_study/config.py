@@ -10,6 +10,7 @@ from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import Lora, Method
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.placement import Targets
+from bayeslora.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
 
 __all__ = ["RankComparison", "RankStudyConfig"]
 
@@ -67,34 +68,33 @@ class RankStudyConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     method: Method = field(default_factory=Lora)
-    ranks: list[int] = field(default_factory=lambda: [1, 4, 16, 64])
-    scale: float = 2.0
+    ranks: list[Size] = field(default_factory=lambda: [1, 4, 16, 64])
+    scale: Positive = 2.0
     full: bool = True
     target_modules: Targets = None
-    last_layers: int | None = None
+    last_layers: Count | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
-    learning_rates: list[float] = field(default_factory=lambda: [1e-3])
-    full_learning_rates: list[float] = field(default_factory=lambda: [1e-4])
+    learning_rates: list[Rate] = field(default_factory=lambda: [1e-3])
+    full_learning_rates: list[Rate] = field(default_factory=lambda: [1e-4])
     select_by: Literal["nll", "accuracy"] = "nll"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    num_samples: int = 10
-    batch_size: int = 8
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
+    num_samples: Draws = 10
+    batch_size: Size = 8
     explanation_column: str | None = None
     prompt: str = "{question}\nExplain the answer in one sentence."
-    explanation_examples: int | None = None
-    max_new_tokens: int = 64
+    explanation_examples: Count | None = None
+    max_new_tokens: Count = 64
 
     def __post_init__(self) -> None:
         """Check what would fail only hours later.
 
         Raises:
-            ValueError: Ranks are missing, not positive or there twice; the scale is not positive; or texts are asked
-                for of a model that writes none, or by a prompt without the question.
+            ValueError: A value is out of its range or of another type; ranks are missing or there twice; or texts are
+                asked for of a model that writes none, or by a prompt without the question.
         """
+        check_options(self)
         if not self.ranks or min(self.ranks) < 1 or len(set(self.ranks)) < len(self.ranks):
             raise ValueError(f"ranks must be different numbers of at least 1, got {self.ranks}.")
-        if not self.scale > 0:
-            raise ValueError(f"scale (lora_alpha / r) must be positive, got {self.scale}.")
         if self.explanation_column is not None:
             if self.task.scoring == "classification":
                 raise ValueError(

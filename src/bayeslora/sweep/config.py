@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from bayeslora.comparison.config import CompareConfig
+from bayeslora.ranges import Count, Range, Rate, check_options
 
 __all__ = ["RATIO", "SweepConfig", "log_grid"]
 
@@ -28,21 +30,20 @@ class SweepConfig(CompareConfig):
         hint_examples: Training items that the Hessian is computed on.
     """
 
-    learning_rates: list[float] = field(default_factory=list)
-    lowest: float = 1e-4
-    highest: float = 1e-1
-    ratio: float = RATIO
+    learning_rates: list[Rate] = field(default_factory=list)
+    lowest: Rate = 1e-4
+    highest: Rate = 1e-1
+    ratio: Annotated[float, Range(1, 1e6, above=True)] = RATIO
     hint: bool = True
-    hint_examples: int = 64
+    hint_examples: Count = 64
 
     def __post_init__(self) -> None:
         """Fill in the grid, and check what would fail only hours later.
 
         Raises:
-            ValueError: As a comparison's; or the grid is empty, or `hint_examples` is not positive.
+            ValueError: As a comparison's; or the grid is empty.
         """
-        if self.hint_examples < 1:
-            raise ValueError(f"hint_examples must be at least 1, got {self.hint_examples}.")
+        check_options(self)
         self.learning_rates = self.learning_rates or log_grid(self.lowest, self.highest, self.ratio)
         super().__post_init__()
 
