@@ -396,7 +396,16 @@ def test_an_exploding_run_stops_and_keeps_the_earlier_adapter(tmp_path, config, 
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     # Adam moves each weight by the learning rate: the logits overflow at the second step.
     error = fails(
-        capsys, "train", "--config", config, "--output_dir", run, "--train.learning_rate", "1e30", "--train.warmup", "0"
+        capsys,
+        "train",
+        "--config",
+        config,
+        "--output_dir",
+        run,
+        "--train.arguments.learning_rate",
+        "1e30",
+        "--train.warmup",
+        "0",
     )
     assert "at step" in error and "before the update" in error
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
