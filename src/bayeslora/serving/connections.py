@@ -119,5 +119,3 @@ def http_protocol(timeout: float, max_waiting: int = MAX_WAITING) -> type[asynci
     """
     bounds: dict[str, Any] = {"waiting": {}, "timeout": timeout, "max_waiting": max_waiting}
     return type("TimedConnection", (_TimedConnection,), bounds)
-
-

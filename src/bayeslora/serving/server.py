@@ -19,6 +19,7 @@ from bayeslora.serving.settings import Settings
 
 __all__ = ["serve"]
 
+
 class _Server(uvicorn.Server):
     """Says when it can be reached."""
 
@@ -76,7 +77,7 @@ def _serve(run: str, settings: Settings, host: str, listener: socket.socket) -> 
 
 @contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Both are an orderly end. Once it is done, uvicorn raises the signal again for who handled it before: that is us."""
+    """Both end in good order; uvicorn then raises the signal again for whoever handled it before, which is this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
