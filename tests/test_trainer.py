@@ -105,6 +105,7 @@ def trainer_for(
     kl_warmup_steps: int = 0,
     trainer: type[BayesianLoraTrainer] = BayesianLoraTrainer,
     compute_metrics: Any = None,
+    prior_std: float | None = None,
     **arguments: Any,
 ) -> BayesianLoraTrainer:
     fields: dict[str, Any] = {
@@ -135,6 +136,7 @@ def trainer_for(
         posterior_learning_rate=posterior_learning_rate,
         kl_warmup_steps=kl_warmup_steps,
         compute_metrics=compute_metrics,
+        prior_std=prior_std,
     )
 
 
@@ -362,9 +364,34 @@ def test_number_of_examples(tmp_path: Path) -> None:
     assert trainer_for("lm", tmp_path, train=scalar).num_observations == 7
 
 
-def test_plain_lora_trains_with_no_kl(tmp_path: Path) -> None:
+def plain_lora() -> PeftModel:
     with seeded(1):
-        model = get_peft_model(tiny_llama(vocab_size=320), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        return get_peft_model(tiny_llama(vocab_size=320), config)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("kind", "accumulation"), [("cloze", 1), ("cloze", 4), ("lm", 2)])
+def test_the_prior_of_plain_lora_is_that_of_the_closed_form(kind: str, accumulation: int, tmp_path: Path) -> None:
+    """MAP: the gradient is that of the mean NLL plus w / (prior_std^2 N), however the batch is split."""
+    updates, logs, start = {}, [], {}
+    for prior_std in (None, 0.2):
+        split: Any = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+        trainer = trainer_for(kind, tmp_path, model=plain_lora(), prior_std=prior_std, max_steps=1, **split)
+        start = trained_parameters(trainer)
+        trainer.train()
+        updates[prior_std] = {name: start[name] - value for name, value in trained_parameters(trainer).items()}
+        logs.append(step_logs(trainer)[0])
+    n, rate = trainer.num_observations, 0.05
+    for name, weight in start.items():
+        pulled = updates[0.2][name] - updates[None][name]
+        torch.testing.assert_close(pulled, rate * weight / (0.2**2 * n), rtol=2e-3, atol=1e-7)
+    squares = sum(weight.square().sum().item() for weight in start.values())
+    assert logs[1]["kl"] == pytest.approx(squares / (2 * 0.2**2), rel=1e-4) and logs[1]["nll"] == logs[0]["nll"]
+    assert logs[1]["loss"] == pytest.approx(logs[0]["loss"] + squares / (2 * 0.2**2 * n), rel=1e-4)
+
+
+def test_plain_lora_trains_with_no_kl(tmp_path: Path) -> None:
+    model = plain_lora()
     trainer = trainer_for("cloze", tmp_path, model=model)
     trainer.train()
     for entry in step_logs(trainer):
@@ -384,6 +411,10 @@ def test_each_step_has_its_own_draw(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="beta must be at least 0, got -1"):
         trainer_for("cloze", tmp_path, beta=-1)
+    with pytest.raises(ValueError, match="prior_std must be above 0"):
+        trainer_for("cloze", tmp_path, model=plain_lora(), prior_std=0.0)
+    with pytest.raises(ValueError, match="trains none"):
+        trainer_for("cloze", tmp_path, prior_std=1.0)
     unlabelled = [Item(id="u", question="What?", choices=("sun", "moon"), label=None)] * 8
     with pytest.raises(ValueError, match="needs a label"):
         trainer_for("cloze", tmp_path, train=unlabelled).train()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from bayeslora.methods import BayesianLora, Method
 from bayeslora.plain import Plain
 from bayeslora.quantization import Quantization
-from bayeslora.ranges import AtLeastZero, Count, Draws, Range, Rate, Seed, Size, check_options
+from bayeslora.ranges import AtLeastZero, Count, Draws, Range, Rate, Seed, Size, StandardDeviation, check_options
 
 __all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
 
@@ -104,8 +104,10 @@ class TrainConfig:
         learning_rate: Peak learning rate of the optimizer.
         lr_scheduler: Schedule after the warm-up, a name of transformers' schedulers.
         warmup: Share of the steps over which the learning rate rises.
-        weight_decay: Decoupled weight decay on LoRA means (never on variational parameters); for plain LoRA this is
-            MAP with a Gaussian prior.
+        weight_decay: AdamW's decoupled weight decay on LoRA means (never on variational parameters). It is no MAP
+            estimate: its pull does not pass through the optimizer's scaling of the gradient. For MAP see `prior_std`.
+        prior_std: Standard deviation of a Gaussian prior on each weight of plain LoRA factors: adds the sum of
+            w^2 / (2 prior_std^2 N) to the loss, nats per example (MAP); default: a flat prior.
         label_smoothing: Share of each item's target spread evenly over its choices, for any method.
         max_grad_norm: Clip the gradient's norm at this value; 0: do not.
         logging_steps: Steps between log lines.
@@ -130,6 +132,7 @@ class TrainConfig:
     lr_scheduler: str = "linear"
     warmup: Annotated[float, Range(0, 1, below=True)] = 0.06
     weight_decay: Annotated[float, Range(0, 100)] = 0.0
+    prior_std: StandardDeviation | None = None
     label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     max_grad_norm: AtLeastZero = 1.0
     logging_steps: Count = 10

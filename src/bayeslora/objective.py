@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bayeslora.distributed import whole
 from bayeslora.factors import KL, RandomFactor, stacked_kl
 from bayeslora.sampling import random_modules
 
-__all__ = ["kl_divergence", "kl_weight", "negative_elbo"]
+__all__ = ["kl_divergence", "kl_weight", "negative_elbo", "weight_penalty"]
+
+_FACTORS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
 
 
 def kl_divergence(model: nn.Module, rows: int = 1) -> KL:
@@ -51,6 +54,37 @@ def negative_elbo(mean_nll: Tensor, kl: KL, num_examples: int, beta: float = 1.0
         beta: 1 is the ELBO; less gives a tempered posterior.
     """
     return mean_nll + beta * kl.total / num_examples
+
+
+def weight_penalty(model: nn.Module, prior_std: float) -> Tensor:
+    """MAP term of a prior N(0, prior_std^2) on the plain LoRA factors: sum of w^2 / (2 prior_std^2), nats.
+
+    It is the negative log-density up to a constant, and stands beside the KL: divided by N it makes mean NLL the
+    negative log-posterior per example. Plain factors are trained ones without a distribution of their own, such as A
+    and B of LoRA or B of BLoB; random ones have a prior in their KL.
+
+    Raises:
+        ValueError: `prior_std` is not positive, or the model has no plain factor that is trained.
+    """
+    if not 0 < prior_std < float("inf"):
+        raise ValueError(f"prior_std must be above 0 and finite, got {prior_std}; leave it out for a flat prior.")
+    weights = _plain_factors(model)
+    if not weights:
+        raise ValueError(
+            "prior_std is the prior of plain LoRA factors, and this model trains none: its factors have a distribution "
+            "whose prior is an option of the method. Leave train.prior_std out."
+        )
+    squares = [whole(weight).float().square().sum() for weight in weights]
+    return torch.stack([square.to(squares[0].device) for square in squares]).sum() / (2 * prior_std**2)
+
+
+def _plain_factors(model: nn.Module) -> list[nn.Parameter]:
+    random = {id(parameter) for module in random_modules(model) for parameter in module.parameters()}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not _FACTORS.isdisjoint(name.split(".")) and id(parameter) not in random
+    ]
 
 
 def kl_weight(step: int, beta: float, warmup_steps: int) -> float:

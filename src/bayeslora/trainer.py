@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from bayeslora.factors import KL, RandomModule
 from bayeslora.non_finite import NonFiniteLossError, likely_cause
-from bayeslora.objective import kl_divergence, kl_weight, negative_elbo
+from bayeslora.objective import kl_divergence, kl_weight, negative_elbo, weight_penalty
 from bayeslora.observations import count_target_tokens, has_token_labels, row_count, rows_have_token_labels
 from bayeslora.optimizers import build_optimizer
 from bayeslora.sampling import find_draws, hold_draw
@@ -51,6 +51,8 @@ class ELBOTrainerMixin(_Parent):
             use TrainingArguments.label_smoothing_factor).
         train_samples: Draws per forward (`ChoiceBatch` only); the NLL is their mean.
         trunk_cache: Serves the frozen layers' output for batches of items (`ChoiceBatch`).
+        prior_std: Standard deviation of a Gaussian prior on the weights of plain LoRA factors (`weight_penalty`), which
+            counts as part of the KL; default: a flat prior.
 
     An optimizer with a context `sampled_params(train=True)` (IVON) has each forward and backward run inside it.
     """
@@ -67,6 +69,7 @@ class ELBOTrainerMixin(_Parent):
         label_smoothing: float = 0.0,
         train_samples: int = 1,
         trunk_cache: TrunkCache | None = None,
+        prior_std: float | None = None,
         **kwargs: Any,
     ):
         if beta < 0:
@@ -82,7 +85,12 @@ class ELBOTrainerMixin(_Parent):
             )
         if optimizer != "adamw" and kwargs.get("optimizer_cls_and_kwargs") is not None:
             raise ValueError(f"this method brings its own optimizer; leave optimizer at 'adamw', got {optimizer!r}.")
+        if prior_std is not None and kwargs.get("optimizer_cls_and_kwargs") is not None:
+            raise ValueError("this method's optimizer has a prior of its own; leave train.prior_std out.")
         super().__init__(*args, **kwargs)
+        self.prior_std = prior_std
+        if prior_std is not None:
+            weight_penalty(self._module, prior_std)
         self.optimizer_name = optimizer
         self.optimizer_options = optimizer_options or {}
         self.beta = beta
@@ -144,6 +152,8 @@ class ELBOTrainerMixin(_Parent):
             scaled = self._is_scaled(num_items_in_batch)
             self._count_labels_of_collator(inputs)
             kl = kl_divergence(model, self._rows(inputs))
+            if self.prior_std is not None:
+                kl = KL(kl.inducing, kl.conditional + weight_penalty(model, self.prior_std))
             self._note(loss.detach() if scaled else loss.detach() / steps, kl, steps)
             beta = self._kl_weight() / steps if scaled else self._kl_weight()
             loss = negative_elbo(loss, kl, self.num_observations, beta).to(loss.dtype)

@@ -119,6 +119,7 @@ def _trainer(
             processing_class=tokenizer,
             optimizer=options.optimizer,
             optimizer_options=options.optimizer_options,
+            prior_std=options.prior_std,
         )
     data: Any = trainer.train_dataset
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()

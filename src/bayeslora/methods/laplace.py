@@ -40,11 +40,11 @@ _LOG_EVIDENCE = "log_evidence"
 class LaplaceLora(Method):
     """Plain LoRA, then a Laplace approximation of the posterior over its matrices A and B.
 
-    Training is that of `Lora`; weight decay is the protocol's. Afterwards one pass over the training items gives the
-    Kronecker-factored generalised Gauss-Newton matrix, and the marginal likelihood the prior precision. Predictions
-    are the mean softmax of the linearised model's class logits, N(f(x), J Sigma J^T), over `LOGIT_DRAWS` points.
-    Also for an adapter that is already trained: `init_from` it and train 0 epochs. Parts of `modules_to_save`, such as
-    a classification head, keep their trained values and have no posterior.
+    Training is that of `Lora`; its prior is the protocol's `prior_std`. Afterwards one pass over the training items
+    gives the Kronecker-factored generalised Gauss-Newton matrix, and the marginal likelihood the prior precision.
+    Predictions are the mean softmax of the linearised model's class logits, N(f(x), J Sigma J^T), over `LOGIT_DRAWS`
+    points. Also for an adapter that is already trained: `init_from` it and train 0 epochs. Parts of `modules_to_save`,
+    such as a classification head, keep their trained values and have no posterior.
 
     Args:
         layers: "all", or "last": a posterior over the last adapted transformer layer only.

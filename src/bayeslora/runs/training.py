@@ -279,5 +279,6 @@ def _trainer(
         label_smoothing=options.label_smoothing,
         optimizer=options.optimizer,
         optimizer_options=options.optimizer_options,
+        prior_std=options.prior_std,
         **config.method.trainer_options(options.learning_rate, steps, len(splits.train)),
     )
