@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -58,6 +59,16 @@ def test_the_readings_of_this_file_find_what_they_should(tmp_path):
     assert "b.md" in prose(page) and "d.md" not in prose(page) and "[e]" not in prose(page)
     with pytest.raises(AssertionError, match=r"b\.md"):
         test_relative_links_resolve(page)
+
+
+def test_committed_results_name_nothing_of_the_machine_that_made_them():
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / line for line in listed.stdout.splitlines()]
+    assert [path.name for path in paths if path.suffix == ".lock"] == []
+    of_a_machine = re.compile(rb"(?<![\w.])/(work|root|tmp|home|Users|mnt)/\w")
+    assert [str(path) for path in paths if of_a_machine.search(path.read_bytes())] == []
 
 
 def test_every_paper_that_is_named_is_in_the_index():

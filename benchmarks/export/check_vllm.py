@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.util
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -118,7 +119,8 @@ def main() -> int:
         except ValueError as error:
             adapters[str(folder)] = {"refused": str(error)}
     passed = all(found.get("scales") == [1] and found["tensors_equal"] for found in adapters.values())
-    record = {"command": " ".join(["python", *sys.argv]), "vllm": version, "adapters": adapters, "passed": passed}
+    command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    record = {"command": command, "vllm": version, "adapters": adapters, "passed": passed}
     text = json.dumps(record, indent=1) + "\n"
     print(text, end="")
     if arguments.output:

@@ -81,7 +81,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on."""
     cuda = device.type == "cuda"
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),

@@ -13,7 +13,7 @@ __all__ = ["Command", "metrics_line"]
 
 
 class Command(ABC):
-    """One subcommand; its file imports heavy libraries inside `run`, so that `--help` starts at once."""
+    """One subcommand; its file imports what it alone needs inside `run`, so that other commands start without it."""
 
     name: ClassVar[str]
     description: ClassVar[str]
