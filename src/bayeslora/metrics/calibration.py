@@ -26,6 +26,8 @@ class ReliabilityCurve:
 def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
     """Top-label calibration error over bins of equal width, weighted by their items; in [0, 1].
 
+    Also of two choices: the confidence is that of the top choice, not of column 1 (as netcal has it for two).
+
     Four answers with a confidence of 0.9 of which three are right are overconfident by 0.15:
 
     >>> probabilities = torch.tensor([[0.9, 0.1]] * 4)
