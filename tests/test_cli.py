@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
+from bayeslora import __version__
 from bayeslora.cli import main
 from bayeslora.config import RunConfig
+from bayeslora.methods import method_classes
 from bayeslora.parsing import config_parser, dump_config, instantiate, parse_config
 from conftest import byte_level_tokenizer, tiny_bert, tiny_llama, wordpiece_tokenizer
 
@@ -409,6 +411,20 @@ def test_an_exploding_run_stops_and_keeps_the_earlier_adapter(tmp_path, config, 
     )
     assert "at step" in error and "before the update" in error
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", method_classes(), ids=lambda method: method.__name__)
+def test_a_method_named_alone_has_its_own_defaults(method):
+    """Not those that the default method has under the same names."""
+    parser = config_parser(RunConfig)
+    parsed = parser.parse_args(["--method", method.__name__, "--method.r", "3"])
+    assert instantiate(parser, parsed, RunConfig).method.arguments == method(r=3).arguments
+
+
+def test_it_says_its_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.split() == ["bayeslora", __version__]
 
 
 def test_the_command_line_starts_without_the_libraries_of_metrics_and_pictures():

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from safetensors import SafetensorError
 
+from bayeslora import __version__
 from bayeslora.commands import command_classes
 from bayeslora.distributed import is_launched, is_main, main_speaks, world_size
 from bayeslora.imports import permit
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # It says for each layer and forward that int8 products go through float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    parser = Parser(prog="bayeslora", description="Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003).")
+    description = "Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003)."
+    parser = Parser(prog="bayeslora", description=description, version=__version__)
     subcommands = parser.add_subcommands(required=True, dest="command")
     commands = {command.name: command() for command in command_classes()}
     parsers = {name: Parser(description=command.description) for name, command in commands.items()}

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -44,6 +44,9 @@ class Parser(ArgumentParser):
     config_class: type | None = None
     """What the files that it reads describe."""
 
+    method_fields: Sequence[str] = ()
+    """Options whose value is a method."""
+
     def __init__(self, **kwargs: Any):
         # An abbreviated name is mostly a misspelt one; it gets the hint instead of being guessed.
         super().__init__(**{"allow_abbrev": False, **kwargs})
@@ -56,6 +59,17 @@ class Parser(ArgumentParser):
             except (ValueError, yaml.YAMLError) as error:
                 self.error(str(error), error)
         return super().parse_string(content, *args, **kwargs)
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """The defaults; of a method its class alone.
+
+        What is parsed later fills in the options of the method that was chosen. Were those of the default method there,
+        another method would keep each that it has under the same name, such as prior_std, at the default's value.
+        """
+        defaults = super().get_defaults(*args, **kwargs)
+        for name in self.method_fields:
+            del defaults[name]["init_args"]
+        return defaults
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2, or raise ValueError where the parser is not the command line's."""
@@ -84,6 +98,7 @@ def add_config(parser: ArgumentParser, config: type[DataclassInstance]) -> None:
         if isinstance(field.default_factory, type) and issubclass(field.default_factory, Method):
             path = f"{field.default_factory.__module__}.{field.default_factory.__qualname__}"
             parser.set_defaults({field.name: {"class_path": path}})
+            parser.method_fields = (*parser.method_fields, field.name)
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config]) -> Config:
