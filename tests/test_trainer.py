@@ -415,6 +415,8 @@ def test_refusals(tmp_path: Path) -> None:
         trainer_for("cloze", tmp_path, model=plain_lora(), prior_std=0.0)
     with pytest.raises(ValueError, match="trains none"):
         trainer_for("cloze", tmp_path, prior_std=1.0)
+    with pytest.raises(ValueError, match="a prior of its own"):
+        BayesianLoraTrainer(optimizer_cls_and_kwargs=(torch.optim.SGD, {}), prior_std=1.0)
     unlabelled = [Item(id="u", question="What?", choices=("sun", "moon"), label=None)] * 8
     with pytest.raises(ValueError, match="needs a label"):
         trainer_for("cloze", tmp_path, train=unlabelled).train()
