@@ -226,7 +226,7 @@ class Cell:
     predictions: dict[str, Predictions] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, int, float, str]:
+    def key(self) -> tuple[str, str, int, float, Stage]:
         """What makes a cell the same as another: task, method, seed, learning rate and stage."""
         return self.task, self.method, self.seed, self.learning_rate, self.stage
 

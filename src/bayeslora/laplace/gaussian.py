@@ -47,22 +47,22 @@ class GaussianLogits(Predictive):
         vars(self).update(mean=mean, root=root, seed=seed)
 
     @property
-    def samples(self) -> Tensor:  # type: ignore[override]
+    def samples(self) -> Tensor:
         """Log-probabilities [LOGIT_DRAWS, batch, choices] of all draws, nats: large for many items."""
         return torch.cat([part.samples for part in self._parts()], 1).to(self.mean)
 
     @cached_property
-    def log_probabilities(self) -> Tensor:  # type: ignore[override]
+    def log_probabilities(self) -> Tensor:
         """log of the mean probability [batch, choices], nats."""
         return self._by_parts(lambda part: part.log_probabilities)
 
     @cached_property
-    def mutual_information(self) -> Tensor:  # type: ignore[override]
+    def mutual_information(self) -> Tensor:
         """Predictive entropy minus mean entropy of the draws [batch], nats."""
         return self._by_parts(lambda part: part.mutual_information)
 
     @cached_property
-    def spread(self) -> Tensor:  # type: ignore[override]
+    def spread(self) -> Tensor:
         """Standard deviation over draws of the predicted choice's probability [batch]."""
         return self._by_parts(lambda part: part.spread)
 
