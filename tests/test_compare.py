@@ -1,6 +1,7 @@
 """`bayeslora compare`: what it computes, what it reuses, and what a kill or a failing method costs."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy
@@ -16,9 +17,8 @@ from bayeslora.config import TaskConfig
 from bayeslora.methods import Lora
 from bayeslora.metrics import nll
 from bayeslora.parsing import config_parser, instantiate
-from bayeslora.predictive import Predictive
 from bayeslora.runs import load_run, task_items
-from bayeslora.temperature import fit_temperature
+from bayeslora.temperature import PRIOR_STD
 from test_cli import data, items, tiny_base, write_items  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,7 @@ def test_the_numbers_are_those_of_the_saved_adapter(config, tmp_path):
     torch.testing.assert_close(torch.tensor(cell.predictions["test"].padded()).float(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_temperature_row_has_the_temperature_with_the_least_dev_nll(config, tmp_path):
+def test_the_temperature_row_has_the_temperature_of_the_largest_posterior_on_dev(config, tmp_path):
     results = compare(config, tmp_path / "out")
     plain, scaled = (results.cells("final", method=name)[0] for name in ("lora", "lora + temperature"))
     labels = torch.tensor(results.items("plants", "dev").label_array())
@@ -105,9 +105,13 @@ def test_the_temperature_row_has_the_temperature_with_the_least_dev_nll(config, 
     logs = torch.tensor(normalised(plain, "dev")).log()
     expected = torch.softmax(torch.tensor(normalised(plain, "test")).log() / temperature, -1)
     numpy.testing.assert_allclose(scaled.predictions["test"].padded(), expected, rtol=1e-4)
-    grid = [torch.softmax(logs / t, -1)[range(len(labels)), labels].log().mean() for t in torch.logspace(-1, 2, 200)]
-    found = torch.softmax(logs / temperature, -1)[range(len(labels)), labels].log().mean()
-    assert found >= max(grid) - 1e-3
+
+    def log_posterior(t: float) -> float:
+        likelihood = torch.softmax(logs / t, -1)[range(len(labels)), labels].log().sum()
+        return float(likelihood) - (math.log(t) / PRIOR_STD) ** 2 / 2
+
+    assert log_posterior(temperature) >= max(map(log_posterior, numpy.geomspace(0.1, 100, 200))) - 1e-3
+    assert 0 < scaled.details["temperature_standard_error"] < temperature
 
 
 def test_a_finished_comparison_trains_nothing_again(config, tmp_path, monkeypatch):
@@ -235,23 +239,6 @@ def test_the_adapters_are_the_same_for_every_row_and_rows_keep_their_own_trainin
     assert one.method.r == two.method.r == 8 and one.method.last_layers == two.method.last_layers == 2
     assert two.method.lora_dropout == 0.2 and two.train.weight_decay == 0.1 and one.train.weight_decay == 0
     assert config.rows["one"].method.r == 3
-
-
-def test_the_fitted_temperature_is_that_of_known_logits():
-    """Labels drawn from softmax(logits) while the predictive is softmax(3 logits): the temperature is 3."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4000, 4, generator=generator)
-    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).flatten()
-    found = fit_temperature(Predictive(torch.log_softmax(3 * logits, -1).unsqueeze(0)), labels)
-    assert found == pytest.approx(3, rel=0.1)
-
-
-def test_a_temperature_stays_finite_where_every_item_is_right_and_with_absent_choices():
-    logits = torch.tensor([[5.0, 0.0, -torch.inf], [5.0, 1.0, 0.0]])
-    predictive = Predictive(torch.log_softmax(logits, -1).unsqueeze(0))
-    found = fit_temperature(predictive, torch.tensor([0, 0]))
-    assert 0 < found < 1
-    assert torch.isfinite(predictive.tempered(found).probabilities).all()
 
 
 def test_what_is_logged_of_the_results_is_json(config, tmp_path):

@@ -605,6 +605,38 @@ def test_two_learning_rates_of_a_method_are_two_rows(tmp_path):
     assert set(table) == {"lora (learning rate 0.003)", "lora (learning rate 0.5)"}
 
 
+@pytest.mark.parametrize(("temperatures", "remark"), [
+    ((148.4, 1.7, 1.8), "2 of 3 seeds; predicts uniformly with seed 0"),
+    ((148.4, 148.4, 0.0498), "predicts uniformly with seeds 0, 1; takes its first choice for certain with seed 2"),
+])  # fmt: skip
+def test_a_temperature_at_its_bound_is_marked_in_every_table_and_in_no_mean(tmp_path, temperatures, remark):
+    truths = {split: true_logits("arc_easy", split, 4) for split in ("dev", "test")}
+
+    def changes(seed: int, temperature: float) -> dict:
+        drawn = {split: predictions(METHODS[0], truth, 50 + seed, False) for split, truth in truths.items()}
+        details = {"temperature": temperature}
+        return {"seed": seed, "method": "lora + temperature", "details": details, "predictions": drawn}
+
+    scaled = [changes(seed, temperature) for seed, temperature in enumerate(temperatures)]
+    plain = [{"seed": seed} for seed in range(3)]
+    source = bare(tmp_path / "results.jsonl", ["dev", "test"], [*plain, *scaled])
+    page = read_page(write_report(source))
+    tables = [table for (section, title), table in page.tables.items() if section and "Learning" not in title]
+    title = f"lora + temperature ({remark})"
+    assert len(tables) == 3 and all(title in table for table in tables)
+    found = page.tables["arc_easy", "Scores on the 160 test items"][title]
+    if temperatures[1] > 100:
+        assert set(found.values()) == {"–"}
+    else:
+        kept = final(Results.read(source), "arc_easy", "lora + temperature")[1:]
+        labels = Results.read(source).items("arc_easy", "test").label_array()
+        losses = [metrics.nll(cell.predictions["test"].padded(), labels) for cell in kept]
+        nll_head = next(head for head in found if head.startswith("NLL"))
+        assert found[nll_head].removeprefix("≈ ") == spread(losses)
+    assert "lora" in page.tables["arc_easy", "Scores on the 160 test items"]
+    assert "in no mean, mark or picture" in page.text
+
+
 def test_too_few_dev_items_for_prediction_sets_are_said(tmp_path, recwarn):
     source = bare(tmp_path / "results.jsonl", ["dev", "test"], [{}])
     lines = [json.loads(line) for line in source.read_text().splitlines()]

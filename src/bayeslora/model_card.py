@@ -14,6 +14,7 @@ from bayeslora.config import RunConfig
 from bayeslora.metrics import ReliabilityCurve
 from bayeslora.saving import atomic_file
 from bayeslora.tasks import TaskError, get_task
+from bayeslora.temperature import bound_of
 from bayeslora.tuner import RandomLoraConfig
 
 __all__ = ["CardFacts", "model_card", "write_model_card"]
@@ -299,9 +300,11 @@ def _limits(config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts) -> 
         )
     if metrics.get("temperature", 1) != 1:
         limits.append(
-            f"The numbers include a temperature of {metrics['temperature']:.4g}, which `bayeslora.load_run` applies "
+            f"The numbers include a temperature of {_temperature(metrics)}, which `bayeslora.load_run` applies "
             "and PEFT does not."
         )
+    if meaning := bound_of(metrics):
+        limits.append(f"That temperature is at a bound of its search: the scaled model {meaning}.")
     if "posterior.safetensors" in facts.files:
         limits.append(
             "`posterior.safetensors` holds what the method knows beyond the adapter; only `load_run` reads it."
@@ -330,3 +333,9 @@ def _cell(value: Any) -> str:
 def _file_name(name: str) -> str:
     """The last part of a path of this machine; other names as they are."""
     return f"./{Path(name).name}" if Path(name).is_absolute() else name
+
+
+def _temperature(metrics: Mapping[str, Any]) -> str:
+    """With its standard error, where that is known."""
+    error = metrics.get("temperature_standard_error")
+    return f"{metrics['temperature']:.4g}" + (f" ± {error:.2g}" if error else "")

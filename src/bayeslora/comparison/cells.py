@@ -181,13 +181,14 @@ def _tempered(cell: Cell, predictions: dict[str, Prediction]) -> Cell:
     dev = predictions["dev"]
     temperature = fit_temperature(dev.predictive, torch.tensor([item.label for item in dev.items]))
     scaled = {
-        name: replace(part, predictive=part.predictive.tempered(temperature)) for name, part in predictions.items()
+        name: replace(part, predictive=part.predictive.tempered(temperature.value))
+        for name, part in predictions.items()
     }
     return replace(
         cell,
         method=f"{cell.method} + temperature",
         derived_from=cell.method,
-        details=cell.details | {"temperature": temperature},
+        details=cell.details | temperature.record,
         predictions={name: _stored(part) for name, part in scaled.items()},
     )
 

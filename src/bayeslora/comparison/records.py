@@ -201,7 +201,7 @@ class Cell:
         trainable_parameters: Numbers that the training changes.
         extra_parameters: Numbers that the saved adapter has beyond those of LoRA.
         derived_from: The row that this one was computed from (temperature scaling), or None.
-        details: What else the method found or used, for example {"temperature": 1.7}.
+        details: What else the method found or used, for example {"temperature": 1.7}; beside it its standard error.
         history: Training log: step, nll and kl (nats).
         predictions: For each split its predictions.
     """

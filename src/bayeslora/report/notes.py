@@ -20,6 +20,11 @@ def notes(resamples: int) -> dict[str, str]:
             "own share, and nothing is corrected for the number of rows: a row without a mark is "
             "probably worse, a row with ≈ may be."
         ),
+        "predicts uniformly": (
+            "The temperature of these seeds, fitted on dev, is at a bound of its search: whatever the item, the scaled "
+            "probabilities are all but equal (or, at the lower bound, the first choice is all but certain). Such a row "
+            "looks well calibrated and says nothing; it is in no mean, mark or picture."
+        ),
         "accuracy, NLL, Brier": (
             "Share of items whose most probable choice is right; negative log-likelihood of the right choice in nats; "
             "squared error of the probabilities summed over choices."

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy
 
 from bayeslora.comparison import Cell, Items, Results
+from bayeslora.temperature import bound_of
 
 __all__ = ["BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
 
@@ -67,12 +68,15 @@ class TaskRows:
         rows: In the order of the config.
         items: The items of each split.
         missing: For each method without all seeds, the seeds it lacks.
+        left_out: For each row with a temperature at a bound of its search, what its predictions do there, and with
+            which seeds. These cells are in no mean.
     """
 
     task: str
     rows: list[Row]
     items: dict[str, Items]
     missing: dict[str, list[int]]
+    left_out: dict[str, dict[str, list[int]]]
 
     @property
     def slug(self) -> str:
@@ -113,7 +117,7 @@ def row_order(results: Results) -> list[str]:
 
 
 def task_rows(results: Results, task: str) -> TaskRows:
-    """The rows of a task, and what is missing.
+    """The rows of a task, what is missing, and what is left out.
 
     Every row is expected on every task with every seed, those of the file and those that its config names.
     """
@@ -122,10 +126,14 @@ def task_rows(results: Results, task: str) -> TaskRows:
         method: {cell.learning_rate for cell in results.cells("final", task, method)}
         for method in results.methods("final", task)
     }
+    left_out: dict[str, dict[str, list[int]]] = {}
     for cell in results.cells("final", task):
         several = len(rates[cell.method]) > 1
         title = f"{cell.method} (learning rate {cell.learning_rate:g})" if several else cell.method
-        by_title.setdefault(title, {})[cell.seed] = cell
+        if meaning := bound_of(cell.details):
+            left_out.setdefault(title, {}).setdefault(meaning, []).append(cell.seed)
+        else:
+            by_title.setdefault(title, {})[cell.seed] = cell
     order = row_order(results)
     rows = [Row(title, dict(sorted(cells.items()))) for title, cells in by_title.items()]
     rows.sort(key=lambda row: order.index(row.first.method))
@@ -134,6 +142,7 @@ def task_rows(results: Results, task: str) -> TaskRows:
         rows=rows,
         items={split: results.items(task, split) for split in results.splits(task)},
         missing=_missing(results, task, order),
+        left_out=left_out,
     )
 
 

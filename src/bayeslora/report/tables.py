@@ -125,15 +125,32 @@ def _scores(
         heads=["method", *(metric.head for metric in metrics)],
         rows={
             _name(task, row): [_score(scores.get(metric.name, {}).get(row.title)) for metric in metrics] for row in rows
-        },
+        }
+        | _without_cells(task, len(metrics)),
         notes=list(notes),
     )
 
 
 def _name(task: TaskRows, row: Row) -> str:
+    remarks = [_left_out(task, row.title)] if row.title in task.left_out else []
     lacking = len(task.missing.get(row.first.method, []))
-    have = len(row.cells)
-    return f"{row.title} ({have} of {have + lacking} seeds)" if lacking else row.title
+    if lacking or remarks:
+        left_out = sum(map(len, task.left_out.get(row.title, {}).values()))
+        have = len(row.cells)
+        remarks.insert(0, f"{have} of {have + left_out + lacking} seeds")
+    return f"{row.title} ({'; '.join(remarks)})" if remarks else row.title
+
+
+def _left_out(task: TaskRows, title: str) -> str:
+    """For example "predicts uniformly with seeds 0, 2"."""
+    seeds = {meaning: ", ".join(map(str, sorted(found))) for meaning, found in task.left_out[title].items()}
+    return "; ".join(f"{meaning} with seed{'s' * (',' in found)} {found}" for meaning, found in seeds.items())
+
+
+def _without_cells(task: TaskRows, columns: int) -> dict[str, list[Entry]]:
+    """Rows of which every seed is left out: their names say why, their entries are empty."""
+    gone = task.left_out.keys() - {row.title for row in task.rows}
+    return {f"{title} ({_left_out(task, title)})": [Entry(MISSING)] * columns for title in sorted(gone)}
 
 
 def _score(score: Score | None) -> Entry:
@@ -169,7 +186,8 @@ def set_table(task: TaskRows) -> Table:
     ]
     if too_few:
         notes.append("Some calibrations could not set a threshold: those sets are all choices of an item.")
-    return Table(f"Prediction sets at {_PERCENT}", ["method", "coverage", "mean set size (choices)"], rows, notes)
+    heads = ["method", "coverage", "mean set size (choices)"]
+    return Table(f"Prediction sets at {_PERCENT}", heads, rows | _without_cells(task, 2), notes)
 
 
 def cost_table(task: TaskRows) -> Table:
@@ -198,7 +216,7 @@ def cost_table(task: TaskRows) -> Table:
         ]
         entries += [relative(row, value) for value in ratios.values()] if baseline is not None else []
         rows[_name(task, row)] = [Entry(text) for text in entries]
-    return Table("Cost, mean over seeds", ["method", *heads], rows)
+    return Table("Cost, mean over seeds", ["method", *heads], rows | _without_cells(task, len(heads)))
 
 
 def _milliseconds_per_item(cell: Cell) -> float | None:

@@ -121,7 +121,9 @@ def train(
         prediction = trained.predict(splits.dev)
         if config.temperature_scaling:
             labels = torch.tensor([item.label for item in splits.dev])
-            trained.temperature = metrics["temperature"] = fit_temperature(prediction.predictive, labels)
+            temperature = fit_temperature(prediction.predictive, labels)
+            trained.temperature = temperature.value
+            metrics |= temperature.record
             prediction = replace(prediction, predictive=prediction.predictive.tempered(trained.temperature))
         metrics |= prediction.metrics() | {"split": "dev"}
     elif config.temperature_scaling:
