@@ -10,6 +10,7 @@ import pytest
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 
+from bayeslora import locating
 from bayeslora.cli import main
 from bayeslora.comparison.growth import grown
 from bayeslora.config import RunConfig
@@ -17,7 +18,7 @@ from bayeslora.imports import known, permit
 from bayeslora.methods import Lora, Method
 from bayeslora.parsing import config_parser, parse_config, parse_run_or_comparison
 from bayeslora.plain import check_plain
-from bayeslora.runs import load_run, locating
+from bayeslora.runs import load_run
 
 MODULE = "foreign_markers"
 SOURCE = """

@@ -20,11 +20,11 @@ import bayeslora
 from bayeslora.cli import main
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.hub import write_hub_folder
+from bayeslora.locating import run_folder
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.model_card import CardFacts, model_card
 from bayeslora.parsing import parse_config
 from bayeslora.runs import evaluate, load_run, train
-from bayeslora.runs.locating import run_folder
 from bayeslora.tasks import Item
 from conftest import byte_level_tokenizer, distance, tiny_llama
 from fake_hub import Repository, fake_hub
@@ -263,7 +263,7 @@ RESPONSE = SimpleNamespace(headers={}, request=None, status_code=404)
     ],
 )
 def test_a_hub_id_that_cannot_be_loaded_says_what_to_do(monkeypatch, error, says):
-    monkeypatch.setattr("bayeslora.runs.locating.snapshot_download", answered(error))
+    monkeypatch.setattr("bayeslora.locating.snapshot_download", answered(error))
     with pytest.raises(OSError, match="there is no folder 'anna/nothing' here") as caught:
         load_run("anna/nothing")
     assert says in str(caught.value)
@@ -272,7 +272,7 @@ def test_a_hub_id_that_cannot_be_loaded_says_what_to_do(monkeypatch, error, says
 def test_a_revision_may_stand_behind_the_id(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
-        "bayeslora.runs.locating.snapshot_download",
+        "bayeslora.locating.snapshot_download",
         lambda repo_id, revision, allow_patterns: asked.append((repo_id, revision)) or str(tmp_path),
     )
     run_folder("anna/plants"), run_folder("anna/plants@v1.0"), run_folder("anna/plants@v1", revision="v2")

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.utils.save_and_load import load_peft_weights
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
+from bayeslora.adapters import read_adapter
 from bayeslora.factors import RandomModule
+from bayeslora.locating import run_folder
 from bayeslora.modalities import beside_text
 from bayeslora.starts import changes_base
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
-__all__ = ["adapter_folder", "changes_base", "from_lora", "lora_fields"]
+__all__ = ["adapter_folder", "changes_base", "from_lora", "located_adapter", "lora_fields"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -47,11 +48,13 @@ def from_lora(
         A trainable PeftModel.
 
     Raises:
-        ValueError: The adapter is not a plain LoRA adapter, is for another task type, or does not fit the model.
+        FileNotFoundError: There is no such adapter.
+        ValueError: The adapter is not a plain LoRA adapter, is damaged, is for another task type, or does not fit the
+            model.
     """
-    adapter = adapter_folder(adapter)
-    lora = PeftConfig.from_pretrained(str(adapter))
-    if not isinstance(lora, LoraConfig) or isinstance(lora, RandomLoraConfig):
+    adapter = located_adapter(adapter)
+    lora, weights = read_adapter(adapter)
+    if isinstance(lora, RandomLoraConfig):
         raise ValueError(f"from_lora expects a LoRA adapter, got one of type {lora.peft_type} at {adapter}.")
     if changes_base(lora):
         raise ValueError(
@@ -63,12 +66,14 @@ def from_lora(
     _check_task(model, config.task_type, adapter)
     peft_model = get_peft_model(model, config, adapter_name=adapter_name)
     factors = _factors(peft_model, adapter_name)
-    weights = _without_towers(model, load_peft_weights(str(adapter), device="cpu"), factors)
-    weights = _renamed(model, weights, factors)
+    weights = _renamed(model, _without_towers(model, weights, factors), factors)
     _embed(factors, weights, adapter)
     others = {key: value for key, value in weights.items() if not _is_factor(key)}
-    if others:
-        set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
+    if others or lora.modules_to_save:
+        try:
+            set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
+        except KeyError as error:
+            raise ValueError(f"the LoRA adapter at {adapter} is not whole: it lacks {error}.") from error
     return peft_model
 
 
@@ -76,6 +81,15 @@ def adapter_folder(path: str | Path) -> str | Path:
     """The adapter inside a run folder; any other path or Hub id as it is."""
     inside = Path(path) / "adapter"
     return inside if inside.is_dir() else path
+
+
+def located_adapter(path: str | Path) -> Path:
+    """The folder of an adapter, of a run's, or of one on the Hub, of which nothing but data is downloaded.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and no such repository, or it cannot be reached.
+    """
+    return Path(adapter_folder(run_folder(path)))
 
 
 def lora_fields(config: LoraConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "Size",
     "StandardDeviation",
     "check_options",
+    "check_value",
 ]
 
 
@@ -79,7 +80,7 @@ def check_options(config: Any, name: str = "") -> None:
     """
     hints = _field_hints(type(config)) if is_dataclass(config) else _argument_hints(type(config))
     for field, hint in hints.items():
-        _check(getattr(config, field), hint, f"{name}.{field}" if name else field)
+        check_value(getattr(config, field), hint, f"{name}.{field}" if name else field)
 
 
 def _field_hints(kind: Any) -> dict[str, Any]:
@@ -107,14 +108,26 @@ def _resolved(build: Any) -> dict[str, Any]:
         return {}
 
 
-def _check(value: Any, hint: Any, name: str) -> None:
+def check_value(value: Any, hint: Any, name: str) -> None:
+    """Whether a value is one that an annotation allows.
+
+    Args:
+        value: Anything.
+        hint: Such as `Count | None`.
+        name: What it is the value of, for the message.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if hint is Any:
+        return
     if get_origin(hint) in (Union, types.UnionType):
         _check_union(value, get_args(hint), name)
     elif value is None and hint is not type(None):
         raise ValueError(f"{name} must not be null; leave it out for its default.")
     elif get_origin(hint) is Annotated:
         base, *notes = get_args(hint)
-        _check(value, base, name)
+        check_value(value, base, name)
         for allowed in notes:
             if isinstance(allowed, Range) and value not in allowed:
                 raise ValueError(f"{name} must be {allowed}, got {value!r}.")
@@ -126,7 +139,7 @@ def _check(value: Any, hint: Any, name: str) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r}.")
     else:
         for inner, kind, label in _inside(value, hint, name):
-            _check(inner, kind, label)
+            check_value(inner, kind, label)
 
 
 def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
@@ -137,7 +150,7 @@ def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
     for kind in kinds:
         base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
         if len(kinds) == 1 or value is None or _fits(value, base):
-            return _check(value, kind, name)
+            return check_value(value, kind, name)
     raise ValueError(f"{name} must be {' or '.join(map(_in_words, kinds))}, got {value!r}.")
 
 
@@ -172,7 +185,7 @@ def _in_words(hint: Any) -> str:
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     named = {list: "a list", dict: "a mapping of names and values"}
     found = words.get(hint) or named.get(get_origin(hint))
     return found or f"a {getattr(hint, '__name__', hint)}"

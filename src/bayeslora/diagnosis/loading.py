@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from peft import PeftConfig
 
+from bayeslora.adapters import open_adapter, read_adapter_config
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.from_lora import adapter_folder, changes_base
+from bayeslora.locating import run_folder
 from bayeslora.methods import Lora, Method, method_classes
 from bayeslora.runs import Run, load_run
 from bayeslora.runs.loading import head_width, load_model
-from bayeslora.runs.locating import run_folder
 from bayeslora.starts import open_adapter
 
 __all__ = ["load_adapter"]
@@ -45,7 +46,7 @@ def load_adapter(source: str | Path, base_model: str | None = None) -> tuple[Run
             f"{source} is neither a run nor a PEFT adapter: adapter_config.json is missing. Expected the --output_dir "
             "of `bayeslora train`, a folder of PEFT's save_pretrained, or the Hub id of one."
         )
-    config: Any = PeftConfig.from_pretrained(str(adapter))
+    config: Any = read_adapter_config(adapter)
     if changes_base(config):
         raise ValueError(
             f"the adapter was trained with init_lora_weights={config.init_lora_weights!r}, which changes the base "

@@ -15,9 +15,9 @@ from bayeslora.diagnosis.layers import LayerSpectra, layer_spectra
 from bayeslora.diagnosis.loading import load_adapter
 from bayeslora.diagnosis.picture import diagnosis_picture
 from bayeslora.diagnosis.repair import scaled_intruders
+from bayeslora.locating import is_hub_run
 from bayeslora.runs import Run, task_items
 from bayeslora.runs.loading import scoring_of
-from bayeslora.runs.locating import is_hub_run
 from bayeslora.saving import atomic_file, write_json
 from bayeslora.scoring import get_scoring
 from bayeslora.tasks import allow_task

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from bayeslora.from_lora import adapter_folder, from_lora
+from bayeslora.adapters import open_adapter
+from bayeslora.from_lora import from_lora, located_adapter
 from bayeslora.modalities import excluded_modules
 from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.predictive import Predictive, predict
@@ -135,7 +136,7 @@ class Method(ABC):
         if self.init_from is not None:
             if issubclass(self.config_class, RandomLoraConfig):
                 return from_lora(model, self.init_from, config_class=self.config_class, **self.own_options)
-            return open_adapter(model, adapter_folder(self.init_from), is_trainable=True)
+            return open_adapter(model, located_adapter(self.init_from), is_trainable=True)
         return get_peft_model(model, self.config(**self._lora_options(model), task_type=TASK_TYPES[kind]))
 
     def _lora_options(self, model: nn.Module) -> dict[str, Any]:
@@ -158,6 +159,10 @@ class Method(ABC):
             return None
         config: Any = model.config
         return adapted_layers(int(config.get_text_config().num_hidden_layers), self.placement, self.last_layers)
+
+    def trains(self, config: PeftConfig) -> bool:
+        """Whether an adapter with this PEFT config can be one that the method has trained."""
+        return type(config) is self.config_class or self.init_from is not None
 
     def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
         """Arguments for `BayesianLoraTrainer` beyond the usual ones."""

@@ -12,7 +12,8 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from bayeslora.from_lora import adapter_folder
+from bayeslora.adapters import open_adapter
+from bayeslora.from_lora import located_adapter
 from bayeslora.layers import inside_layers
 from bayeslora.merging import merged
 from bayeslora.methods.base import TASK_TYPES, Method
@@ -91,7 +92,7 @@ class FullFineTuning(Method):
 
     @staticmethod
     def _merged(model: nn.Module, init_from: str) -> nn.Module:
-        return merged(open_adapter(model, adapter_folder(init_from)))
+        return merged(open_adapter(model, located_adapter(init_from)))
 
 
 def _repeats(model: nn.Module, names: list[str]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -183,6 +183,10 @@ class RepLora(Method):
         adapted = super().adapt(model, kind)
         share_latents(adapted)
         return adapted
+
+    def trains(self, config: PeftConfig) -> bool:
+        """As the base class; `finish` leaves a plain LoRA adapter."""
+        return type(config) is LoraConfig or super().trains(config)
 
     def finish(self, model: PeftModel, training: Training) -> State:
         """Compute A and B and drop the networks."""

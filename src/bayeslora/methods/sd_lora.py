@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 
+from bayeslora.adapters import open_adapter, read_adapter_config
 from bayeslora.factors import DirectionsFamily, Family, PointFamily, RandomFactor
-from bayeslora.from_lora import adapter_folder, lora_fields
+from bayeslora.from_lora import located_adapter, lora_fields
 from bayeslora.methods.base import Method
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.tuner import BayesianLoraConfig, Part, RandomLoraConfig, register
@@ -92,8 +93,8 @@ class SdLora(Method):
     def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
         """As the base class, or with the directions of the run `init_from`."""
         if self.init_from is not None:
-            folder = adapter_folder(self.init_from)
-            before = PeftConfig.from_pretrained(str(folder))
+            folder = located_adapter(self.init_from)
+            before = read_adapter_config(folder)
             if isinstance(before, SdLoraConfig):
                 return self._next_task(model, before, folder)
         return super().adapt(model, kind)
@@ -104,7 +105,7 @@ class SdLora(Method):
 
     def _next_task(self, model: nn.Module, before: SdLoraConfig, folder: str | Path) -> PeftModel:
         """`model` with the directions of the adapter at `folder` and a fresh current factor."""
-        previous = PeftModel.from_pretrained(model, str(folder))
+        previous = open_adapter(model, folder)
         learned = {name: _learned(layer) for name, layer in _layers(previous).items()}
         base = previous.unload()
         tasks = before.tasks + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import Any
 
 import torch
 
+from bayeslora.adapters import open_adapter, read_adapter_config
 from bayeslora.config import ModelConfig
 from bayeslora.conformal import ConformalSets, check_coverage
 from bayeslora.distributed import is_main, wait
 from bayeslora.from_lora import adapter_folder
 from bayeslora.imports import permit
+from bayeslora.locating import is_hub_run, run_folder
 from bayeslora.methods import Method
 from bayeslora.plots import reliability_diagram
+from bayeslora.ranges import Positive, check_value
+from bayeslora.reading import read_json
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
 from bayeslora.runs.loading import head_width, load_model, merge_resolved
-from bayeslora.runs.locating import is_hub_run, run_folder
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
@@ -55,7 +57,8 @@ def load_run(
     Raises:
         ImportError: `allow_method` cannot be imported.
         FileNotFoundError: There is no such run, or its base model was a folder that is not here.
-        ValueError: The adapter belongs to another base model, or was written by a newer version.
+        ValueError: The adapter belongs to another base model or was written by a newer version, a file of the run is
+            damaged, or a number in it is not finite or out of its range.
     """
     if allow_method is not None:
         permit(Method, allow_method)
@@ -70,8 +73,15 @@ def load_run(
             )
     config = read_config(folder / "config.yaml")
     config.model = _base_model(config.model, base_model)
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    described = merge_resolved(config.model, folder)
+    metrics = read_json(folder / "metrics.json")
+    temperature = metrics.get("temperature", 1.0)
+    check_value(temperature, Positive, f"{folder / 'metrics.json'}: temperature")
+    state, described = load_state(folder), merge_resolved(config.model, folder)
+    if not config.method.trains(stored := read_adapter_config(adapter)):
+        raise ValueError(
+            f"{adapter / 'adapter_config.json'}: an adapter of type {stored.peft_type} is none of the method "
+            f"{config.method.name} that config.yaml names; copy the run again from where it was written."
+        )
     base, _, scoring = load_model(described, config.task, num_labels=head_width(adapter))
     model = open_adapter(base, adapter)
     return Run(
@@ -79,8 +89,8 @@ def load_run(
         model=model,
         scoring=scoring,
         metrics=metrics,
-        state=load_state(folder),
-        temperature=metrics.get("temperature", 1.0),
+        state=state,
+        temperature=temperature,
         trunk_cache=open_trunk_cache(config, model) if config.train.cache_trunk_folder else None,
     )
 

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from bayeslora.adapters import open_adapter, tensors_file
 from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
 from bayeslora.merging import merged
 from bayeslora.models import load_base_model
+from bayeslora.reading import naming_file
 from bayeslora.scoring import Classification, Scoring, get_scoring
 from bayeslora.starts import open_adapter
 
@@ -85,7 +87,8 @@ def head_width(adapter: Path) -> int | None:
     """Classes of the saved classification head, if the adapter holds one."""
     from safetensors import safe_open
 
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+    path = tensors_file(adapter)
+    with naming_file(path), safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118
             if key.endswith((".classifier.weight", ".score.weight", ".out_proj.weight")):
                 return int(file.get_slice(key).get_shape()[0])

@@ -109,6 +109,9 @@ def predict_items(
         temperature: Divides the log-probabilities.
         seed: Of the draws; default: the config's.
         progress: Whether to show a progress bar.
+
+    Raises:
+        FloatingPointError: A prediction is not finite.
     """
     samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
     seed = config.seed if seed is None else seed
@@ -125,7 +128,23 @@ def predict_items(
     joined = Predictive.concatenate(parts if together else gather_shares(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = joined.take(back).tempered(temperature)
+    _require_finite(predictive, items)
     return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0)
+
+
+def _require_finite(predictive: Predictive, items: Sequence[Item]) -> None:
+    """Whether every item has a distribution.
+
+    Raises:
+        FloatingPointError: One has not; a file of predictions never holds NaN.
+    """
+    bad = (~torch.isfinite(predictive.probabilities).all(-1)).nonzero().flatten().tolist()
+    if bad:
+        raise FloatingPointError(
+            f"{len(bad)} of {len(items)} predictions are not finite, such as that of item {items[bad[0]].id!r}. The "
+            "weights overflow in this number type: load the model in float32 or bfloat16 (model.dtype), or train again "
+            "with a lower learning rate."
+        )
 
 
 def by_length(items: Sequence[Item]) -> list[int]:
@@ -138,7 +157,14 @@ def _length(item: Item) -> int:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """JSONL, atomically."""
+    """JSONL, atomically.
+
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON does not know; nothing is written.
+    """
     with atomic_file(path) as aside, open(aside, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
+        for number, row in enumerate(rows):
+            try:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            except ValueError as error:
+                raise ValueError(f"record {number} of {path} has a number that is not finite: {row}.") from error

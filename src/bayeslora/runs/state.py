@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from bayeslora.methods import State
+from bayeslora.reading import read_tensors
 from bayeslora.saving import atomic_file
 
 __all__ = ["load_state", "save_state"]
@@ -24,6 +25,10 @@ def save_state(state: State, folder: Path) -> None:
 
 
 def load_state(folder: Path) -> State:
-    """What `save_state` wrote; empty where there is no file."""
+    """What `save_state` wrote; empty where there is no file.
+
+    Raises:
+        ValueError: The file is damaged, or a number in it is not finite.
+    """
     path = folder / _NAME
-    return load_file(path) if path.is_file() else {}
+    return read_tensors(path) if path.is_file() else {}

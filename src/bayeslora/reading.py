@@ -1,0 +1,59 @@
+"""Reading the files of a run: what is cut, damaged or out of range is said with the name of the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["naming_file", "read_json", "read_tensors"]
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid JSON ({error}); {_COPY}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object of names and values, got {str(content)[:60]}; {_COPY}")
+    return content
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, all of them finite.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is cut or damaged, or a number in it is NaN or infinite.
+    """
+    with naming_file(path):
+        tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and (bad := int((~torch.isfinite(tensor.float())).sum())):
+            raise ValueError(f"{path}: {bad} of the {tensor.numel()} numbers in {name} are NaN or infinite; {_COPY}")
+    return tensors
+
+
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Errors of safetensors inside name the file, as ValueError."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut or damaged ({error}); {_COPY}") from error
+
+
+_COPY = "copy the file again from where it was written, or train again."
