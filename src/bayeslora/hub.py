@@ -8,7 +8,6 @@ unless asked for: they hold the data's ids and labels, and paths of the machine.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from bayeslora.from_lora import adapter_folder
 from bayeslora.metrics import ReliabilityCurve, reliability_curve, summary
 from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.parsing import dump_config
+from bayeslora.reading import read_json, read_json_lines
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.loading import head_width
 from bayeslora.saving import atomic_folder, write_json
@@ -137,7 +137,7 @@ def write_hub_folder(
             )
     if Path(output_dir).exists() and any(Path(output_dir).iterdir()):
         raise FileExistsError(f"{output_dir} is not empty and is left alone; name a new folder, or remove it first.")
-    config, metrics = read_config(folder / "config.yaml"), _read_json(folder / "metrics.json")
+    config, metrics = read_config(folder / "config.yaml"), read_json(folder / "metrics.json")
     if config.model.merge:
         raise ValueError(
             f"this run is built on {len(config.model.merge)} adapters that are merged into its base model, which "
@@ -225,7 +225,7 @@ def _write_adapter(adapter: Path, folder: Path, base_model: str) -> None:
     """The files that PEFT reads."""
     for path in adapter.glob("adapter_*"):
         shutil.copy(path, folder)
-    content = _redacted(_read_json(adapter / "adapter_config.json"), {})
+    content = _redacted(read_json(adapter / "adapter_config.json"), {})
     write_json(folder / "adapter_config.json", content | {"base_model_name_or_path": base_model})
 
 
@@ -238,7 +238,7 @@ def _measured_curve(folder: Path, metrics: Mapping[str, Any]) -> ReliabilityCurv
     if not (folder / _PREDICTIONS).is_file():
         logger.warning("the run has no predictions.jsonl: " + remedy, folder)
         return None
-    rows = [json.loads(line) for line in (folder / _PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(folder / _PREDICTIONS)
     width = max(len(row["probabilities"]) for row in rows)
     probabilities = torch.tensor([row["probabilities"] + [0.0] * (width - len(row["probabilities"])) for row in rows])
     labels = torch.tensor([row.get("label", -1) for row in rows])
@@ -254,7 +254,7 @@ def _measured_curve(folder: Path, metrics: Mapping[str, Any]) -> ReliabilityCurv
 
 def _baseline(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of another run on the same items."""
-    other = _read_json(folder / "metrics.json")
+    other = read_json(folder / "metrics.json")
     for name in ("task", "split", "num_examples", "model", "train_examples"):
         if other.get(name) != metrics.get(name):
             raise ValueError(
@@ -274,7 +274,3 @@ def _include(folder: Path, target: Path, names: Sequence[str]) -> None:
             shutil.copytree(source, target / name)
         else:
             shutil.copy(source, target)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))

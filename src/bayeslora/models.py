@@ -10,6 +10,7 @@ dependencies are not installed):
 import difflib
 import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -70,7 +72,8 @@ def load_base_model(
 
     Raises:
         ValueError: For an unknown kind, dtype, quantization or offline name, for `num_labels` on a causal language
-            model, and when the checkpoint holds no weights for parts of the model that should be pretrained.
+            model, when the checkpoint holds no weights for parts of the model that should be pretrained, and when its
+            files are damaged, or pickles of more than tensors.
         OSError: When the folder is no model or the Hub id cannot be loaded.
         ImportError: When the package that carries an offline model, reads it or quantises is missing.
     """
@@ -98,6 +101,8 @@ def load_base_model(
             )
     except OSError as error:
         raise OSError(_load_failure(name, source, error)) from error
+    except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
+        raise ValueError(_damage(name, error)) from error
     keep_layout(model)
     _require_pretrained(name, kind, model, report["missing_keys"])
     _ensure_padding(name, model, tokenizer)
@@ -262,6 +267,16 @@ def _load_failure(name: str, source: str, error: OSError) -> str:
         f"be reached or the id does not exist there (a gated one needs a login). Cause: {cause} "
         "Remedies: check the id and the connection; name a local folder written by save_pretrained; "
         "or use 'offline:smollm2', which needs no network."
+    )
+
+
+def _damage(name: str, error: Exception) -> str:
+    cause = str(error).strip().partition("\n")[0]
+    if isinstance(error, SafetensorError):
+        return f"The weights of the base model {name!r} are cut or damaged ({cause}). Copy or download them again."
+    return (
+        f"The weights of the base model {name!r} are a pickle (.bin) that is cut, or holds more than tensors, which is "
+        f"not opened ({cause}). Name a copy of the model in safetensors (save_pretrained writes one)."
     )
 
 

@@ -125,7 +125,10 @@ def parse_run_or_comparison(path: str | Path) -> RunConfig | CompareConfig:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected the YAML file of a run or of a comparison, but {path} does not exist.")
-    keys = set(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    try:
+        keys = set(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is no mapping of options in YAML: {error}") from error
     comparison = keys & (_names(CompareConfig) - _names(RunConfig))
     return _parse(path, CompareConfig) if comparison else _parse(path, RunConfig)
 
@@ -137,7 +140,10 @@ def _names(config: type[DataclassInstance]) -> set[str]:
 def _parse(path: str | Path, config: type[Config]) -> Config:
     parser = config_parser(config)
     parser.exit_on_error = False
-    return instantiate(parser, parser.parse_path(str(path)), config)
+    try:
+        return instantiate(parser, parser.parse_path(str(path)), config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def dump_config(config: RunConfig) -> str:

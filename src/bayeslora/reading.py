@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["naming_file", "read_json", "read_tensors"]
+__all__ = ["naming_file", "read_json", "read_json_lines", "read_tensors"]
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -24,11 +24,32 @@ def read_json(path: str | Path) -> dict[str, Any]:
         ValueError: It holds something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}); {_COPY}") from error
+    return _object(text, str(path))
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The JSON objects in a file, one a line.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: A line holds something else.
+    """
+    return [
+        _object(line, f"line {number} of {path}")
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
+    ]
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON ({error}); {_COPY}") from error
+        raise ValueError(f"{place} is no valid JSON ({error}); {_COPY}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object of names and values, got {str(content)[:60]}; {_COPY}")
+        raise ValueError(f"{place} must hold a JSON object of names and values, got {str(content)[:60]}; {_COPY}")
     return content
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from bayeslora.checkpoints import NamedCheckpoints
 from bayeslora.factors import KL, RandomModule
 from bayeslora.non_finite import NonFiniteLossError, likely_cause
 from bayeslora.objective import kl_divergence, kl_weight, negative_elbo, weight_penalty
@@ -23,13 +24,7 @@ from bayeslora.trunk import TrunkCache
 __all__ = ["BayesianLoraTrainer", "ELBOTrainerMixin", "NonFiniteLossError"]
 
 
-if TYPE_CHECKING:
-    _Parent = Trainer
-else:
-    _Parent = object
-
-
-class ELBOTrainerMixin(_Parent):
+class ELBOTrainerMixin(NamedCheckpoints):
     """Makes a Trainer minimise mean NLL + beta * KL / N for models with Bayesian-LoRA adapters.
 
     Put it before the Trainer: `class MyTrainer(ELBOTrainerMixin, Trainer)`. The parent's loss is the mean NLL; for a

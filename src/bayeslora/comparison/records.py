@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy
 
+from bayeslora.ranges import check_options
+
 if TYPE_CHECKING:
     # The command line reads this file's folder at its start; the metrics' libraries take seconds to import.
     from bayeslora.metrics import Array
@@ -67,7 +69,7 @@ class Header:
         """The header of a record.
 
         Raises:
-            ValueError: The file has a newer format than this bayeslora knows.
+            ValueError: The file has a newer format than this bayeslora knows, or the header is not whole.
         """
         found = record.get("format_version")
         if not isinstance(found, int) or found > FORMAT_VERSION:
@@ -75,7 +77,12 @@ class Header:
                 f"Expected format_version {FORMAT_VERSION} or older, got {found!r}: the file was written by bayeslora "
                 f"{record.get('bayeslora')}, this is {_version('bayeslora')}. Install a newer bayeslora to read it."
             )
-        return cls(**record)
+        try:
+            header = cls(**record)
+        except TypeError as error:
+            raise ValueError(f"the header is not whole: {str(error).partition(') ')[2] or error}.") from error
+        check_options(header, "header")
+        return header
 
 
 @dataclass(frozen=True, kw_only=True)

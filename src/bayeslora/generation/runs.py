@@ -11,6 +11,7 @@ from tqdm import tqdm
 from bayeslora.generation.decoding import generate
 from bayeslora.generation.prompts import encode_prompts
 from bayeslora.generation.result import Measure
+from bayeslora.ranges import Draws, Size, check_value
 from bayeslora.runs import Run
 from bayeslora.tasks.rows import read_rows
 
@@ -58,8 +59,10 @@ def generate_records(
         **options: For `model.generate`.
 
     Raises:
-        ValueError: The run is not that of a causal language model.
+        ValueError: The run is not that of a causal language model, or a number is out of its range.
     """
+    check_value(batch_size, Size, "batch_size")
+    check_value(num_samples, Draws | None, "num_samples")
     if run.scoring.kind != "causal_lm":
         raise ValueError(
             f"this run has a {run.scoring.kind} head and writes no text; generate needs a run that was trained with "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from bayeslora.export import export_merged
 from bayeslora.procedures.config import ChainConfig
 from bayeslora.procedures.sketch import draw_sketch
 from bayeslora.procedures.tables import markdown_table, three_decimals
+from bayeslora.reading import read_json
 from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.runs.training import open_trunk_cache
@@ -155,7 +155,7 @@ def _records(path: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy
 
 from bayeslora.config import TaskConfig
+from bayeslora.reading import read_json_lines
 from bayeslora.runs import load_run
 from bayeslora.runs.items import build_task
 from bayeslora.runs.prediction import write_rows
@@ -56,7 +56,7 @@ def written_texts(folder: Path, items: Sequence[Item], prompt: str, max_new_toke
     path = folder / _FILE
     rows: list[dict[str, Any]] = []
     if path.is_file():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = read_json_lines(path)
     wanted = [{**entry, "max_new_tokens": max_new_tokens} for entry in prompts]
     if [{name: row.get(name) for name in ("id", "prompt", "max_new_tokens")} for row in rows] != wanted:
         from bayeslora.generation.runs import generate_records

@@ -19,6 +19,7 @@ from bayeslora.distributed import gather_shares, is_main, is_sharded, largest, s
 from bayeslora.methods import State
 from bayeslora.metrics import summary
 from bayeslora.predictive import Predictive
+from bayeslora.ranges import Draws, check_value
 from bayeslora.saving import atomic_file
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
@@ -112,7 +113,9 @@ def predict_items(
 
     Raises:
         FloatingPointError: A prediction is not finite.
+        ValueError: `num_samples` is out of its range.
     """
+    check_value(num_samples, Draws | None, "num_samples")
     samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
     seed = config.seed if seed is None else seed
     order = by_length(items)

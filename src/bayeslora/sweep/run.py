@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from bayeslora.comparison.selection import best_rate, diverged
 from bayeslora.config import describe
 from bayeslora.metrics import summary
 from bayeslora.parsing import dump_config
+from bayeslora.reading import read_json
 from bayeslora.runs import task_items
 from bayeslora.runs.training import untrained
 from bayeslora.saving import atomic_file, write_json
@@ -150,7 +150,7 @@ def _write_winner(config: SweepConfig, output: Path, row: dict[str, Any]) -> Non
 def _curvatures(config: SweepConfig, output: Path) -> dict[str, dict[str, Any]]:
     """The largest eigenvalue of each task and row, kept in curvature.json so that each is computed once."""
     path = output / "curvature.json"
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
     for task in config.tasks:
         for title in config.rows:
             key = f"{task}, {title}"
