@@ -17,6 +17,9 @@ else:
 
 __all__ = ["NamedCheckpoints", "checkpoint_read", "checkpoint_written"]
 
+_DAMAGE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError, TypeError, SafetensorError)
+"""What torch, safetensors and transformers raise over a file that is cut or is of another training."""
+
 
 class NamedCheckpoints(_Parent):
     """A mixin for Trainers: a checkpoint that is damaged, or that the disk has no room for, is named."""
