@@ -55,6 +55,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def vocabulary() -> int:
+    return len(byte_level_tokenizer())
+
+
 @pytest.fixture
 def run(world: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(world / "run", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
@@ -94,10 +99,13 @@ def cut(name: str, keep: int) -> Callable[[Path], None]:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no tensors": (tensors(dict.clear), rf"{TENSORS} lacks \d+ of the \d+ tensors"),
+    "no tensors": (tensors(dict.clear), r"it lacks 'base_model\.model\.model\.layers\.0\.input_layernorm\.weight'"),
     "a missing tensor": (tensors(lambda found: found.pop(first(found, "lora_B"))), f"{TENSORS} lacks 1 of"),
     "a missing saved module": (tensors(lambda found: found.pop(first(found, "norm.weight"))), r"norm\.weight"),
-    "a renamed tensor": (tensors(lambda found: found.update(other=found.pop(first(found)))), "it has other instead"),
+    "a renamed tensor": (
+        tensors(lambda found: found.update(other=found.pop(first(found)))),
+        "it lacks|it has other instead",
+    ),
     "another shape": (tensors(lambda found: found.update({first(found): torch.zeros(3, 3)})), "size mismatch"),
     "NaN": (tensors(lambda found: found[first(found)].view(-1)[:3].fill_(torch.nan)), f"{TENSORS}: 3 of .* NaN"),
     "infinite": (tensors(lambda found: found[first(found)].fill_(torch.inf)), f"{TENSORS}: .* infinite"),
@@ -107,7 +115,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda run: (run / "adapter" / TENSORS).rename(run / "adapter" / "adapter_model.bin") and None,
         "is missing",
     ),
-    "another type": (config(peft_type="LORA"), f"{CONFIG}: an adapter of type .*LORA is none of the method"),
     "a foreign type": (config(peft_type="IA3"), f"{CONFIG}: peft_type must be LORA"),
     "a list of types": (config(peft_type=["LORA"]), f"{CONFIG}: peft_type must be LORA"),
     "no type": (content(f"adapter/{CONFIG}", lambda found: {"r": 2}), f"{CONFIG}: peft_type must be LORA"),
@@ -120,13 +127,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "prior NaN": (config(prior_std=float("nan")), f"{CONFIG}: prior_std must be a finite number"),
     "prior null": (config(prior_std=None), f"{CONFIG}: prior_std must not be null"),
     "posterior": (config(posterior="round"), f"{CONFIG}: posterior must be one of"),
-    "posterior's options": (config(posterior_options={"members": "x"}), CONFIG),
+    "posterior's options": (config(posterior_options={"members": "x"}), f"{CONFIG}: posterior_options"),
     "rank pattern": (config(rank_pattern={"q_proj": "x"}), f"{CONFIG}: rank_pattern.q_proj must be a whole number"),
     "rank pattern 0": (config(rank_pattern={"q_proj": 0}), f"{CONFIG}: rank_pattern.q_proj must be at least 1"),
     "a list of patterns": (config(alpha_pattern=[1]), f"{CONFIG}: alpha_pattern must be a mapping"),
     "no expression": (config(rank_pattern={"(": 2}), f"{CONFIG}: .* is no regular expression"),
     "targets": (config(target_modules=3), f"{CONFIG}: target_modules must be a list or a text"),
-    "other targets": (config(target_modules=["nothing"]), "nothing"),
+    "other targets": (config(target_modules=["nothing"]), "No modules were targeted"),
     "layers": (config(layers_to_transform=["top"]), rf"{CONFIG}: layers_to_transform\[0\]"),
     "a module to import": (
         config(megatron_config={}, megatron_core="antigravity"),
@@ -138,6 +145,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         rf"{CONFIG} must hold a JSON object.*, got \[\]",
     ),
     "a cut config": (cut(f"adapter/{CONFIG}", 20), f"{CONFIG} is no valid JSON"),
+}
+OF_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another type": (config(peft_type="LORA"), f"{CONFIG}: an adapter of type .*LORA is none of the method"),
     "temperature NaN": (metrics(temperature=float("nan")), r"metrics\.json: temperature must be a finite number"),
     "temperature 0": (metrics(temperature=0), r"metrics\.json: temperature must be above 0"),
     "temperature -1": (metrics(temperature=-1), r"metrics\.json: temperature must be above 0"),
@@ -150,9 +160,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_run_is_refused(damage: Callable[[Path], None], message: str, run: Path) -> None:
+def test_a_damaged_adapter_is_refused(damage: Callable[[Path], None], message: str, run: Path, vocabulary: int) -> None:
     damage(run)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        open_adapter(tiny_llama(vocab_size=vocabulary, max_position_embeddings=256), run / "adapter")
+    assert str(run) in str(error.value)
+
+
+@pytest.mark.parametrize(("damage", "message"), OF_A_RUN.values(), ids=OF_A_RUN)
+def test_a_damaged_run_is_refused(damage: Callable[[Path], None], message: str, run: Path) -> None:
+    damage(run)
+    with pytest.raises(ValueError, match=message) as error:
         load_run(run)
     assert str(run) in str(error.value)
 
@@ -181,9 +199,8 @@ OPENED: dict[str, Callable[[torch.nn.Module, Path], Any]] = {
 
 @pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
 def test_wherever_an_adapter_is_opened(
-    opened: Callable[[torch.nn.Module, Path], Any], world: Path, tmp_path: Path
+    opened: Callable[[torch.nn.Module, Path], Any], world: Path, tmp_path: Path, vocabulary: int
 ) -> None:
-    vocabulary = len(byte_level_tokenizer())
     for name in ("a missing tensor", "a missing saved module", "NaN", "a cut file", "alpha NaN", "a module to import"):
         damage, message = DAMAGES[name]
         folder = tmp_path / name.replace(" ", "_")

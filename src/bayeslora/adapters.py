@@ -69,9 +69,9 @@ def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None
         raise ValueError(f"{folder}: {error}") from error
     # PEFT trips over what does not fit in any of its steps.
     except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        cause = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"the adapter in {folder} does not fit its config or the base model ({type(error).__name__}: {error}); "
-            f"{_REMEDY}"
+            f"the adapter in {folder} does not fit its {CONFIG_FILE} or the base model ({cause}); {_REMEDY}"
         ) from error
     except re.error as error:
         path = Path(folder) / CONFIG_FILE

@@ -33,11 +33,15 @@ def get_posterior(name: str, rows: int, columns: int, std: float, **options: Any
     """The family called `name` for V `[rows, columns]`; `options` are the family's own fields.
 
     Raises:
-        ValueError: The name is unknown; the message has the nearest right one.
+        ValueError: The name is unknown (the message has the nearest right one), or an option is.
     """
     for family in Posterior.__subclasses__():
         if family.name == name:
-            return family(rows=rows, columns=columns, std=std, **options)
+            try:
+                return family(rows=rows, columns=columns, std=std, **options)
+            except TypeError as error:
+                # PEFT takes a TypeError for a field that it does not know, and asks again without end.
+                raise ValueError(f"posterior_options do not fit to posterior {name!r}: {error}.") from error
     nearest = difflib.get_close_matches(name, posterior_names(), n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(f"posterior must be one of {posterior_names()}, got {name!r}.{hint}")

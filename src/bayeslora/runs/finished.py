@@ -71,12 +71,12 @@ def load_run(
                 f"{run} is not a finished run: {path.name} is missing. Expected the --output_dir of `bayeslora train`, "
                 "or the Hub id of a run that was pushed by `bayeslora push`. An adapter alone loads with PEFT."
             )
-    config = read_config(folder / "config.yaml")
-    config.model = _base_model(config.model, base_model)
-    metrics = read_json(folder / "metrics.json")
+    metrics, state = read_json(folder / "metrics.json"), load_state(folder)
     temperature = metrics.get("temperature", 1.0)
     check_value(temperature, Positive, f"{folder / 'metrics.json'}: temperature")
-    state, described = load_state(folder), merge_resolved(config.model, folder)
+    config = read_config(folder / "config.yaml")
+    config.model = _base_model(config.model, base_model)
+    described = merge_resolved(config.model, folder)
     if not config.method.trains(stored := read_adapter_config(adapter)):
         raise ValueError(
             f"{adapter / 'adapter_config.json'}: an adapter of type {stored.peft_type} is none of the method "
