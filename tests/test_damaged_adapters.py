@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bayeslora import from_lora
-from bayeslora.adapters import open_adapter
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.diagnosis.loading import load_adapter
 from bayeslora.methods import BayesianLora, Lora
@@ -24,6 +23,7 @@ from bayeslora.runs import load_run, predict_file, train
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.runs.prediction import write_rows
 from bayeslora.runs.state import load_state
+from bayeslora.starts import open_adapter
 from conftest import byte_level_tokenizer, tiny_llama
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

@@ -1,23 +1,22 @@
-"""Opening an adapter: nothing is put on a model before its config and its tensors are known to be whole.
+"""The files of an adapter: nothing is put on a model before its config and its tensors are known to be whole.
 
 PEFT warns where tensors are missing and goes on with fresh ones, and takes any number for a rank or a scale.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import peft.mapping
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
-from torch import Tensor, nn
+from peft import LoraConfig, PeftConfig
+from torch import Tensor
 
 from bayeslora.ranges import Positive, Share, Size, check_value
 from bayeslora.reading import read_json, read_tensors
 
-__all__ = ["open_adapter", "read_adapter", "read_adapter_config", "require_tensors", "tensors_file"]
+__all__ = ["CONFIG_FILE", "REMEDY", "read_adapter", "read_adapter_config", "require_tensors", "tensors_file"]
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -45,40 +44,7 @@ _FIELDS: dict[str, Any] = {
 }
 """What PEFT reads of a LoRA config without looking at it. It imports the module that a Megatron config names."""
 
-_REMEDY = "copy the adapter again from where it was written, load it on its own base model, or train again."
-
-
-def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None = None, **options: Any) -> PeftModel:
-    """PEFT's `from_pretrained` for a LoRA adapter, or one of this package, that is whole.
-
-    Args:
-        model: The base model.
-        folder: With adapter_config.json and adapter_model.safetensors.
-        config: In place of the one in the folder. Modules that it saves beyond those are new.
-        **options: Of `PeftModel.from_pretrained`.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file is damaged; a value of the config is out of its range; a tensor that config and model imply
-            is missing, of another shape, or not finite; or the adapter belongs to another base model.
-    """
-    stored, tensors = read_adapter(folder)
-    try:
-        opened = PeftModel.from_pretrained(model, str(folder), config=config or stored, **options)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    # PEFT trips over what does not fit in any of its steps.
-    except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        cause = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"the adapter in {folder} does not fit its {CONFIG_FILE} or the base model ({cause}); {_REMEDY}"
-        ) from error
-    except re.error as error:
-        path = Path(folder) / CONFIG_FILE
-        raise ValueError(f"{path}: {error.pattern!r} is no regular expression ({error}).") from error
-    new = set(opened.active_peft_config.modules_to_save or ()) - set(stored.modules_to_save or ())
-    require_tensors(get_peft_model_state_dict(opened, save_embedding_layers=False), tensors, folder, new)
-    return opened
+REMEDY = "copy the adapter again from where it was written, load it on its own base model, or train again."
 
 
 def read_adapter(folder: str | Path) -> tuple[Any, dict[str, Tensor]]:
@@ -149,10 +115,10 @@ def require_tensors(
         others = sorted(found.keys() - expected.keys())
         raise ValueError(
             f"{path} lacks {len(missing)} of the {len(expected)} tensors that {CONFIG_FILE} asks for, such as "
-            f"{min(missing)}{f' (it has {others[0]} instead)' if others else ''}; {_REMEDY}"
+            f"{min(missing)}{f' (it has {others[0]} instead)' if others else ''}; {REMEDY}"
         )
     for name, tensor in expected.items():
         if name in found and found[name].shape != tensor.shape:
             raise ValueError(
-                f"{path}: {name} must have the shape {list(tensor.shape)}, got {list(found[name].shape)}; {_REMEDY}"
+                f"{path}: {name} must have the shape {list(tensor.shape)}, got {list(found[name].shape)}; {REMEDY}"
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import nn
+
+from bayeslora.adapters import CONFIG_FILE, REMEDY, read_adapter, require_tensors
 
 __all__ = ["changes_base", "check_start", "open_adapter"]
 
@@ -42,12 +45,36 @@ def check_start(config: Any) -> None:
         )
 
 
-def open_adapter(model: nn.Module, adapter: str | Path, *, is_trainable: bool = False) -> PeftModel:
-    """`PeftModel.from_pretrained`, but for adapters whose start a load does not repeat.
+def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None = None, **options: Any) -> PeftModel:
+    """PEFT's `from_pretrained` for a LoRA adapter, or one of this package, that is whole and whose start is repeated.
+
+    Args:
+        model: The base model.
+        folder: With adapter_config.json and adapter_model.safetensors.
+        config: In place of the one in the folder. Modules that it saves beyond those are new.
+        **options: Of `PeftModel.from_pretrained`.
 
     Raises:
-        ValueError: As `check_start`.
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged; a value of the config is out of its range; a tensor that config and model imply
+            is missing, of another shape, or not finite; the adapter belongs to another base model; or
+            as `check_start`.
     """
-    config = PeftConfig.from_pretrained(str(adapter))
-    check_start(config)
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable, config=config)
+    stored, tensors = read_adapter(folder)
+    check_start(stored)
+    try:
+        opened = PeftModel.from_pretrained(model, str(folder), config=config or stored, **options)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    # PEFT trips over what does not fit in any of its steps.
+    except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        cause = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"the adapter in {folder} does not fit its {CONFIG_FILE} or the base model ({cause}); {REMEDY}"
+        ) from error
+    except re.error as error:
+        path = Path(folder) / CONFIG_FILE
+        raise ValueError(f"{path}: {error.pattern!r} is no regular expression ({error}).") from error
+    new = set(opened.active_peft_config.modules_to_save or ()) - set(stored.modules_to_save or ())
+    require_tensors(get_peft_model_state_dict(opened, save_embedding_layers=False), tensors, folder, new)
+    return opened

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from peft import PeftConfig
 
-from bayeslora.adapters import open_adapter, read_adapter_config
+from bayeslora.adapters import read_adapter_config
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.from_lora import adapter_folder, changes_base
 from bayeslora.locating import run_folder

@@ -14,7 +14,6 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from bayeslora.adapters import open_adapter
 from bayeslora.from_lora import from_lora, located_adapter
 from bayeslora.modalities import excluded_modules
 from bayeslora.placement import Placement, Targets, adapted_layers, linear_names

@@ -12,7 +12,6 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from bayeslora.adapters import open_adapter
 from bayeslora.from_lora import located_adapter
 from bayeslora.layers import inside_layers
 from bayeslora.merging import merged

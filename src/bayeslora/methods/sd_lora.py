@@ -12,11 +12,12 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 
-from bayeslora.adapters import open_adapter, read_adapter_config
+from bayeslora.adapters import read_adapter_config
 from bayeslora.factors import DirectionsFamily, Family, PointFamily, RandomFactor
 from bayeslora.from_lora import located_adapter, lora_fields
 from bayeslora.methods.base import Method
 from bayeslora.methods.bayesian_lora import BayesianLora
+from bayeslora.starts import open_adapter
 from bayeslora.tuner import BayesianLoraConfig, Part, RandomLoraConfig, register
 
 __all__ = ["BayesianSdLora", "BayesianSdLoraConfig", "SdLora", "SdLoraConfig"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.adapters import open_adapter, read_adapter_config
+from bayeslora.adapters import read_adapter_config
 from bayeslora.config import ModelConfig
 from bayeslora.conformal import ConformalSets, check_coverage
 from bayeslora.distributed import is_main, wait

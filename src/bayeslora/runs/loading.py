@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.adapters import open_adapter, tensors_file
+from bayeslora.adapters import tensors_file
 from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
