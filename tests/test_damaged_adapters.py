@@ -155,7 +155,7 @@ OF_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
     "metrics []": (content("metrics.json", lambda found: []), r"metrics\.json must hold a JSON object.*, got \[\]"),
     "metrics null": (content("metrics.json", lambda found: None), r"metrics\.json must hold a JSON object.*, got None"),
     "empty metrics": (cut("metrics.json", 0), r"metrics\.json is no valid JSON \(Expecting value"),
-    "a cut run config": (cut("config.yaml", 30), r"config\.yaml"),
+    "a broken run config": (lambda run: (run / "config.yaml").write_text("model: [") and None, r"config\.yaml: "),
 }
 
 
