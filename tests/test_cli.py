@@ -1,5 +1,6 @@
 """The command line: through the real entry point once, in process for the many ways to call it wrongly."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -433,3 +434,27 @@ def test_the_command_line_starts_without_the_libraries_of_metrics_and_pictures()
     script = f"import sys, bayeslora.cli; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# --- what errors say besides the error -------------------------------------------------------------------------------
+
+
+def test_an_error_names_the_files_that_options_were_read_from(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    for content, status in (("num_samples: many\n", 2), ("num_samples: -1\n", 1)):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", "--config", str(path), "--output_dir", str(tmp_path / "run")])
+        said = capsys.readouterr().err
+        assert "num_samples" in said and str(path) in said, said
+        assert stopped.value.code in (1, status)
+    assert "mine.yaml" not in fails(capsys, "train", "--num_samples", "many", "--output_dir", tmp_path / "run")
+
+
+def test_a_full_disk_is_an_error_with_a_remedy(capsys, config, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "adapter_config.json")
+
+    monkeypatch.setattr("bayeslora.runs.training.save_adapter", full)
+    said = fails(capsys, "train", "--config", config, "--output_dir", tmp_path / "run")
+    assert "the disk is full" in said and "adapter_config.json" in said and "--resume true" in said

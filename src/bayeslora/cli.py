@@ -18,6 +18,7 @@ from bayeslora.distributed import is_launched, is_main, main_speaks, world_size
 from bayeslora.imports import permit
 from bayeslora.methods import Method
 from bayeslora.parsing import Parser
+from bayeslora.saving import disk_is_full
 from bayeslora.tasks import allow_task
 
 __all__ = ["main"]
@@ -53,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _import_named(given)
     except (ImportError, TypeError, ValueError) as error:
         parser.error(str(error), error)
-    parsed = parser.parse_args(given)
+    try:
+        parsed = parser.parse_args(given)
+    except SystemExit as stopped:
+        if stopped.code:
+            _name_configs(given)
+        raise
     command = commands[parsed.command]
     try:
         if is_launched() and not command.distributed:
@@ -63,8 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _EXPECTED as error:
         if os.environ.get("BAYESLORA_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_explained(error)}", file=sys.stderr)
+        _name_configs(given)
         raise SystemExit(1) from error
+
+
+def _explained(error: BaseException) -> str:
+    """What went wrong, with the remedy where only the system has spoken."""
+    if not disk_is_full(error):
+        return str(error)
+    return (
+        f"the disk is full ({error}). What was there before is whole. Free some space and give the same command again; "
+        "a training goes on at its last checkpoint with --resume true."
+    )
+
+
+def _name_configs(given: Sequence[str]) -> None:
+    """Say which files options came from: an error in one names the option, and it may be any of them."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", action="append", default=[])
+    if configs := files.parse_known_args(given)[0].config:
+        print(f"Options were read from {', '.join(configs)}.", file=sys.stderr)
 
 
 def _add_permissions(parser: Parser) -> None:

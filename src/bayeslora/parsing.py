@@ -76,7 +76,8 @@ class Parser(ArgumentParser):
         hint = _nearest(message, self)
         if not self.exit_on_error:
             raise ValueError(message + hint) from ex
-        print(f"error: {message}{hint}\nSee `{self.prog} --help`.", file=sys.stderr)
+        command = self.prog.replace(" [options]", "")
+        print(f"error: {message}{hint}\nSee `{command} --help`.", file=sys.stderr)
         raise SystemExit(2) from ex
 
 

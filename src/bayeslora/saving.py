@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from bayeslora.distributed import is_dtensor, is_main, is_sharded, wait, whole
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "disk_is_full",
     "last_complete_checkpoint",
     "recover_folder",
     "save_adapter",
@@ -127,6 +129,11 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
             continue
         return str(entry)
     return None
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether there is no space left where something was to be written (or no quota)."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _synchronise(path: Path) -> None:

@@ -18,6 +18,7 @@ from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.training import open_trunk_cache
+from bayeslora.saving import disk_is_full
 from bayeslora.tasks import Item
 from bayeslora.temperature import fit_temperature
 from bayeslora.trainer import NonFiniteLossError
@@ -49,7 +50,8 @@ class Outcome:
     @classmethod
     def failed(cls, place: Place, error: BaseException, seconds: float = 0.0) -> Outcome:
         """That of a place which raised `error`."""
-        text = "".join(traceback.format_exception(error))
+        # Where in the program the disk was full tells nobody anything.
+        text = "" if disk_is_full(error) else "".join(traceback.format_exception(error))
         return cls(place=place, seconds=seconds, failure=f"{type(error).__name__}: {error}", traceback=text)
 
 
