@@ -10,6 +10,7 @@ from torch import nn
 import bayeslora
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.export import export_merged
+from bayeslora.heads import head_modules
 from bayeslora.methods import BayesianLora
 from bayeslora.models import load_base_model
 from bayeslora.quantization import quantization_config
@@ -26,6 +27,7 @@ from conftest import (
     tokens,
 )
 from test_cli import data  # noqa: F401
+from test_heads import CHECKPOINTS, loaded, written
 
 PACKAGES = {"bnb_4bit": "bitsandbytes", "bnb_8bit": "bitsandbytes", "torchao_int8": "torchao"}
 ERRORS = {"bnb_4bit": 0.5, "bnb_8bit": 0.1, "torchao_int8": 0.05}
@@ -164,6 +166,29 @@ def test_a_new_classification_head_is_trained_and_not_packed(kind: str, base: Pa
     adapter = BayesianLora(r=2).adapt(model, "sequence_classification")
     adapter(input_ids=tokens(), labels=torch.tensor([0, 1, 2])).loss.backward()
     assert any(p.grad is not None and "score" in name for name, p in adapter.named_parameters())
+
+
+ENCODERS = ("bert", "roberta", "deberta", "modernbert", "albert", "distilbert", "electra", "mpnet", "bart", "t5")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_heads_of_encoders_are_not_packed(kind: str, name: str, tmp_path: Path) -> None:
+    written(tmp_path, name)
+    model = loaded(tmp_path, quantization=kind)
+    inside = [model.get_submodule(part) for part in head_modules(model)]
+    head = [layer for part in inside for layer in part.modules() if isinstance(layer, nn.Linear)]
+    assert head and all(type(layer) is nn.Linear and layer.weight.dtype == torch.float32 for layer in head)
+    assert not any(hasattr(layer.weight, "__tensor_flatten__") for layer in head)
+    assert model.is_quantized
+    adapter = BayesianLora(r=2, target_modules=CHECKPOINTS[name][3]).adapt(model, "sequence_classification").train()
+    ids = torch.cat([tokens(), torch.full((3, 1), 2)], dim=1)
+    loss = torch.nn.functional.cross_entropy(adapter(input_ids=ids).logits, torch.arange(3))
+    loss.backward()
+    trained = {key for key, each in adapter.named_parameters() if each.requires_grad and "lora_" not in key}
+    assert trained and all(adapter.get_parameter(key).grad is not None for key in trained)
+    adapter.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(loaded(tmp_path, seed=9, quantization=kind), str(tmp_path / "adapter")).eval()
+    assert distance(logits_of(again, ids), logits_of(adapter.eval(), ids)) < 1e-5
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch) -> None:

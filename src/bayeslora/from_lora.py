@@ -13,9 +13,10 @@ from torch import nn
 
 from bayeslora.adapters import read_adapter
 from bayeslora.factors import RandomModule
+from bayeslora.heads import saved_modules
 from bayeslora.locating import run_folder
 from bayeslora.modalities import beside_text
-from bayeslora.starts import changes_base
+from bayeslora.starts import changes_base, with_new
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
 __all__ = ["adapter_folder", "changes_base", "from_lora", "located_adapter", "lora_fields"]
@@ -35,7 +36,8 @@ def from_lora(
 ) -> PeftModel:
     """Turn a trained LoRA adapter into the mean of a posterior on `model`.
 
-    The embedding is exact: before any training the model's mean prediction is that of the LoRA adapter.
+    The embedding is exact: before any training the model's mean prediction is that of the LoRA adapter. Weights of the
+    head that neither the base model's checkpoint nor the adapter holds are new, trained and saved.
 
     Args:
         model: The base model, without adapters.
@@ -62,7 +64,8 @@ def from_lora(
             "changes the base weights; convert it to plain LoRA first (PEFT: save_pretrained with "
             "path_initial_model_for_weight_conversion)."
         )
-    config = config_class(**{**lora_fields(lora), **options})
+    fields = {**lora_fields(lora), "modules_to_save": saved_modules(model, lora.modules_to_save)}
+    config = config_class(**{**fields, **options})
     _check_task(model, config.task_type, adapter)
     peft_model = get_peft_model(model, config, adapter_name=adapter_name)
     factors = _factors(peft_model, adapter_name)
@@ -70,8 +73,9 @@ def from_lora(
     _embed(factors, weights, adapter)
     others = {key: value for key, value in weights.items() if not _is_factor(key)}
     if others or lora.modules_to_save:
+        whole = with_new(peft_model, others, lora, adapter_name)
         try:
-            set_peft_model_state_dict(peft_model, others, adapter_name=adapter_name)
+            set_peft_model_state_dict(peft_model, whole, adapter_name=adapter_name)
         except KeyError as error:
             raise ValueError(f"the LoRA adapter at {adapter} is not whole: it lacks {error}.") from error
     return peft_model

@@ -61,8 +61,9 @@ def inside_layers(model: nn.Module, chosen: Sequence[int] | None = None) -> set[
 def layers_from_first(model: nn.Module, marked: Sequence[nn.Module]) -> list[nn.Module]:
     """The layers from the first that holds one of `marked` on.
 
-    Empty where a marked module outside the layers comes first, or where the head picks rows by the size of `input_ids`
-    (causal models with a classification head do): then the layers cannot have more rows than the model's input.
+    Empty where a marked module outside the layers comes first, or where the head picks positions of `input_ids` (causal
+    and encoder-decoder models with a classification head do): then the layers cannot have more rows than the model's
+    input.
     """
     around = list(_around_layers(model))
     if any(_counts_inputs(part.module) for part in around):
@@ -75,6 +76,11 @@ def layers_from_first(model: nn.Module, marked: Sequence[nn.Module]) -> list[nn.
         elif id(part.module) in wanted:
             return []
     return []
+
+
+def tokens_first(model: nn.Module) -> bool:
+    """Whether the layers of `model` see `[tokens, batch, hidden]`, as XLNet's do, so that rows cannot be draws."""
+    return any(type(module).__name__ == "XLNetModel" for module in descendants(model))
 
 
 def layers_below(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
@@ -151,6 +157,7 @@ def _around_layers(
 
 
 def _counts_inputs(module: nn.Module) -> bool:
-    """Whether this is a model whose head picks a row's last position by its `input_ids`."""
+    """Whether this is a model whose head picks a row's last position, or that of its end, by its `input_ids`."""
     heads = ("ForSequenceClassification", "ForTokenClassification")
-    return type(module).__name__.endswith(heads) and hasattr(module, "score")
+    reads_ends = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+    return type(module).__name__.endswith(heads) and (hasattr(module, "score") or reads_ends)

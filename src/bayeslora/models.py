@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bayeslora.heads import compute_in_float32, head_modules, held_by, note_new_weights
 from bayeslora.quantization import Quantization, keep_layout, quantization_config
 
 Kind = Literal["causal_lm", "sequence_classification"]
@@ -55,13 +57,15 @@ def load_base_model(
     """Load a base model in evaluation mode, with a tokenizer that can pad.
 
     The model's `config.name_or_path` is the Hub id or an ordinary folder, so that PEFT finds the base model
-    again when it loads an adapter trained on it. A classification head the checkpoint does not hold is drawn
-    from torch's global generator: seed before the call where that matters.
+    again when it loads an adapter trained on it. Parts of a classification head that the checkpoint does not hold, or
+    holds for another number of classes, are drawn from torch's global generator: seed before the call where that
+    matters. They are noted on the model, and every method trains and saves them with the adapter. A classification head
+    is in float32 whatever `dtype` is: 16-bit weights hardly move at the usual learning rates.
 
     Args:
         name: A Hub id, a local folder, or one of `offline_models()`.
         kind: Which head the model carries.
-        dtype: Number type of the weights; "auto" keeps the type they are stored in.
+        dtype: Number type of the weights but a classification head's; "auto" keeps the type they are stored in.
         num_labels: Outputs of the classification head; None takes the number in the checkpoint's config.
         revision: Branch, tag or commit of a Hub id; it means nothing for a folder or an offline name.
         device: A torch device name; "auto" takes CUDA, else Apple's MPS, else the CPU.
@@ -89,12 +93,12 @@ def load_base_model(
     # Said, since transformers asks at a terminal otherwise: no code comes with a model.
     shared: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     head = {} if num_labels is None else {"num_labels": num_labels}
+    if kind == "sequence_classification":
+        head["ignore_mismatched_sizes"] = True
     place = _choose_device(device)
-    # Quantised weights are made on their device and cannot be moved.
-    quantized = quantization_config(quantization, dtype)
-    packing = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(place)}}
     try:
         with _quiet_transformers(progress_bars=not Path(source).is_dir()):
+            packing = {} if quantization == "none" else _packing(source, kind, dtype, quantization, place, shared)
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
             model, report = _AUTO_CLASSES[kind].from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **shared, **head, **packing
@@ -104,7 +108,11 @@ def load_base_model(
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
         raise ValueError(_damage(name, error)) from error
     keep_layout(model)
-    _require_pretrained(name, kind, model, report["missing_keys"])
+    parts = head_modules(model) if kind == "sequence_classification" else []
+    new = _new_weights(report)
+    _require_pretrained(name, kind, model, [weight for weight in new if not held_by(weight, parts)])
+    note_new_weights(model, new)
+    compute_in_float32(model, parts)
     _ensure_padding(name, model, tokenizer)
     return (model if packing else model.to(place)).eval(), tokenizer
 
@@ -233,12 +241,28 @@ def _ensure_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: set[str]) -> None:
-    """Refuse a model with random weights anywhere but in a new classification head."""
+def _packing(
+    source: str, kind: Kind, dtype: DtypeName, quantization: Quantization, place: torch.device, shared: dict[str, str]
+) -> dict[str, Any]:
+    """Options of `from_pretrained` that quantise all but the head."""
+    heads = None
     if kind == "sequence_classification":
-        # Many encoders are published without the pooler, which belongs to the head there.
-        backbone = f"{model.base_model_prefix}."
-        missing = {key for key in missing if key.startswith(backbone) and "pooler" not in key}
+        with torch.device("meta"):
+            empty = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(source, **shared))
+        heads = head_modules(empty)
+    # Quantised weights are made on their device and cannot be moved.
+    return {"quantization_config": quantization_config(quantization, dtype, heads), "device_map": {"": str(place)}}
+
+
+def _new_weights(report: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the weights that `from_pretrained` drew, and why."""
+    sizes = sorted(report["mismatched_keys"], reverse=True)
+    resized = {name: f"{list(there)} in the checkpoint, {list(here)} here" for name, there, here in sizes}
+    return dict.fromkeys(sorted(report["missing_keys"]), "not in the checkpoint") | resized
+
+
+def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: list[str]) -> None:
+    """Refuse a model with random weights anywhere but in the head of a classifier."""
     if missing:
         remedy = {
             "causal_lm": "Name a causal language model, or set kind='sequence_classification'.",

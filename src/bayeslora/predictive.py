@@ -170,7 +170,7 @@ def predict(
         if num_samples == 0 or draws is None or not draws.modules(in_use=True):
             with serving:
                 return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
-        size = chunk_size or affordable_samples(model, *_extent(batch), memory_limit)
+        size = 1 if draws.one_by_one else chunk_size or affordable_samples(model, *_extent(batch), memory_limit)
         above = layers_from_first(model, draws.modules(in_use=True))
         chunks = []
         with serving, run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):

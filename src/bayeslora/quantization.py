@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ __all__ = ["Quantization", "keep_layout", "plain_tensors", "quantization_config"
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit", "torchao_int8"]
 
 
-def quantization_config(name: Quantization, dtype: str) -> Any | None:
+def quantization_config(name: Quantization, dtype: str, unpacked: Sequence[str] | None = None) -> Any | None:
     """transformers' config for `from_pretrained`, None for "none".
 
     "bnb_4bit" is that of QLoRA (arXiv 2305.14314): NF4 with double quantisation; "bnb_8bit" is LLM.int8()
@@ -23,12 +23,14 @@ def quantization_config(name: Quantization, dtype: str) -> Any | None:
     Args:
         name: Which.
         dtype: Number type of the model, in which 4-bit weights are multiplied; "auto" is bfloat16 there.
+        unpacked: Names of modules to leave as they are; default: transformers' choice, the language-model head.
 
     Raises:
         ImportError: The package is not installed.
     """
     if name == "none":
         return None
+    left_out = None if unpacked is None else list(unpacked)
     package = "torchao" if name == "torchao_int8" else "bitsandbytes"
     if find_spec(package) is None:
         raise ImportError(f'quantization {name!r} needs {package}: pip install "bayeslora[quantized]"')
@@ -36,13 +38,14 @@ def quantization_config(name: Quantization, dtype: str) -> Any | None:
         from torchao.quantization import Int8WeightOnlyConfig
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(Int8WeightOnlyConfig())
+        return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=left_out)
     from transformers import BitsAndBytesConfig
 
     if name == "bnb_8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_out)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=left_out,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from bayeslora.factors import Noise, RandomFactor, RandomModule, forget, materialise
-from bayeslora.layers import forwards_replaced, layers_from_first
+from bayeslora.layers import forwards_replaced, layers_from_first, tokens_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules", "sampling"]
 
@@ -41,6 +41,7 @@ class Draws:
         self._copied: Sequence[nn.Module] = ()
         self._repeating: list[Any] = []
         self._checkpointable = [layer for layer in root.modules() if hasattr(layer, "gradient_checkpointing")]
+        self.one_by_one = tokens_first(root)
         self._handles = [
             root.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             root.register_forward_hook(self._after_forward),
@@ -88,6 +89,7 @@ class Draws:
         """What `sampling` does, with the layers before which the rows are repeated (none: before the model)."""
         if self.explicit:
             raise ValueError("sampling contexts cannot be nested; leave the outer one first.")
+        self.require_rows(num_samples)
         modules = self.modules()
         held = [(module, module.noise) for module in modules] if self.held else []
         copies, copied = self.num_samples, self._copied
@@ -105,6 +107,19 @@ class Draws:
             if held:
                 self.held = True
                 self.set_copies(copies, copied)
+
+    def require_rows(self, num_samples: int) -> None:
+        """Whether rows of a forward can be `num_samples` draws.
+
+        Raises:
+            ValueError: They cannot.
+        """
+        if num_samples > 1 and self.one_by_one:
+            raise ValueError(
+                f"{num_samples} samples in one forward need layers with the batch dimension first, and this model's "
+                "have the tokens there. Take one sample at a time: bayeslora.predict does so by itself; in training "
+                "set train_samples=1."
+            )
 
     def set_copies(self, num_samples: int, layers: Sequence[nn.Module]) -> None:
         """Repeat the input of each of `layers` `num_samples` times; without layers, the input of the model."""
@@ -313,6 +328,7 @@ def hold_draw(model: nn.Module, *, seed: int, step: int, num_samples: int = 1) -
     draws = find_draws(model)
     if draws is None or not (modules := draws.modules()):
         return
+    draws.require_rows(num_samples)
     device = modules[0].device
     numbers = [step * num_samples + s for s in range(num_samples)]
     set_noise(modules, [generator(device, seed, number) for number in numbers])

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
-from torch import nn
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from torch import Tensor, nn
 
 from bayeslora.adapters import CONFIG_FILE, REMEDY, read_adapter, require_tensors
+from bayeslora.heads import new_modules, saved_modules
 
-__all__ = ["changes_base", "check_start", "open_adapter"]
+__all__ = ["changes_base", "check_start", "continue_adapter", "open_adapter", "with_new"]
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -54,6 +64,8 @@ def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None
         config: In place of the one in the folder. Modules that it saves beyond those are new.
         **options: Of `PeftModel.from_pretrained`.
 
+    An adapter of a causal language model goes on a classifier's layers too.
+
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged; a value of the config is out of its range; a tensor that config and model imply
@@ -62,6 +74,8 @@ def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None
     """
     stored, tensors = read_adapter(folder)
     check_start(stored)
+    if config is None and stored.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+        stored.task_type = None
     try:
         opened = PeftModel.from_pretrained(model, str(folder), config=config or stored, **options)
     except ValueError as error:
@@ -78,3 +92,42 @@ def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None
     new = set(opened.active_peft_config.modules_to_save or ()) - set(stored.modules_to_save or ())
     require_tensors(get_peft_model_state_dict(opened, save_embedding_layers=False), tensors, folder, new)
     return opened
+
+
+def continue_adapter(model: nn.Module, folder: str | Path, task_type: str) -> PeftModel:
+    """The adapter on `model`, to be trained further; what the head has beyond it is new.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: As `open_adapter`.
+    """
+    stored, tensors = read_adapter(folder)
+    check_start(stored)
+    config = copy.deepcopy(stored)
+    config.task_type, config.inference_mode = task_type, False
+    config.modules_to_save = saved_modules(model, stored.modules_to_save)
+    whole = all(any(f".{part}." in name for name in tensors) for part in new_modules(model))
+    if whole and (task_type != "SEQ_CLS" or stored.task_type == task_type):
+        return open_adapter(model, folder, config=config, is_trainable=True)
+    continued: Any = get_peft_model(model, config)
+    expected = get_peft_model_state_dict(continued, save_embedding_layers=False)
+    require_tensors(expected, tensors, folder, _new_parts(continued, stored))
+    set_peft_model_state_dict(continued, with_new(continued, tensors, stored))
+    return continued
+
+
+def with_new(
+    model: PeftModel, weights: Mapping[str, Tensor], stored: LoraConfig, adapter_name: str = "default"
+) -> dict[str, Tensor]:
+    """Weights of an adapter file, and those of `model` for modules that its config `stored` does not save.
+
+    PEFT does not put an adapter on a model where a saved module is missing.
+    """
+    own = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    new = _new_parts(model, stored, adapter_name)
+    return {name: value for name, value in own.items() if any(f".{part}." in name for part in new)} | dict(weights)
+
+
+def _new_parts(model: PeftModel, stored: LoraConfig, adapter_name: str = "default") -> set[str]:
+    config: Any = model.peft_config[adapter_name]
+    return set(config.modules_to_save or ()) - set(stored.modules_to_save or ())

@@ -13,8 +13,7 @@ from bayeslora.from_lora import adapter_folder, changes_base
 from bayeslora.locating import run_folder
 from bayeslora.methods import Lora, Method, method_classes
 from bayeslora.runs import Run, load_run
-from bayeslora.runs.loading import head_width, load_model
-from bayeslora.starts import open_adapter
+from bayeslora.runs.loading import load_adapted
 
 __all__ = ["load_adapter"]
 
@@ -60,9 +59,8 @@ def load_adapter(source: str | Path, base_model: str | None = None) -> tuple[Run
     if kind not in _SCORINGS:
         raise ValueError(f"the adapter's task type is {kind}; expected one of {', '.join(_SCORINGS)}.")
     run = RunConfig(model=ModelConfig(name=name), task=TaskConfig(scoring=_SCORINGS[kind]), method=_method(config))
-    base, _, scoring = load_model(run.model, run.task, num_labels=head_width(adapter))
-    model = open_adapter(base, adapter).eval()
-    return Run(config=run, model=model, scoring=scoring, metrics={}, state={}), False
+    model, scoring = load_adapted(run.model, run.task, adapter)
+    return Run(config=run, model=model.eval(), scoring=scoring, metrics={}, state={}), False
 
 
 def _method(config: PeftConfig) -> Method:

@@ -15,12 +15,13 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayeslora.from_lora import from_lora, located_adapter
+from bayeslora.heads import saved_modules
 from bayeslora.modalities import excluded_modules
 from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.predictive import Predictive, predict
 from bayeslora.ranges import AtLeastZero, Count, Positive, Range, Share, Size
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.starts import open_adapter
+from bayeslora.starts import continue_adapter
 from bayeslora.trunk import TrunkCache
 from bayeslora.tuner import RandomLoraConfig, default_targets
 
@@ -62,7 +63,8 @@ class Method(ABC):
             not reach, such as a vision tower, is left out.
         last_layers: Adapt only this many layers, counted from the top; default: all.
         placement: Adapt the upper share of the layers: "top_half" or "top_quarter" (docs/speed.md has what each costs).
-        modules_to_save: Further modules to train and save whole, such as a new head.
+        modules_to_save: Further modules to train and save whole. Those with weights that the base model's checkpoint
+            does not hold, such as a new head, need not be named.
         init_from: Run folder, adapter folder or Hub id of a trained LoRA adapter to start from. Its own rank, scale,
             targets, layers and saved modules count, not the options above. Default: a fresh adapter.
     """
@@ -134,8 +136,9 @@ class Method(ABC):
         """
         if self.init_from is not None:
             if issubclass(self.config_class, RandomLoraConfig):
-                return from_lora(model, self.init_from, config_class=self.config_class, **self.own_options)
-            return open_adapter(model, located_adapter(self.init_from), is_trainable=True)
+                options = {"task_type": TASK_TYPES[kind], **self.own_options}
+                return from_lora(model, self.init_from, config_class=self.config_class, **options)
+            return continue_adapter(model, located_adapter(self.init_from), TASK_TYPES[kind])
         return get_peft_model(model, self.config(**self._lora_options(model), task_type=TASK_TYPES[kind]))
 
     def _lora_options(self, model: nn.Module) -> dict[str, Any]:
@@ -149,7 +152,7 @@ class Method(ABC):
             "lora_dropout": self.lora_dropout,
             "target_modules": targets,
             "exclude_modules": excluded_modules(model, targets),
-            "modules_to_save": self.modules_to_save,
+            "modules_to_save": saved_modules(model, self.modules_to_save),
             "layers_to_transform": layers,
         }
 

@@ -13,6 +13,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from bayeslora.from_lora import located_adapter
+from bayeslora.heads import held_by, saved_modules
 from bayeslora.layers import inside_layers
 from bayeslora.merging import merged
 from bayeslora.methods.base import TASK_TYPES, Method
@@ -76,17 +77,19 @@ class FullFineTuning(Method):
         targets = linear_names(model, chosen) if self.target_modules == "all-linear" else self.target_modules
         inside = None if chosen is None else inside_layers(model, chosen)
         unread = tuple(f"{name}." for name in beside_text(model))
+        heads = [*_HEADS, *(saved_modules(model, None) or [])]
         covered: list[str] = []
         for name, module in model.named_modules():
-            top, last = name.partition(".")[0], name.rpartition(".")[2]
+            last = name.rpartition(".")[2]
+            head = next((each for each in heads if held_by(f"{name}.", [each])), None)
             allowed = (inside is None or id(module) in inside) and (
                 targets is None or last in targets or name in targets
             )
             allowed = allowed and not f"{name}.".startswith(unread)
-            if next(module.parameters(recurse=False), None) is None or not (allowed or top in _HEADS):
+            if next(module.parameters(recurse=False), None) is None or not (allowed or head):
                 continue
-            if not any(name.startswith(f"{outer}.") for outer in covered):
-                covered.append(top if top in _HEADS else name)
+            if not held_by(name, covered):
+                covered.append(head or name)
                 yield covered[-1]
 
     @staticmethod

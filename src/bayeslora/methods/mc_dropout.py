@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora.factors import Noise, RandomModule
 from bayeslora.from_lora import from_lora
-from bayeslora.methods.base import Method
+from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.ranges import Range
 from bayeslora.tuner import Part, RandomLoraConfig, register
 
@@ -144,4 +144,5 @@ class MonteCarloDropout(Method):
         def config(**fields: Any) -> LoraConfig:
             return self.config_class(**{**fields, "lora_dropout": self.lora_dropout})
 
-        return from_lora(model, self.init_from, config_class=config)  # type: ignore[arg-type]
+        task_type = TASK_TYPES[kind]
+        return from_lora(model, self.init_from, config_class=config, task_type=task_type)  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from bayeslora.adapters import read_adapter_config
 from bayeslora.factors import DirectionsFamily, Family, PointFamily, RandomFactor
 from bayeslora.from_lora import located_adapter, lora_fields
-from bayeslora.methods.base import Method
+from bayeslora.heads import saved_modules
+from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.methods.bayesian_lora import BayesianLora
-from bayeslora.starts import open_adapter
+from bayeslora.starts import open_adapter, with_new
 from bayeslora.tuner import BayesianLoraConfig, Part, RandomLoraConfig, register
 
 __all__ = ["BayesianSdLora", "BayesianSdLoraConfig", "SdLora", "SdLoraConfig"]
@@ -97,20 +98,22 @@ class SdLora(Method):
             folder = located_adapter(self.init_from)
             before = read_adapter_config(folder)
             if isinstance(before, SdLoraConfig):
-                return self._next_task(model, before, folder)
+                return self._next_task(model, kind, before, folder)
         return super().adapt(model, kind)
 
     def samples_used(self, num_samples: int) -> int:
         """Always 0."""
         return 0
 
-    def _next_task(self, model: nn.Module, before: SdLoraConfig, folder: str | Path) -> PeftModel:
+    def _next_task(self, model: nn.Module, kind: str, before: SdLoraConfig, folder: str | Path) -> PeftModel:
         """`model` with the directions of the adapter at `folder` and a fresh current factor."""
         previous = open_adapter(model, folder)
         learned = {name: _learned(layer) for name, layer in _layers(previous).items()}
         base = previous.unload()
         tasks = before.tasks + 1
         grown = {
+            "task_type": TASK_TYPES[kind],
+            "modules_to_save": saved_modules(base, before.modules_to_save),
             "r": before.r // before.tasks * tasks,
             "lora_alpha": before.lora_alpha / before.tasks * tasks,
             "rank_pattern": {key: rank // before.tasks * tasks for key, rank in (before.rank_pattern or {}).items()},
@@ -123,7 +126,7 @@ class SdLora(Method):
         weights = load_peft_weights(str(folder), device="cpu")
         head = {key: value for key, value in weights.items() if ".lora_A." not in key and ".lora_B." not in key}
         if head:
-            set_peft_model_state_dict(adapted, head)
+            set_peft_model_state_dict(adapted, with_new(adapted, head, before))
         return adapted
 
     def _take_over(self, layer: Any, learned: _Learned) -> None:

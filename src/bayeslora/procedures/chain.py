@@ -11,6 +11,8 @@ from torch import nn
 
 from bayeslora.comparison.growth import differences
 from bayeslora.export import export_merged
+from bayeslora.from_lora import adapter_folder
+from bayeslora.heads import require_supplied
 from bayeslora.procedures.config import ChainConfig
 from bayeslora.procedures.sketch import draw_sketch
 from bayeslora.procedures.tables import markdown_table, three_decimals
@@ -81,12 +83,15 @@ def load_chain(model: nn.Module, folder: str | Path, blocks: int | None = None) 
 
     Raises:
         FileNotFoundError: There is no chain, or a block is missing.
+        ValueError: Weights that the model's checkpoint does not hold are in no block.
     """
     folder = Path(folder)
     state = _read(folder / _STATE)
     if state is None:
         raise FileNotFoundError(f"{folder} is no chain: {_STATE} is missing. Expected the output of `bayeslora chain`.")
-    return merge_adapters(model, [folder / record["folder"] for record in state["blocks"][:blocks]])
+    runs = [folder / record["folder"] for record in state["blocks"][:blocks]]
+    require_supplied(model, map(adapter_folder, runs))
+    return merge_adapters(model, runs)
 
 
 def _trained(config: ChainConfig, output: Path, block: int, cache: TrunkCache | None) -> Run:

@@ -22,14 +22,13 @@ from bayeslora.ranges import Positive, check_value
 from bayeslora.reading import read_json
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
-from bayeslora.runs.loading import head_width, load_model, merge_resolved
+from bayeslora.runs.loading import load_adapted, merge_resolved
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
-from bayeslora.starts import open_adapter
 from bayeslora.tasks import LocalFile, allow_task, load_items
 
 __all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
@@ -57,8 +56,9 @@ def load_run(
     Raises:
         ImportError: `allow_method` cannot be imported.
         FileNotFoundError: There is no such run, or its base model was a folder that is not here.
-        ValueError: The adapter belongs to another base model or was written by a newer version, a file of the run is
-            damaged, or a number in it is not finite or out of its range.
+        ValueError: The adapter belongs to another base model, was written by a newer version, or does not hold all
+            weights that the base model's checkpoint lacks; a file of the run is damaged, or a number in it is not
+            finite or out of its range.
     """
     if allow_method is not None:
         permit(Method, allow_method)
@@ -76,14 +76,12 @@ def load_run(
     check_value(temperature, Positive, f"{folder / 'metrics.json'}: temperature")
     config = read_config(folder / "config.yaml")
     config.model = _base_model(config.model, base_model)
-    described = merge_resolved(config.model, folder)
     if not config.method.trains(stored := read_adapter_config(adapter)):
         raise ValueError(
             f"{adapter / 'adapter_config.json'}: an adapter of type {stored.peft_type} is none of the method "
             f"{config.method.name} that config.yaml names; copy the run again from where it was written."
         )
-    base, _, scoring = load_model(described, config.task, num_labels=head_width(adapter))
-    model = open_adapter(base, adapter)
+    model, scoring = load_adapted(merge_resolved(config.model, folder), config.task, adapter)
     return Run(
         config=config,
         model=model,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -16,13 +18,15 @@ from bayeslora.adapters import tensors_file
 from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
+from bayeslora.heads import require_supplied
 from bayeslora.merging import merged
 from bayeslora.models import load_base_model
+from bayeslora.positions import readable_tokens
 from bayeslora.reading import naming_file
 from bayeslora.scoring import Classification, Scoring, get_scoring
 from bayeslora.starts import open_adapter
 
-__all__ = ["head_width", "load_model", "merge_adapters", "merge_resolved", "scoring_of"]
+__all__ = ["head_width", "load_adapted", "load_model", "merge_adapters", "merge_resolved", "scoring_of"]
 
 
 def load_model(
@@ -42,8 +46,19 @@ def load_model(
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,
     )
     model: Any = merge_adapters(base, config.merge)
-    positions = getattr(model.config, "max_position_embeddings", None) or task.max_length
-    return model, tokenizer, scoring_of(task, tokenizer, min(task.max_length, positions))
+    readable = readable_tokens(model) or task.max_length
+    return model, tokenizer, scoring_of(task, tokenizer, min(task.max_length, readable))
+
+
+def load_adapted(config: ModelConfig, task: TaskConfig, adapter: Path) -> tuple[PeftModel, Scoring]:
+    """The trained adapter in the folder `adapter` on the base model that `config` describes, and the scoring.
+
+    Raises:
+        ValueError: Weights that the base model's checkpoint does not hold are in no adapter.
+    """
+    base, _, scoring = load_model(config, task, num_labels=head_width(adapter))
+    require_supplied(base, [*map(adapter_folder, config.merge), adapter])
+    return open_adapter(base, adapter), scoring
 
 
 def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Scoring:
@@ -89,10 +104,12 @@ def head_width(adapter: Path) -> int | None:
 
     path = tensors_file(adapter)
     with naming_file(path), safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            if key.endswith((".classifier.weight", ".score.weight", ".out_proj.weight")):
-                return int(file.get_slice(key).get_shape()[0])
-    return None
+        heads = [key for key in file.keys() if key.endswith(_HEADS) and not re.search(r"\.\d+\.", key)]  # noqa: SIM118
+        return int(file.get_slice(heads[0]).get_shape()[0]) if heads else None
+
+
+_HEADS = (".classifier.weight", ".score.weight", ".out_proj.weight", ".logits_proj.weight")
+"""Last maps of classification heads, which are outside of all numbered layers."""
 
 
 def _dtype(config: ModelConfig) -> Any:
