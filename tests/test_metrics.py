@@ -18,6 +18,9 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 from bayeslora import metrics, plots
+from bayeslora.predictive import Predictive
+from bayeslora.runs.prediction import Prediction
+from bayeslora.tasks import Item
 
 CALIBRATION_ERRORS = (
     metrics.expected_calibration_error,
@@ -393,6 +396,92 @@ GOOD = [[0.5, 0.5], [0.25, 0.75]]
 def test_wrong_inputs_are_refused(metric: object, probabilities: list, labels: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metric(numpy.array(probabilities), numpy.array(labels))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("function", [metrics.confidence_calibration_error, metrics.confidence_reliability_curve])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.1, 1.1, 3.7])
+def test_what_is_no_confidence_is_refused(function: object, wrong: float) -> None:
+    """It would fall into no bin, or past 1 be taken for a logit."""
+    with pytest.raises(ValueError, match=r"Expected confidences in \[0, 1\], but item 1 has"):
+        function(torch.tensor([0.9, wrong, 0.2]), torch.tensor([True, False, True]))
+
+
+@pytest.mark.parametrize("function", [metrics.confidence_calibration_error, metrics.confidence_reliability_curve])
+def test_confidences_need_as_many_answers(function: object) -> None:
+    for confidence, correct in (([0.5], [True, False]), ([], []), ([[0.5]], [[True]])):
+        with pytest.raises(ValueError, match="with at least one item"):
+            function(torch.tensor(confidence), torch.tensor(correct, dtype=torch.bool))
+    with pytest.raises(TypeError, match="true or false"):
+        function(torch.tensor([0.5]), torch.tensor([2]))
+    function(torch.tensor([1 + 1e-6, 0.0]), torch.tensor([1, 0]))
+
+
+def test_every_uncertainty_of_a_record_declares_its_direction() -> None:
+    sure, torn = torch.tensor([[0.97, 0.03]] * 2), torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    found = Predictive(torch.stack([sure, torn], 1).log())
+    prediction = Prediction([Item(id="a", question="q", choices=("b", "c"), label=0)] * 2, found, 2, 0.0)
+    first, second = prediction.rows()
+    numbers = {name for name, value in first.items() if isinstance(value, float)}
+    assert numbers == metrics.MEASURES.keys()
+    for name, measure in metrics.MEASURES.items():
+        doubt = measure.doubt([first[name], second[name]])
+        assert doubt[0] < doubt[1], name
+
+
+def test_values_are_ranked_in_their_direction() -> None:
+    probabilities, labels = predictions(3)
+    entropy = metrics.entropy(probabilities)
+    for measured in (metrics.aurc, metrics.correctness_auroc, metrics.selective_accuracy):
+        confidence = probabilities.max(1).values
+        assert measured(probabilities, labels) == measured(probabilities, labels, values=confidence)
+        by_entropy = measured(probabilities, labels, values=entropy, measure=metrics.ENTROPY)
+        assert by_entropy == measured(probabilities, labels, values=-entropy)
+        assert by_entropy != measured(probabilities, labels, values=entropy)
+        with pytest.raises(ValueError, match="values of the entropy"):
+            measured(probabilities, labels, measure=metrics.ENTROPY)
+        with pytest.raises(ValueError, match="for each of the 400 items"):
+            measured(probabilities, labels, values=entropy[1:], measure=metrics.ENTROPY)
+        with pytest.raises(ValueError, match="finite"):
+            measured(probabilities, labels, values=entropy * math.nan, measure=metrics.ENTROPY)
+    inside, outside = torch.tensor([0.9, 0.8]), torch.tensor([0.6, 0.5])
+    assert metrics.out_of_distribution_auroc(inside, outside, metrics.CONFIDENCE) == 1
+    assert metrics.out_of_distribution_auroc(inside, outside) == 0
+
+
+@given(small_predictions())
+@settings(max_examples=50, deadline=None)
+def test_a_threshold_on_its_own_rows_keeps_the_risk_of_the_curve(data: tuple[numpy.ndarray, numpy.ndarray]) -> None:
+    """Equals are answered together: at each value that occurs, every selective figure is that of the items kept."""
+    probabilities, labels = map(torch.tensor, data)
+    wrong = probabilities.argmax(1) != labels
+    for values, measure in (
+        (probabilities.max(1).values, metrics.CONFIDENCE),
+        (metrics.entropy(probabilities), metrics.ENTROPY),
+    ):
+        curve = metrics.risk_coverage_curve(probabilities, labels, values, measure)
+        doubt = measure.doubt(values)
+        for threshold in doubt.unique():
+            kept = doubt <= threshold
+            expected, count = wrong[kept].double().mean().item(), int(kept.sum())
+            assert curve.risk[count - 1].item() == pytest.approx(expected)
+            coverage = curve.coverage[count - 1].item()
+            accuracy = metrics.selective_accuracy(probabilities, labels, coverage, values, measure)
+            assert accuracy == pytest.approx(1 - expected)
+
+
+def test_abstaining_above_an_entropy_of_the_records_keeps_their_risk() -> None:
+    """Ten items of three kinds, whose equals have right and wrong answers."""
+    rows = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4]])[torch.tensor([1, 0, 2, 1, 0, 1, 2, 2, 0, 1])]
+    labels = [0, 0, 1, 1, 0, 0, 0, 1, 1, 0]
+    items = [Item(id=str(index), question="q", choices=("b", "c"), label=label) for index, label in enumerate(labels)]
+    prediction = Prediction(items, Predictive(rows.log().unsqueeze(0)), 0, 0.0)
+    entropies = torch.tensor([record["entropy"] for record in prediction.rows()], dtype=torch.float64)
+    curve = metrics.risk_coverage_curve(rows, torch.tensor(labels), entropies, metrics.ENTROPY)
+    for threshold in json.loads(json.dumps(entropies.tolist())):
+        kept = [record for record in prediction.rows(abstain_above=threshold) if not record["abstain"]]
+        wrong = [record["prediction"] != record["label"] for record in kept]
+        assert curve.risk[len(kept) - 1].item() == pytest.approx(sum(wrong) / len(wrong))
+        assert len(kept) in (3, 7, 10)
 
 
 def test_labels_must_be_integers() -> None:

@@ -15,6 +15,7 @@ from bayeslora.metrics.calibration import (
     maximum_calibration_error,
     reliability_curve,
 )
+from bayeslora.metrics.direction import CONFIDENCE, ENTROPY, MEASURES, MUTUAL_INFORMATION, Measure
 from bayeslora.metrics.inputs import Array
 from bayeslora.metrics.report import summary
 from bayeslora.metrics.scores import SMALLEST_PROBABILITY, accuracy, brier, nll
@@ -28,8 +29,13 @@ from bayeslora.metrics.selective import (
 from bayeslora.metrics.uncertainty import entropy, out_of_distribution_auroc
 
 __all__ = [
+    "CONFIDENCE",
+    "ENTROPY",
+    "MEASURES",
+    "MUTUAL_INFORMATION",
     "SMALLEST_PROBABILITY",
     "Array",
+    "Measure",
     "ReliabilityCurve",
     "RiskCoverageCurve",
     "accuracy",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from bayeslora.metrics.inputs import Array, checked, top_choice
+from bayeslora.metrics.inputs import Array, checked, checked_confidence, top_choice
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
     return confidence_calibration_error(*top_choice(*checked(probabilities, labels)), bins)
 
 
-def confidence_calibration_error(confidence: torch.Tensor, correct: torch.Tensor, bins: int = 15) -> float:
+def confidence_calibration_error(confidence: Array, correct: Array, bins: int = 15) -> float:
     """`expected_calibration_error` of predictions that are known by their confidence and whether they are right.
 
     Args:
         confidence: Probability of each top choice `[items]`.
         correct: Whether it is right `[items]`, bool.
         bins: Number of bins between 0 and 1.
+
+    Raises:
+        ValueError: A confidence is NaN or outside of [0, 1], or there are not as many of both.
     """
+    confidence, correct = checked_confidence(confidence, correct)
     return binary_calibration_error(_below_one(confidence), correct.long(), n_bins=bins, norm="l1").item()
 
 
@@ -85,8 +89,13 @@ def reliability_curve(probabilities: Array, labels: Array, bins: int = 15) -> Re
     return confidence_reliability_curve(*top_choice(*checked(probabilities, labels)), bins)
 
 
-def confidence_reliability_curve(confidence: torch.Tensor, correct: torch.Tensor, bins: int = 15) -> ReliabilityCurve:
-    """`reliability_curve` of predictions that are known by their confidence and whether they are right `[items]`."""
+def confidence_reliability_curve(confidence: Array, correct: Array, bins: int = 15) -> ReliabilityCurve:
+    """`reliability_curve` of predictions that are known by their confidence and whether they are right `[items]`.
+
+    Raises:
+        ValueError: A confidence is NaN or outside of [0, 1], or there are not as many of both.
+    """
+    confidence, correct = checked_confidence(confidence, correct)
     confidence = _below_one(confidence)
     index = torch.bucketize(confidence, _equal_steps(bins), right=True) - 1
     return _grouped(confidence, correct, index, bins)

@@ -11,6 +11,7 @@ Array: TypeAlias = torch.Tensor | numpy.ndarray
 
 # Half-precision softmax rows miss one by about a hundredth; they must be computed in float32.
 _ROW_SUM_TOLERANCE = 1e-3
+_ROUNDING = 1e-9
 
 
 def checked(probabilities: Array, labels: Array) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +65,35 @@ def checked_labels(labels: Array, *, choices: int) -> torch.Tensor:
     return labels.long()
 
 
+def checked_confidence(confidence: Array, correct: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """Confidences `[items]` in float64, in [0, 1], and whether they are right `[items]`, bool; on the CPU.
+
+    Raises:
+        ValueError: A confidence is NaN or outside of [0, 1], the two do not fit together, or there is no item.
+        TypeError: `correct` is neither bool nor made of 0 and 1.
+    """
+    confidence, correct = torch.as_tensor(confidence).detach().cpu(), torch.as_tensor(correct).detach().cpu()
+    if confidence.ndim != 1 or correct.shape != confidence.shape or len(confidence) == 0:
+        raise ValueError(
+            "Expected confidence [items] and correct [items] with at least one item, but got shapes "
+            f"{list(confidence.shape)} and {list(correct.shape)}. Pass both for each item."
+        )
+    if correct.dtype != torch.bool and not ((correct == 0) | (correct == 1)).all():
+        raise TypeError(
+            f"Expected correct to be true or false, but got {correct.dtype} with other values than 0 and 1."
+        )
+    confidence = confidence.double()
+    # Rounding takes a probability a little past one at times. NaN fails every comparison.
+    fitting = (confidence >= 0) & (confidence <= 1 + _ROW_SUM_TOLERANCE)
+    if not fitting.all():
+        item = int((~fitting).nonzero()[0])
+        raise ValueError(
+            f"Expected confidences in [0, 1], but item {item} has {confidence[item].item():.6g}. "
+            "Pass the probability of each top choice, not a logit, a log-probability or an uncertainty."
+        )
+    return confidence.clamp_max(1), correct.bool()
+
+
 def top_choice(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Confidence of the top choice `[items]`, and whether it is right `[items]`; the first of equal choices counts."""
     confidence, prediction = probabilities.max(dim=1)
@@ -74,6 +104,8 @@ def top_choice(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch
 def share_of(count: int, share: float) -> int:
     """The smallest whole number that is at least `share` of `count`.
 
-    The share is taken as the decimal it is written as: in binary, 0.55 of 100 is a little more than 55.
+    The share is taken as the decimal it is written as: in binary, 0.55 of 100 is a little more than 55. The decimals of
+    17 / 19 end a little above it, and still are 17 of 19.
     """
-    return math.ceil(Fraction(str(share)) * count)
+    exact = Fraction(str(share)) * count
+    return round(exact) if abs(exact - round(exact)) < _ROUNDING else math.ceil(exact)

@@ -4,6 +4,7 @@ import numpy
 import torch
 from sklearn.metrics import roc_auc_score
 
+from bayeslora.metrics.direction import ENTROPY, Measure
 from bayeslora.metrics.inputs import Array, checked_probabilities
 
 
@@ -16,7 +17,7 @@ def entropy(probabilities: Array) -> torch.Tensor:
     return torch.special.entr(checked_probabilities(probabilities)).sum(dim=1)
 
 
-def out_of_distribution_auroc(inside: Array, outside: Array) -> float:
+def out_of_distribution_auroc(inside: Array, outside: Array, measure: Measure = ENTROPY) -> float:
     """How well an uncertainty tells unfamiliar items from familiar ones: area under the ROC curve, in [0, 1].
 
     It is the probability that an item from outside is more uncertain than one from inside, where equal uncertainty
@@ -28,18 +29,20 @@ def out_of_distribution_auroc(inside: Array, outside: Array) -> float:
     Args:
         inside: Uncertainty (entropy or mutual information, nats) of items like the training items `[inside items]`.
         outside: The same of items from elsewhere `[outside items]`.
+        measure: What they are; its direction counts. Confidences need `CONFIDENCE`.
 
     Raises:
         ValueError: An array is not one-dimensional, is empty, or holds a number that is not finite.
 
     Source: Hendrycks and Gimpel (arXiv:1610.02136), section 2.
     """
-    scores = [_checked_scores("inside", inside), _checked_scores("outside", outside)]
+    scores = [measure.doubt(checked_values(name, part)) for name, part in (("inside", inside), ("outside", outside))]
     is_outside = numpy.repeat([False, True], [len(part) for part in scores])
-    return float(roc_auc_score(is_outside, numpy.concatenate(scores)))
+    return float(roc_auc_score(is_outside, torch.cat(scores).numpy()))
 
 
-def _checked_scores(name: str, scores: Array) -> numpy.ndarray:
+def checked_values(name: str, scores: Array) -> torch.Tensor:
+    """Finite uncertainties `[items]`, float64 on the CPU, or an error that says what is wrong."""
     values = torch.as_tensor(scores).detach().cpu().double()
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(
@@ -52,4 +55,4 @@ def _checked_scores(name: str, scores: Array) -> numpy.ndarray:
             f"Expected finite uncertainties, but {name}[{item}] is {values[item].item()}. Look for the item's "
             "prediction."
         )
-    return values.numpy()
+    return values
