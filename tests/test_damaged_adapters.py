@@ -147,7 +147,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a cut config": (cut(f"adapter/{CONFIG}", 20), f"{CONFIG} is no valid JSON"),
 }
 OF_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "another type": (config(peft_type="LORA"), f"{CONFIG}: an adapter of type .*LORA is none of the method"),
+    "another type": (config(peft_type="LORA"), f"{CONFIG}: peft_type is .*LORA, but config.yaml names the method"),
     "temperature NaN": (metrics(temperature=float("nan")), r"metrics\.json: temperature must be a finite number"),
     "temperature 0": (metrics(temperature=0), r"metrics\.json: temperature must be above 0"),
     "temperature -1": (metrics(temperature=-1), r"metrics\.json: temperature must be above 0"),

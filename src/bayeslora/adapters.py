@@ -65,7 +65,10 @@ def tensors_file(folder: str | Path) -> Path:
     """
     path = Path(folder) / TENSORS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; adapters are read from safetensors, no pickles (.bin) are opened.")
+        raise FileNotFoundError(
+            f"{path} is missing; adapters are read from safetensors, no pickles (.bin) are opened. "
+            f"{REMEDY.capitalize()}"
+        )
     return path
 
 
@@ -77,6 +80,8 @@ def read_adapter_config(folder: str | Path) -> Any:
         ValueError: It is damaged, of another kind of adapter, or a value is out of its range.
     """
     path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an adapter or a run in {folder}, but {path} does not exist; check the name.")
     content = read_json(path)
     kinds: dict[Any, type[PeftConfig]] = dict(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
     kind = kinds.get(str(content.get("peft_type")))

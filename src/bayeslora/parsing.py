@@ -181,6 +181,8 @@ def _nearest(message: str, parser: ArgumentParser) -> str:
             close = difflib.get_close_matches(found, candidates, n=1)
             if close and found not in candidates and "Did you mean" not in message:
                 return f" Did you mean {close[0]!r}?"
+            if not close and found not in candidates:
+                return " Correct its name, or leave it out."
     return ""
 
 

@@ -18,7 +18,7 @@ from peft import (
 )
 from torch import Tensor, nn
 
-from bayeslora.adapters import CONFIG_FILE, REMEDY, read_adapter, require_tensors
+from bayeslora.adapters import CONFIG_FILE, REMEDY, TENSORS_FILE, read_adapter, require_tensors
 from bayeslora.heads import new_modules, saved_modules
 
 __all__ = ["changes_base", "check_start", "continue_adapter", "open_adapter", "with_new"]
@@ -84,7 +84,8 @@ def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None
     except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         cause = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"the adapter in {folder} does not fit its {CONFIG_FILE} or the base model ({cause}); {REMEDY}"
+            f"the adapter in {folder} ({TENSORS_FILE}) does not fit its {CONFIG_FILE} or the base model ({cause}); "
+            f"{REMEDY}"
         ) from error
     except re.error as error:
         path = Path(folder) / CONFIG_FILE

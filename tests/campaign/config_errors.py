@@ -58,7 +58,7 @@ _CHOICES: dict[Path, str] = {
     ("method", "init_args", "mean"): "lara",
     ("method", "init_args", "init_from"): "no-such-run",
 }
-_OPTIONAL = ("max_steps", "save_steps", "last_layers")
+_OPTIONAL = ("max_steps", "save_steps", "last_layers", "inducing_std")
 _REQUIRED: tuple[Path, ...] = (
     *(
         path

@@ -85,7 +85,8 @@ def _tensors(run: Path, source: random.Random) -> tuple[str, list[tuple[str, ...
     save_file(tensors, path)
     named = [("adapter_model.safetensors",)]
     if kind in ("missing", "renamed", "nan", "inf", "shape"):
-        named.append((key, key.removeprefix("base_model.model."), ".".join(key.split(".")[-3:])))
+        # PEFT's own message has the adapter's name inside.
+        named.append((key, key.rpartition(".")[0]))
     return f"{kind} tensors", named
 
 

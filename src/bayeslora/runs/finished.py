@@ -78,8 +78,8 @@ def load_run(
     config.model = _base_model(config.model, base_model)
     if not config.method.trains(stored := read_adapter_config(adapter)):
         raise ValueError(
-            f"{adapter / 'adapter_config.json'}: an adapter of type {stored.peft_type} is none of the method "
-            f"{config.method.name} that config.yaml names; copy the run again from where it was written."
+            f"{adapter / 'adapter_config.json'}: peft_type is {stored.peft_type}, but config.yaml names the method "
+            f"{config.method.name}, whose adapters have another; copy the run again from where it was written."
         )
     model, scoring = load_adapted(merge_resolved(config.model, folder), config.task, adapter)
     return Run(
