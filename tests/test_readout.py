@@ -78,7 +78,7 @@ def test_the_top_layer_and_the_head_see_what_is_read(name: str) -> None:
     with positions_seen(mlp) as above, positions_seen(head) as read:
         predict(model, Letter(tokenizer)(ITEMS), 3)
     assert (above, read) == ([3 * 4], [3 * 4])
-    batch = Cloze(tokenizer)(ITEMS)
+    batch = Cloze(tokenizer)(ITEMS).suited_to(model)
     answers = [[len(tokenizer(f" {choice}")["input_ids"]) for choice in item.choices] for item in ITEMS]
     # The last token of the question predicts the first one of every choice.
     needed = sum(1 + sum(count - 1 for count in item) for item in answers)

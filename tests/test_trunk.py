@@ -85,6 +85,8 @@ def test_the_frozen_layers_do_not_run_again(tokenizer):
     for number, layer in enumerate(layers):
         layer.self_attn.register_forward_hook(lambda *_, number=number: calls.append(number))
     cache = TrunkCache(model)
+    collate(ITEMS).suited_to(model)  # The model's trial.
+    calls.clear()
     predict(model, collate(ITEMS), num_samples=0, trunk_cache=cache)
     assert calls == [0, 1, 2, 3]
     calls.clear()
@@ -148,6 +150,7 @@ def test_there_is_no_trunk_to_cache_where_something_below_changes(tokenizer):
 
 def test_a_forward_that_a_wrapper_had_replaced_is_put_back(tokenizer):
     model, batch = _adapted(tokenizer, {}), Cloze(tokenizer)(ITEMS)
+    batch.suited_to(model)  # The model's trial.
     layer, calls = frozen_trunk(model)[0], []
     own = layer.forward
     layer.forward = wrapper = lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs)

@@ -13,7 +13,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from bayeslora.modalities import is_tower
 
 __all__ = [
+    "base_model",
     "descendants",
+    "evaluating",
     "forwards_replaced",
     "inside_layers",
     "layers_below",
@@ -21,7 +23,22 @@ __all__ = [
     "outermost_layers",
     "run_once",
     "text_config",
+    "unwrapped",
 ]
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """`model` without what distributed training wraps around it."""
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner
+
+
+def base_model(model: nn.Module) -> Any:
+    """The model under PEFT's and any other wrapper; its layers are the adapted ones, if there are any."""
+    inner = unwrapped(model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def text_config(model: nn.Module) -> Any:
@@ -43,6 +60,19 @@ def descendants(model: nn.Module) -> Iterator[nn.Module]:
             seen.add(id(module))
             waiting.extend(module._modules.values())
             yield module
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own mode back afterwards."""
+    training = [module for module in descendants(model) if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def outermost_layers(model: nn.Module) -> list[nn.Module]:

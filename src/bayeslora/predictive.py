@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bayeslora.layers import descendants, layers_below, layers_from_first, run_once, text_config
+from bayeslora.layers import evaluating, layers_below, layers_from_first, run_once, text_config
 from bayeslora.memory import keep_freed_blocks
 from bayeslora.sampling import find_draws
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
-__all__ = ["Predictive", "affordable_samples", "evaluating", "log_mean_exp", "predict"]
+__all__ = ["Predictive", "affordable_samples", "log_mean_exp", "predict"]
 
 _FAST_ACTIVATION = 8 * 2**20
 """Bytes. Several larger blocks at once go beyond what the allocator keeps (`keep_freed_blocks`), and leave the
@@ -164,6 +164,8 @@ def predict(
     if device.type == "cpu":
         keep_freed_blocks()
     batch = _on_device(batch, device)
+    if isinstance(batch, ChoiceBatch):
+        batch = batch.suited_to(model)
     serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with evaluating(model), torch.no_grad():
         draws = find_draws(model)
@@ -199,19 +201,6 @@ def _choice_logits(model: nn.Module, batch: ChoiceBatch | Mapping[str, Any]) -> 
             "the batch with bayeslora.scoring.Letter or Cloze for a causal language model."
         )
     return logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own mode back afterwards."""
-    training = [module for module in descendants(model) if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _extent(batch: ChoiceBatch | Mapping[str, Any]) -> tuple[Tensor, int]:

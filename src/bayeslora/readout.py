@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from bayeslora.factors import RandomFactor
-from bayeslora.layers import forwards_replaced, layers_below, outermost_layers, text_config
+from bayeslora.layers import base_model, forwards_replaced, layers_below, outermost_layers, text_config
 from bayeslora.sampling import find_draws
 
 __all__ = ["head_of_positions", "head_of_words", "last_positions"]
@@ -82,7 +82,7 @@ def head_of_positions(model: nn.Module, choose: Callable[[Tensor], Tensor]) -> I
 
 @contextmanager
 def _head_replaced(model: nn.Module, run: Callable[..., Tensor]) -> Iterator[bool]:
-    base = _base(model)
+    base = base_model(model)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     # A head that is adapted, quantised or sharded has a forward of its own kind; one that is compiled would be again.
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or not _replaceable(model, head):
@@ -138,7 +138,7 @@ def _positions(value: Any, chosen: slice, length: int) -> Any:
 
 def _top_layer(model: nn.Module) -> nn.Module | None:
     """The last layer, where it is known what its attention is and that nothing else reads it."""
-    base = _base(model)
+    base = base_model(model)
     layers = outermost_layers(base)
     config = text_config(base)
     if len(layers) < 2 or not getattr(base, "_supports_attention_backend", False) or config is None:
@@ -160,10 +160,3 @@ def _replaceable(model: nn.Module, module: nn.Module) -> bool:
     """Whether no cache, wrapper or compiler has a hand in the forward of `module`."""
     compiled = any(getattr(part, "_compiled_call_impl", None) or hasattr(part, "_orig_mod") for part in (model, module))
     return "forward" not in module.__dict__ and not compiled
-
-
-def _base(model: nn.Module) -> Any:
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

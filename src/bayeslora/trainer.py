@@ -155,6 +155,7 @@ class ELBOTrainerMixin(NamedCheckpoints):
         return (loss, outputs) if return_outputs else loss
 
     def _choice_loss(self, model: nn.Module, batch: ChoiceBatch, num_items: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.suited_to(model)
         with self.trunk_cache.serve(batch) if self.trunk_cache is not None else nullcontext():
             logits = batch.choice_logits(model)
         labels = batch.labels

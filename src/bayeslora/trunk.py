@@ -16,10 +16,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from bayeslora.layers import forwards_replaced, outermost_layers, text_config
+from bayeslora.layers import base_model, forwards_replaced, outermost_layers, text_config
 from bayeslora.quantization import plain_tensors
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.scoring.base import unwrapped
 from bayeslora.trunk_store import DiskStore, MemoryStore, Store
 
 __all__ = ["TrunkCache", "frozen_trunk", "trunk_digest"]
@@ -55,7 +54,7 @@ class TrunkCache:
     def __init__(self, model: nn.Module, limit: int = DEFAULT_LIMIT, folder: str | Path | None = None):
         self.limit, self.folder = limit, folder
         self.forwards = self.served = 0
-        self._layers = frozen_trunk(model)
+        self._model, self._layers = model, frozen_trunk(model)
         self._all_layers = len(outermost_layers(model))
         self._store: Store = MemoryStore(limit)
         if folder is not None and self._layers:
@@ -101,6 +100,9 @@ class TrunkCache:
     @contextmanager
     def serve(self, batch: Any) -> Iterator[None]:
         """Forwards of `batch` inside this context skip the trunk if all items are known, else they are kept."""
+        if isinstance(batch, ChoiceBatch):
+            # Before the layers are stood in for: the model may have to be tried.
+            batch = batch.suited_to(self._model)
         if not self._layers or not isinstance(batch, ChoiceBatch) or "lengths" not in batch:
             yield
             return
@@ -177,7 +179,7 @@ def trunk_digest(model: nn.Module, trunk: Sequence[nn.Module]) -> str:
     buffer of the trunk and outside of the layers (embeddings, rotary frequencies; also the final norm, which does no
     harm). It reads all of them.
     """
-    base = _base_model(model)
+    base = base_model(model)
     config: Any = getattr(model, "config", None)
     identity = {
         "format": _FORMAT,
@@ -202,7 +204,7 @@ def trunk_digest(model: nn.Module, trunk: Sequence[nn.Module]) -> str:
 
 def _folder_name(model: nn.Module, trunk: Sequence[nn.Module]) -> str:
     """A name that tells people which model it is, and the digest."""
-    title = re.sub(r"[^\w.-]", "_", Path(_name(model)).name) or type(_base_model(model)).__name__
+    title = re.sub(r"[^\w.-]", "_", Path(_name(model)).name) or type(base_model(model)).__name__
     return f"{title}-{len(trunk)}-layers-{trunk_digest(model, trunk)[:32]}"
 
 
@@ -211,15 +213,9 @@ def _name(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
 
 
-def _base_model(model: nn.Module) -> nn.Module:
-    inner = unwrapped(model)
-    base: nn.Module = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return base
-
-
 def _not_above(model: nn.Module, trunk: Sequence[nn.Module]) -> dict[str, nn.Module]:
     """By name the modules of the base model but for the layers above the trunk and the language-model head."""
-    base, below = _base_model(model), {id(layer) for layer in trunk}
+    base, below = base_model(model), {id(layer) for layer in trunk}
     above = [layer for layer in outermost_layers(base) if id(layer) not in below]
     getter: Any = getattr(base, "get_output_embeddings", lambda: None)
     if (head := getter()) is not None:

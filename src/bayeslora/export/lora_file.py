@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bayeslora.export.folder import Dtype
 from bayeslora.factors import RandomFactor, forget, materialise
 from bayeslora.from_lora import changes_base
-from bayeslora.predictive import evaluating
+from bayeslora.layers import evaluating
 from bayeslora.sampling import random_factors
 
 __all__ = ["adapted_layers", "adapter_config", "adapter_name", "lora_tensors", "write_lora"]

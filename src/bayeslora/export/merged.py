@@ -15,8 +15,8 @@ from bayeslora.export.adapters import mean_warnings, require_draws, require_mean
 from bayeslora.export.folder import Dtype, export_folder, write_record
 from bayeslora.export.lora_file import adapted_layers, adapter_config, adapter_name
 from bayeslora.export.rounding import TOLERATED_NOISE, relative_error
+from bayeslora.layers import evaluating
 from bayeslora.merging import merged
-from bayeslora.predictive import evaluating
 from bayeslora.sampling import sampling
 
 __all__ = ["export_merged"]

@@ -20,7 +20,8 @@ from transformers import (
 
 from bayeslora.generation.prompts import token_pieces
 from bayeslora.generation.result import Generation
-from bayeslora.predictive import Predictive, evaluating
+from bayeslora.layers import evaluating
+from bayeslora.predictive import Predictive
 from bayeslora.sampling import find_draws, generator, sampling
 
 __all__ = ["generate"]

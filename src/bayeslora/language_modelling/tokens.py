@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bayeslora.layers import layers_below, layers_from_first, run_once
+from bayeslora.layers import evaluating, layers_below, layers_from_first, run_once
 from bayeslora.likelihood import Likelihood, log_likelihood
-from bayeslora.predictive import affordable_samples, evaluating, log_mean_exp
+from bayeslora.predictive import affordable_samples, log_mean_exp
 from bayeslora.sampling import find_draws, sampling
 from bayeslora.scoring.base import forward_options
 

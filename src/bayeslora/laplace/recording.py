@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.predictive import evaluating
+from bayeslora.layers import evaluating
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
@@ -64,8 +64,8 @@ def _parts(name: str, layer: Any, adapter: str) -> tuple[str, ...]:
 class Recording:
     """One forward of a batch through linear maps: their inputs, and the way to gradients at their outputs."""
 
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, rows_per_item: int):
+        self.batch_size, self.rows_per_item = batch_size, rows_per_item
         self._calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, name: str, inputs: Tensor, outputs: Tensor) -> None:
@@ -73,13 +73,13 @@ class Recording:
 
         Args:
             name: Of the map.
-            inputs: [batch, ..., in].
-            outputs: [batch, ..., out], in the graph of the forward.
+            inputs: [rows, ..., in], the rows of an item one after the other.
+            outputs: [rows, ..., out], in the graph of the forward.
 
         Raises:
             ValueError: The batch is not the leading dimension.
         """
-        if inputs.shape[0] != self.batch_size:
+        if inputs.shape[0] != self.batch_size * self.rows_per_item:
             raise ValueError(
                 f"the Laplace approximation needs gradients of single items, but {name} got an input of shape "
                 f"{tuple(inputs.shape)}, whose leading dimension is not the batch of {self.batch_size}; leave this "
@@ -89,7 +89,7 @@ class Recording:
 
     def inputs(self, name: str) -> Tensor:
         """Inputs of the map [batch, tokens, in]; the calls of a map that is used twice follow each other."""
-        return _joined([inputs for inputs, _ in self._outcome(name)])
+        return self._joined([inputs for inputs, _ in self._outcome(name)])
 
     def gradients(self, logits: Tensor, weights: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Gradients of each item's sum(weights * logits) at the outputs of the named maps, [batch, tokens, out] each.
@@ -102,19 +102,18 @@ class Recording:
         outputs = {name: [output for _, output in self._outcome(name)] for name in names}
         flat = [output for calls in outputs.values() for output in calls]
         found = iter(torch.autograd.grad(logits, flat, weights, retain_graph=True, materialize_grads=True))
-        return {name: _joined([next(found) for _ in calls]) for name, calls in outputs.items()}
+        return {name: self._joined([next(found) for _ in calls]) for name, calls in outputs.items()}
 
     def _outcome(self, name: str) -> list[tuple[Tensor, Tensor]]:
         if name not in self._calls:
             raise ValueError(f"{name} took no part in the forward; enable the adapter, and do not merge it.")
         return self._calls[name]
 
-
-def _joined(calls: list[Tensor]) -> Tensor:
-    """[batch, tokens, width] in float32 or more."""
-    tokens = [call.reshape(call.shape[0], -1, call.shape[-1]) for call in calls]
-    joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
-    return joined.to(torch.promote_types(joined.dtype, torch.float32))
+    def _joined(self, calls: list[Tensor]) -> Tensor:
+        """[batch, tokens, width] in float32 or more."""
+        tokens = [call.reshape(self.batch_size, -1, call.shape[-1]) for call in calls]
+        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
+        return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
 def record(
@@ -124,7 +123,8 @@ def record(
 
     The graph begins at the first of the maps, whether or not any parameter is trained.
     """
-    recording = Recording(batch.batch_size)
+    batch = batch.suited_to(model)
+    recording = Recording(batch.batch_size, batch.rows_per_item)
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         recording.add(name, args[0], output.requires_grad_())

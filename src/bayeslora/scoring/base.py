@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChoiceBatch", "ChoiceItem", "Scoring", "choice_labels", "choice_mask", "forward_options", "unwrapped"]
+from bayeslora.layers import base_model
+
+__all__ = ["ChoiceBatch", "ChoiceItem", "Scoring", "choice_labels", "choice_mask", "forward_options", "pad_left"]
 
 
 class ChoiceItem(Protocol):
@@ -63,8 +65,17 @@ class ChoiceBatch(dict[str, Any], ABC):
 
     @property
     def logit_positions(self) -> int:
-        """How many positions per item reach the language-model head (for memory estimates)."""
+        """How many positions per row of `input_ids` reach the language-model head (for memory estimates)."""
         return 1
+
+    @property
+    def rows_per_item(self) -> int:
+        """How many rows of `input_ids` an item has; those of an item follow each other."""
+        return 1
+
+    def suited_to(self, model: nn.Module) -> ChoiceBatch:
+        """The batch in the form that `model` can read; to be asked for before parts of the model are stood in for."""
+        return self
 
     def to(self, device: torch.device | str) -> ChoiceBatch:
         """The batch on `device`."""
@@ -102,13 +113,13 @@ class Scoring(ABC):
         end = self.tokenizer.eos_token_id
         return ids[:-1] if len(ids) > 1 and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)) else ids
 
-    def pad_left(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and positions [batch, tokens] with the padding in front, so that all rows end together."""
-        length = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        return ids, mask, (mask.cumsum(-1) - 1).clamp_min(0)
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions [batch, tokens] with the padding in front, so that all rows end together."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask, (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def choice_mask(items: Sequence[ChoiceItem]) -> Tensor:
@@ -123,17 +134,7 @@ def choice_labels(items: Sequence[ChoiceItem]) -> dict[str, Tensor]:
     return {} if any(label is None for label in labels) else {"labels": torch.tensor(labels)}
 
 
-def unwrapped(model: nn.Module) -> Any:
-    """`model` without what distributed training wraps around it."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    return inner
-
-
 def forward_options(model: nn.Module, **options: Any) -> dict[str, Any]:
     """Those of `options` that the model's forward has a parameter for."""
-    inner = unwrapped(model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    names = inspect.signature(inner.forward).parameters
+    names = inspect.signature(base_model(model).forward).parameters
     return {name: value for name, value in options.items() if name in names}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.layers import text_config
+from bayeslora.layers import text_config, unwrapped
 from bayeslora.readout import head_of_positions, last_positions
 from bayeslora.scoring.base import (
     ChoiceBatch,
@@ -17,10 +17,14 @@ from bayeslora.scoring.base import (
     choice_labels,
     choice_mask,
     forward_options,
-    unwrapped,
+    pad_left,
 )
+from bayeslora.scoring.packing import packs, probe_length
+from bayeslora.scoring.unpacked import UnpackedBatch
 
 __all__ = ["Cloze", "ClozeBatch"]
+
+_PROBE_CHOICES = 4
 
 
 class ClozeBatch(ChoiceBatch):
@@ -37,8 +41,28 @@ class ClozeBatch(ChoiceBatch):
         """Positions that the head reads, per item."""
         return int(self["read"].shape[1])
 
+    def suited_to(self, model: nn.Module) -> ChoiceBatch:
+        """One row per choice for a model that would not read packed choices right, or has too few positions for them.
+
+        A model is tried once, at its first batch.
+        """
+        if self["input_ids"].is_meta:  # Memory is planned for packed choices; there are no numbers to compare.
+            return self
+        positions = getattr(text_config(unwrapped(model)), "max_position_embeddings", None)
+        fits = positions is None or self["input_ids"].shape[1] <= positions
+        return self if fits and packs(model, lambda: self._probe(model)) else UnpackedBatch.of(self)
+
     def raw_logits(self, model: nn.Module) -> Tensor:
         """Mean log-likelihood per token of each choice, nats."""
+        suited = self.suited_to(model)
+        if suited is not self:
+            return suited.raw_logits(model)
+        likelihood = self.likelihood(model)
+        choice = self["choice"].repeat(likelihood.shape[0] // self.batch_size, 1)
+        return _mean_by_choice(likelihood, choice, self["choice_mask"].shape[1])
+
+    def likelihood(self, model: nn.Module) -> Tensor:
+        """Log-likelihood of each answer token [rows, answer tokens], nats."""
         # Longest answer part of the batch, and the last token of its question.
         keep = self["source"].shape[1] + 1
         options = forward_options(model, logits_to_keep=keep, use_cache=False)
@@ -53,9 +77,7 @@ class ClozeBatch(ChoiceBatch):
             logits = model(
                 input_ids=self["input_ids"], attention_mask=mask, position_ids=self["position_ids"], **options
             ).logits
-        likelihood = self._likelihood(logits if chosen else choose(logits))
-        choice = self["choice"].repeat(logits.shape[0] // self.batch_size, 1)
-        return _mean_by_choice(likelihood, choice, self["choice_mask"].shape[1])
+        return self._likelihood(logits if chosen else choose(logits))
 
     def _likelihood(self, logits: Tensor) -> Tensor:
         """Log-likelihood of each answer token [rows, answer tokens], nats, from the logits [rows, positions, words]."""
@@ -65,6 +87,20 @@ class ClozeBatch(ChoiceBatch):
         token = logits.reshape(copies, -1).gather(1, source * words + self["target"].flatten()).float()
         total = torch.cat([rows.float().logsumexp(-1) for rows in logits.flatten(0, 1).split(8)])
         return (token - total.reshape(copies, -1).gather(1, source)).unflatten(1, self["source"].shape).flatten(0, 1)
+
+    def _probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods [choices, tokens] of answers made of this batch's tokens: packed, and one choice per row."""
+        ids, lengths = self["input_ids"].cpu(), self["lengths"].tolist()
+        known = torch.cat([row[-length:] for row, length in zip(ids, lengths, strict=True)]).unique()
+        shuffled = torch.randint(len(known), (probe_length(model),), generator=torch.Generator().manual_seed(0))
+        tokens = known[shuffled].tolist()
+        size = len(tokens) // (2 * _PROBE_CHOICES)
+        question, rest = tokens[: -size * _PROBE_CHOICES], tokens[-size * _PROBE_CHOICES :]
+        choices = [rest[first : first + size] for first in range(0, len(rest), size)]
+        every = torch.ones(1, len(choices), dtype=torch.bool)
+        probe = ClozeBatch(**_packed([(question, choices)], pad=0), choice_mask=every).to(self["input_ids"].device)
+        inner = unwrapped(model)
+        return probe.likelihood(inner).reshape(len(choices), -1), UnpackedBatch.of(probe).likelihood(inner)
 
 
 def _compute_dtype(model: nn.Module) -> torch.dtype:
@@ -79,17 +115,12 @@ def _attention_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> Any
     config = text_config(unwrapped(model))
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
-    if other := kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(
-            f"cloze scoring packs the choices behind one question by an attention mask, but this model has layers of "
-            f"kind {sorted(other)} that carry a state past it; use letter scoring."
-        )
     full = _additive(allowed, dtype)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return full
     near = (positions.unsqueeze(-1) - positions.unsqueeze(-2) < window).unsqueeze(1)
     sliding = _additive(allowed & near, dtype)
-    return {"full_attention": full, "sliding_attention": sliding} if kinds else sliding
+    return {kind: sliding if kind == "sliding_attention" else full for kind in kinds} if kinds else sliding
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,24 +145,8 @@ class Cloze(Scoring):
     def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:
         """Batch of `items`."""
         encoded = [self._encode(item) for item in items]
-        answers = [sum(map(len, choices)) for _, choices in encoded]
-        longest = max(answers)
-        rows = [[*context, *(token for choice in choices for token in choice)] for context, choices in encoded]
-        ids, mask, _ = self.pad_left(rows)
-        layouts = [
-            _layout(len(context), [len(choice) for choice in choices], ids.shape[1], longest)
-            for context, choices in encoded
-        ]
-        target = [[0] * (longest - count) + row[len(row) - count :] for row, count in zip(rows, answers, strict=True)]
-        columns = {name: torch.stack([layout[name] for layout in layouts]) for name in layouts[0]}
-        columns["read"], columns["source"] = _read(columns["source"], columns["choice"] >= 0)
         return ClozeBatch(
-            input_ids=ids,
-            **columns,
-            target=torch.tensor(target),
-            lengths=mask.sum(-1),
-            choice_mask=choice_mask(items),
-            **choice_labels(items),
+            **_packed(encoded, self.tokenizer.pad_token_id), choice_mask=choice_mask(items), **choice_labels(items)
         )
 
     def _encode(self, item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
@@ -153,6 +168,22 @@ class Cloze(Scoring):
             return whole[len(context) :]
         # The tokenizer merges across the border: take the choice alone.
         return list(self.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"])
+
+
+def _packed(encoded: Sequence[tuple[list[int], list[list[int]]]], pad: int) -> dict[str, Tensor]:
+    """Tensors of a `ClozeBatch` from the tokens of each item's question and choices; but for what its items say."""
+    answers = [sum(map(len, choices)) for _, choices in encoded]
+    longest = max(answers)
+    rows = [[*context, *(token for choice in choices for token in choice)] for context, choices in encoded]
+    ids, mask, _ = pad_left(rows, pad)
+    layouts = [
+        _layout(len(context), [len(choice) for choice in choices], ids.shape[1], longest)
+        for context, choices in encoded
+    ]
+    target = [[0] * (longest - count) + row[len(row) - count :] for row, count in zip(rows, answers, strict=True)]
+    columns = {name: torch.stack([layout[name] for layout in layouts]) for name in layouts[0]}
+    columns["read"], columns["source"] = _read(columns["source"], columns["choice"] >= 0)
+    return {"input_ids": ids, **columns, "target": torch.tensor(target), "lengths": mask.sum(-1)}
 
 
 def _read(source: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from bayeslora.scoring.base import (
     choice_labels,
     choice_mask,
     forward_options,
+    pad_left,
 )
 
 __all__ = ["Letter", "LetterBatch", "class_token_ids"]
@@ -52,7 +53,7 @@ class Letter(Scoring):
             raise ValueError(f"letter scoring has 26 letters, got an item with {mask.shape[1]} choices; use cloze.")
         letters = list(string.ascii_uppercase[: mask.shape[1]])
         rows = [self.encode(self.prompt(item))[-self.max_length :] for item in items]
-        ids, attention, positions = self.pad_left(rows)
+        ids, attention, positions = pad_left(rows, self.tokenizer.pad_token_id)
         classes = torch.tensor(class_token_ids(self.tokenizer, letters))
         return LetterBatch(
             input_ids=ids,

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bayeslora.predictive import evaluating
+from bayeslora.layers import evaluating
 from bayeslora.scoring import ChoiceBatch
 
 __all__ = ["largest_eigenvalue", "largest_hessian_eigenvalue"]
