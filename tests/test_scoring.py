@@ -1,6 +1,8 @@
 """Class logits as the scorings read them, against loops over single sequences without padding."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import (
 
 from bayeslora import predict, sampling
 from bayeslora.scoring import Classification, Cloze, Letter, class_token_ids, get_scoring
+from bayeslora.scoring.fitting import cut_middle
 from bayeslora.tasks import Item
 from conftest import (
     CAUSAL,
@@ -268,31 +271,59 @@ LONG = Item(
 
 
 @each_scoring
-def test_of_a_long_question_the_end_is_kept(scoring: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_long_question_is_cut_in_its_middle(
+    scoring: Any, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny_llama(vocab_size=320, max_position_embeddings=1024)
-    batch = scoring(tokenizer, max_length=40)([LONG, ITEMS[1]])
-    assert batch["input_ids"].shape[1] == 40
+    reader = scoring(tokenizer, max_length=60)
+    with caplog.at_level(logging.WARNING, "bayeslora"):
+        batch = reader([LONG, ITEMS[1]])
+    assert [record.getMessage() for record in caplog.records if "'long'" in record.getMessage()]
+    assert reader.cut == {"long"}
+    short = [cut_middle(LONG.question, n) for n in range(len(LONG.question))]
+    room = 60 - (max(map(len, reader._encode(LONG)[1])) if scoring is Cloze else 0)
+    kept = max(n for n, question in enumerate(short) if len(reader.encode(reader.prompt(LONG, question))) <= room)
+    cut = replace(LONG, question=short[kept])
+    assert kept > 10 and cut.question.startswith(LONG.question[:5]) and cut.question.endswith("metal?")
     with torch.no_grad():
         found = batch.choice_logits(model)
-    expected = NAIVE[scoring](model, tokenizer, [LONG, ITEMS[1]], max_length=40)
-    assert_same_logits(found, expected)
-    whole = NAIVE[scoring](model, tokenizer, [LONG, ITEMS[1]])
-    assert distance(whole[:1, :2], expected[:1, :2]) > 1e-3
+    assert_same_logits(found, NAIVE[scoring](model, tokenizer, [cut, ITEMS[1]]))
+    first = batch["input_ids"][0][-int(batch["lengths"][0]) :].tolist()
+    assert first[: len(start_of(tokenizer))] == start_of(tokenizer)
 
 
-def test_of_a_long_text_to_classify_the_end_is_kept() -> None:
+def test_a_long_text_to_classify_is_cut_in_its_middle() -> None:
     tokenizer = wordpiece_tokenizer()
-    batch = Classification(tokenizer, max_length=16)([LONG])
-    ids = batch["input_ids"][0].tolist()
+    reader = Classification(tokenizer, max_length=16)
+    ids = reader([LONG, ITEMS[1]])["input_ids"][0].tolist()
     whole = tokenizer(LONG.question, add_special_tokens=False)["input_ids"]
-    assert len(whole) > 30
-    assert len(ids) == 16
-    assert ids == [tokenizer.cls_token_id, *whole[-14:], tokenizer.sep_token_id]
+    assert len(whole) > 30 and 10 < len(ids) <= 16
+    assert ids[0] == tokenizer.cls_token_id and ids[len(ids) - 1] in (tokenizer.sep_token_id, tokenizer.pad_token_id)
+    text = [token for token in ids if token not in tokenizer.all_special_ids]
+    assert text[:3] == whole[:3] and text[-3:] == whole[-3:]
+    assert reader.cut == {"long"}
 
 
-def test_choices_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"item 'long'.*max_length is 5"):
-        Cloze(byte_level_tokenizer(), max_length=5)([LONG])
+def test_all_choices_are_kept_however_many() -> None:
+    """Only the longest of them counts, and packed rows may be longer than `max_length`."""
+    choices = tuple(f"choice {n} of iron and wood" for n in range(30))
+    item = Item("many", "Which of these?", choices, 3)
+    tokenizer, model = byte_level_tokenizer(), tiny_llama(vocab_size=320, max_position_embeddings=1024)
+    reader = Cloze(tokenizer, max_length=64)
+    batch = reader([item])
+    assert batch["input_ids"].shape[1] > 64 and not reader.cut
+    with torch.no_grad():
+        assert_same_logits(batch.choice_logits(model), naive_cloze(model, tokenizer, [item]))
+
+
+@pytest.mark.parametrize("scoring", [Cloze, Letter])
+def test_what_does_not_fit_without_its_question_is_refused(scoring: Any) -> None:
+    reader = scoring(byte_level_tokenizer(), max_length=12)
+    with pytest.raises(ValueError, match=r"item 'long' does not fit into 12 tokens.*raise max_length"):
+        reader([LONG])
+    reader.extensible = False
+    with pytest.raises(ValueError, match="12 tokens even without its question; give it fewer"):
+        reader([LONG])
 
 
 # --- class tokens --------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ class TaskConfig:
         dev_examples: The same for the dev split.
         test_examples: The same for the test split.
         subset_seed: Seed of these draws; it is apart from the run's seed so that runs differ in nothing else.
-        max_length: Longest sequence in tokens; of a longer question the end is kept.
+        max_length: Longest sequence in tokens, of a question with one choice (letter: with all); of a longer question
+            the middle is cut, and metrics.json says of how many (of texts the end is cut).
         question_column: Column of a file that holds the question.
         choices_column: Column that holds the list of choices, or several columns separated by commas.
         label_column: Column that holds the right choice: index from 0, letter, or the text of the choice.

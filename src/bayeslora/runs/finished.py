@@ -164,7 +164,7 @@ def evaluate(
     metrics = run.metrics | {"task": described.name, "split": split} | prediction.metrics()
     if run.metrics.get("split") == "dev":
         # The dev scores stand nowhere else.
-        metrics["dev"] = {name: run.metrics[name] for name in prediction.metrics()}
+        metrics["dev"] = {name: run.metrics[name] for name in prediction.metrics() if name in run.metrics}
     if is_main():
         write_evaluation(target, prediction, metrics)
     wait()

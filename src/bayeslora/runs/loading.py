@@ -46,8 +46,10 @@ def load_model(
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,
     )
     model: Any = merge_adapters(base, config.merge)
-    readable = readable_tokens(model) or task.max_length
-    return model, tokenizer, scoring_of(task, tokenizer, min(task.max_length, readable))
+    readable = readable_tokens(model)
+    reader = scoring_of(task, tokenizer, min(task.max_length, readable or task.max_length))
+    reader.extensible = readable is None or task.max_length < readable
+    return model, tokenizer, reader
 
 
 def load_adapted(config: ModelConfig, task: TaskConfig, adapter: Path) -> tuple[PeftModel, Scoring]:

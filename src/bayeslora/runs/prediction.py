@@ -37,6 +37,8 @@ class Prediction:
     predictive: Predictive
     num_samples: int
     seconds: float
+    cut: int = 0
+    """Items whose questions were too long and lost their middle."""
 
     def metrics(self) -> dict[str, Any]:
         """Scores on the items, which all need labels; `spread` is the mean of `Predictive.spread`."""
@@ -46,6 +48,7 @@ class Prediction:
             "num_samples": self.num_samples,
             "predict_seconds": round(self.seconds, 2),
             "spread": float(self.predictive.spread.mean()),
+            "cut_items": self.cut,
         }
 
     def rows(self, abstain_above: float | None = None, rule: ConformalSets | None = None) -> Iterator[dict[str, Any]]:
@@ -132,7 +135,9 @@ def predict_items(
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = joined.take(back).tempered(temperature)
     _require_finite(predictive, items)
-    return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0)
+    cut = sum(items[index].id in scoring.cut for chunk in own for index in chunk)
+    cut = cut if together else sum(gather_shares([cut]))
+    return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0, cut)
 
 
 def _require_finite(predictive: Predictive, items: Sequence[Item]) -> None:

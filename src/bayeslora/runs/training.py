@@ -105,6 +105,7 @@ def train(
     if trunk_cache is not None:
         logger.info("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
+    metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if config.task.scoring == "classification":
         metrics["classes"] = config.task.classes
     write_trained(config, model, state, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, cast
@@ -12,8 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bayeslora.layers import base_model
+from bayeslora.scoring.fitting import fit
 
-__all__ = ["ChoiceBatch", "ChoiceItem", "Scoring", "choice_labels", "choice_mask", "forward_options", "pad_left"]
+__all__ = [
+    "ChoiceBatch",
+    "ChoiceItem",
+    "Scoring",
+    "choice_labels",
+    "choice_mask",
+    "forward_options",
+    "pad_left",
+    "pad_right",
+]
+
+logger = logging.getLogger("bayeslora")
 
 
 class ChoiceItem(Protocol):
@@ -88,7 +101,12 @@ class Scoring(ABC):
 
     Args:
         tokenizer: The model's tokenizer; it needs a padding token.
-        max_length: Longest sequence in tokens; of a longer question the end is kept.
+        max_length: Longest sequence in tokens, of a question with one choice (letter: with all); of a longer question
+            the middle is cut.
+
+    Attributes:
+        cut: Ids of the items whose questions were cut so far.
+        extensible: Whether a larger `max_length` would be read; False where the model has no more positions.
     """
 
     name: ClassVar[str]
@@ -102,16 +120,55 @@ class Scoring(ABC):
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.cut: set[str] = set()
+        self.extensible = True
 
     @abstractmethod
     def __call__(self, items: Sequence[ChoiceItem]) -> ChoiceBatch:
         """The batch of `items`."""
+
+    def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
+        """The text that is read: here the item's question, or `question` in its place."""
+        return item.question if question is None else question
+
+    def fitted(self, item: ChoiceItem, room: int) -> list[int]:
+        """Tokens of an item's prompt, at most `room`; the middle of a question that is too long is cut.
+
+        Raises:
+            ValueError: The prompt does not fit without any question.
+        """
+        tokens: list[int] | None = self.encode(self.prompt(item))
+        if tokens is not None and len(tokens) <= room:
+            return tokens
+        tokens = fit(item.question, lambda question: self.encode(self.prompt(item, question)), room)
+        remedy = "raise max_length, or " if self.extensible else ""
+        if tokens is None:
+            raise ValueError(
+                f"item {item.id!r} does not fit into {self.max_length} tokens even without its question; {remedy}give "
+                "it fewer or shorter choices."
+            )
+        if not self.cut:
+            logger.warning(
+                "item %r is cut in the middle of its question to fit into %d tokens; %sshorten such questions "
+                "yourself. How many are cut stands in the metrics.",
+                item.id,
+                self.max_length,
+                remedy,
+            )
+        self.cut.add(item.id)
+        return tokens
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the tokenizer's own special tokens in front but no end mark."""
         ids = list(self.tokenizer(text)["input_ids"])
         end = self.tokenizer.eos_token_id
         return ids[:-1] if len(ids) > 1 and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)) else ids
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [batch, tokens] with the padding behind the tokens."""
+    ids, mask, _ = pad_left([row[::-1] for row in rows], pad)
+    return ids.flip(-1), mask.flip(-1)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,8 @@ from bayeslora.scoring.base import (
     choice_labels,
     choice_mask,
     forward_options,
+    pad_left,
+    pad_right,
 )
 
 __all__ = ["Classification", "ClassificationBatch"]
@@ -66,9 +68,8 @@ class Classification(Scoring):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, classes: Sequence[str] | None = None
     ):
-        # A copy: the caller's tokenizer goes on padding and cutting on its own sides.
+        # A copy: the caller's tokenizer goes on padding on its own side.
         tokenizer = copy.copy(tokenizer)
-        tokenizer.truncation_side = "left"
         # Behind the text, or positions that are counted from the start would depend on the batch; in front where the
         # head reads the last position, which is where the tokenizer then sets its class token (XLNet).
         tokenizer.padding_side = "left" if tokenizer("a")["input_ids"][-1] == tokenizer.cls_token_id else "right"
@@ -78,15 +79,20 @@ class Classification(Scoring):
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClassificationBatch:
         """Batch of `items`."""
-        texts = [item.question for item in items]
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self._length(), return_tensors="pt")
+        rows = [self.fitted(item, self._length()) for item in items]
+        pad, left = self.tokenizer.pad_token_id, self.tokenizer.padding_side == "left"
+        ids, attention = pad_left(rows, pad)[:2] if left else pad_right(rows, pad)
         return ClassificationBatch(
-            input_ids=encoded["input_ids"],
-            attention_mask=torch.as_tensor(encoded["attention_mask"]),
+            input_ids=ids,
+            attention_mask=attention,
             choice_mask=choice_mask(items),
             class_positions=self._positions(items),
             **choice_labels(items),
         )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text with all of the tokenizer's special tokens."""
+        return list(self.tokenizer(text)["input_ids"])
 
     def _positions(self, items: Sequence[ChoiceItem]) -> Tensor:
         """Which choice of each item each class is [batch, classes]."""

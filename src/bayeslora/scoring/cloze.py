@@ -98,7 +98,8 @@ class ClozeBatch(ChoiceBatch):
         question, rest = tokens[: -size * _PROBE_CHOICES], tokens[-size * _PROBE_CHOICES :]
         choices = [rest[first : first + size] for first in range(0, len(rest), size)]
         every = torch.ones(1, len(choices), dtype=torch.bool)
-        probe = ClozeBatch(**_packed([(question, choices)], pad=0), choice_mask=every).to(self["input_ids"].device)
+        tensors = _packed([(question, choices)], pad=0) | {"choice_mask": every}
+        probe = ClozeBatch({name: value.to(self["input_ids"].device) for name, value in tensors.items()})
         inner = unwrapped(model)
         return probe.likelihood(inner).reshape(len(choices), -1), UnpackedBatch.of(probe).likelihood(inner)
 
@@ -138,9 +139,9 @@ class Cloze(Scoring):
 
     name: ClassVar[str] = "cloze"
 
-    def prompt(self, item: ChoiceItem) -> str:
-        """Question and "Answer:"."""
-        return f"Question: {item.question}\nAnswer:"
+    def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
+        """Question (another text in its place: `question`) and "Answer:"."""
+        return f"Question: {item.question if question is None else question}\nAnswer:"
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:
         """Batch of `items`."""
@@ -154,13 +155,8 @@ class Cloze(Scoring):
         prompt = self.prompt(item)
         context = self.encode(prompt)
         choices = [self._continuation(prompt, context, choice) for choice in item.choices]
-        room = self.max_length - sum(map(len, choices))
-        if room < 1:
-            raise ValueError(
-                f"item {item.id!r}: its choices alone have {sum(map(len, choices))} tokens, max_length is "
-                f"{self.max_length}; raise max_length."
-            )
-        return context[-room:], choices
+        # Each choice is read behind the question alone, so the longest one decides.
+        return self.fitted(item, self.max_length - max(map(len, choices))), choices
 
     def _continuation(self, prompt: str, context: list[int], choice: str) -> list[int]:
         whole = self.encode(f"{prompt} {choice}")

@@ -41,10 +41,10 @@ class Letter(Scoring):
 
     name: ClassVar[str] = "letter"
 
-    def prompt(self, item: ChoiceItem) -> str:
-        """Question, lettered choices, "Answer:"."""
+    def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
+        """Question (another text in its place: `question`), lettered choices, "Answer:"."""
         lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, item.choices, strict=False)]
-        return "\n".join([f"Question: {item.question}", *lines, "Answer:"])
+        return "\n".join([f"Question: {item.question if question is None else question}", *lines, "Answer:"])
 
     def __call__(self, items: Sequence[ChoiceItem]) -> LetterBatch:
         """Batch of `items`."""
@@ -52,7 +52,7 @@ class Letter(Scoring):
         if mask.shape[1] > len(string.ascii_uppercase):
             raise ValueError(f"letter scoring has 26 letters, got an item with {mask.shape[1]} choices; use cloze.")
         letters = list(string.ascii_uppercase[: mask.shape[1]])
-        rows = [self.encode(self.prompt(item))[-self.max_length :] for item in items]
+        rows = [self.fitted(item, self.max_length) for item in items]
         ids, attention, positions = pad_left(rows, self.tokenizer.pad_token_id)
         classes = torch.tensor(class_token_ids(self.tokenizer, letters))
         return LetterBatch(
