@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--overwrite", action="store_true", help="Replace runs that are there.")
     options = parser.parse_args()
     output: Path = options.output_dir
     write_texts(output / "texts")
@@ -73,7 +74,7 @@ def main() -> None:
     curves = {}
     for method in (Lora(r=8, last_layers=2), BayesianLora(r=8, last_layers=2)):
         settings = config(output / "texts", method, options.epochs)
-        run = train_texts(settings, output / method.name)
+        run = train_texts(settings, output / method.name, overwrite=options.overwrite)
         rows = text_splits(settings.task).test
         if not curves:
             with run.model.disable_adapter():

@@ -244,9 +244,11 @@ def test_a_new_run_in_the_folder_does_not_resume_from_the_old_one(tmp_path, conf
     run = tmp_path / "run"
     main(["train", "--config", str(config), "--output_dir", str(run), "--train.save_steps", "1"])
     assert not (run / "checkpoints.previous").exists()
-    main(["train", "--config", str(config), "--output_dir", str(run), "--train.max_steps", "2"])
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"checkpoint-2"}
-    assert (run / "checkpoints.previous" / "checkpoint-3").is_dir()
+    again = ["train", "--config", str(config), "--output_dir", str(run), "--train.max_steps", "2"]
+    main([*again, "--overwrite", "true"])
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"beginning.json", "checkpoint-2"}
+    # They were kept until the new run had ended.
+    assert not (run / "checkpoints.previous").exists()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -405,6 +407,8 @@ def test_an_exploding_run_stops_and_keeps_the_earlier_adapter(tmp_path, config, 
         config,
         "--output_dir",
         run,
+        "--overwrite",
+        "true",
         "--train.arguments.learning_rate",
         "1e30",
         "--train.warmup",

@@ -223,11 +223,12 @@ def test_a_plain_peft_adapter_needs_no_run(tmp_path, tiny_base, data):  # noqa: 
     record = diagnose(tmp_path / "adapter")
     assert record["intruders"] >= 4 and record["repair"] == [] and record["intruders_of_draws"] is None
     assert "draws" not in diagnosis_text(record)
-    named = diagnose(tmp_path / "adapter", tasks=[str(data)], base_model=str(tiny_base), scoring="letter")
+    options = {"tasks": [str(data)], "overwrite": True}
+    named = diagnose(tmp_path / "adapter", base_model=str(tiny_base), scoring="letter", **options)
     points = named["repair"][0]["points"]
     assert named["repair"][0]["scoring"] == "letter" and points[0]["nll"] != points[-1]["nll"]
     with pytest.raises(ValueError, match="reads a sequence_classification head"):
-        diagnose(tmp_path / "adapter", tasks=[str(data)], scoring="classification")
+        diagnose(tmp_path / "adapter", scoring="classification", **options)
 
 
 def test_a_posterior_adapter_alone_has_its_draws(tmp_path, tiny_base):  # noqa: F811

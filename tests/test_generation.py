@@ -468,7 +468,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         scoring=bayeslora.Cloze(byte_level_tokenizer()),
         config=SimpleNamespace(method=BayesianLora(), num_samples=3, seed=0),
     )
-    monkeypatch.setattr("bayeslora.runs.load_run", lambda folder: run)
+    monkeypatch.setattr("bayeslora.runs.load_run", lambda folder, device=None: run)
     return run
 
 
@@ -481,6 +481,7 @@ def test_the_command_writes_records_and_a_picture(run: SimpleNamespace, tmp_path
         output, image = tmp_path / "out.jsonl", tmp_path / "tokens.png"
         files = ["--input", prompts, "--output", output, "--picture", image, "--batch_size", batch_size]
         decoding = ["--max_new_tokens", 5, "--do_sample", True, "--seed", 4, "--unsure_above", 0.01]
+        decoding += ["--overwrite", True]
         main([str(argument) for argument in ["generate", "runs/any", *files, *decoding]])
         assert image.read_bytes().startswith(b"\x89PNG")
         written.append([json.loads(line) for line in output.read_text().splitlines()])

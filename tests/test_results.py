@@ -13,8 +13,9 @@ import torch
 
 from bayeslora.comparison import Cell, Header, Items, Predictions, Results, results
 from bayeslora.comparison.config import CompareConfig
-from bayeslora.comparison.growth import at_defaults, without_storage
+from bayeslora.comparison.growth import without_storage
 from bayeslora.config import describe
+from bayeslora.differences import at_defaults
 from bayeslora.parsing import config_parser, instantiate
 from bayeslora.predictive import Predictive
 

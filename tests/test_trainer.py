@@ -751,3 +751,67 @@ def test_the_saved_model_is_an_adapter(tmp_path: Path) -> None:
     loads_well(str(tmp_path / "final"))
     loaded = PeftModel.from_pretrained(tiny_llama(vocab_size=320), tmp_path / "final")
     assert distance(logits_of(loaded), logits_of(trainer.model.eval())) < 1e-6
+
+
+# --- other losses ----------------------------------------------------------------------------------------------------
+
+
+def four_choices(count: int = 24) -> list[Item]:
+    return [Item(str(n), f"Which is it, {n}?", WORDS[:4], n % 4) for n in range(count)]
+
+
+def trained_with(folder: Path, model_seed: int = 0, **options: Any) -> list[dict[str, float]]:
+    """Logs of three steps on batches of 8 or as `options` say."""
+    fields: dict[str, Any] = {"per_device_train_batch_size": 8, "max_steps": 3, "logging_steps": 1, "seed": SEED}
+    fields |= {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "learning_rate": 0.01}
+    own = {name: options.pop(name) for name in ("compute_loss_func", "label_smoothing") if name in options}
+    arguments = TrainingArguments(str(folder), **fields | options)
+    collate = Cloze(byte_level_tokenizer())
+    trainer = BayesianLoraTrainer(build(seed=model_seed), arguments, collate, four_choices(), **own)
+    trainer.train()
+    return step_logs(trainer)
+
+
+def weighted(weights: list[float]) -> Callable[..., Tensor]:
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        losses = nn.functional.cross_entropy(outputs.logits, labels, weight=torch.tensor(weights), reduction="sum")
+        return losses / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def test_the_trainers_own_loss_function_is_used_for_items(tmp_path: Path) -> None:
+    plain = trained_with(tmp_path)
+    same = trained_with(tmp_path, compute_loss_func=weighted([1.0] * 4))
+    double = trained_with(tmp_path, compute_loss_func=weighted([2.0] * 4))
+    classes = trained_with(tmp_path, compute_loss_func=weighted([10.0, 1.0, 1.0, 1.0]))
+    split = trained_with(
+        tmp_path,
+        compute_loss_func=weighted([10.0, 1.0, 1.0, 1.0]),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )
+    for name, (first, second) in {"nll": (plain, same), "loss": (classes, split)}.items():
+        assert [e[name] for e in first] == pytest.approx([e[name] for e in second], rel=1e-4)
+    assert double[0]["nll"] == pytest.approx(2 * plain[0]["nll"], rel=1e-5)
+    assert classes[0]["nll"] > 1.5 * plain[0]["nll"]
+
+
+def test_the_trainers_label_smoothing_is_used_for_items(tmp_path: Path) -> None:
+    own, factor, plain = (
+        [entry["nll"] for entry in trained_with(tmp_path, **options)]
+        for options in ({"label_smoothing": 0.3}, {"label_smoothing_factor": 0.3}, {})
+    )
+    assert own == factor and own != plain
+
+
+def test_what_would_be_ignored_of_a_loss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="say the same"):
+        trained_with(tmp_path, label_smoothing=0.1, label_smoothing_factor=0.1)
+    for option in ("label_smoothing", "label_smoothing_factor"):
+        with pytest.raises(ValueError, match="smooth in that function"):
+            trained_with(tmp_path, compute_loss_func=weighted([1.0] * 4), **{option: 0.1})
+    trainer = trainer_for("lm", tmp_path)
+    trainer.label_smoothing = 0.1
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1"):
+        trainer.train()

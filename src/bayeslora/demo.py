@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.folders import only_writer
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.plots import reliability_diagram
 from bayeslora.runs import Prediction, Trained, train, write_evaluation
-from bayeslora.saving import atomic_file, write_json
+from bayeslora.saving import atomic_file, check_absent, write_json
 
 __all__ = ["demo", "demo_config"]
 
@@ -32,20 +33,31 @@ def demo_config(method: Method, seed: int = 0) -> RunConfig:
     )
 
 
-def demo(output_dir: str | Path, seed: int = 0) -> str:
+def demo(output_dir: str | Path, seed: int = 0, overwrite: bool = False) -> str:
     """Train both methods, evaluate them on the same test items, and write runs, table and picture to `output_dir`.
 
     Returns:
         The table as Markdown, and where the picture is.
+
+    Raises:
+        FileExistsError: A demo or its runs are there, and not `overwrite`.
+        RuntimeError: Another process writes to `output_dir`.
     """
-    output, started = Path(output_dir), time.perf_counter()
+    output = Path(output_dir)
+    with only_writer(output):
+        check_absent(output / "results.json", overwrite)
+        return _demo(output, seed, overwrite)
+
+
+def _demo(output: Path, seed: int, overwrite: bool) -> str:
+    started = time.perf_counter()
     rows: dict[str, dict[str, Any]] = {}
     curves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     trained: Trained | None = None
     for method in (Lora(last_layers=4), BayesianLora(last_layers=4)):
         config = demo_config(method, seed)
         cache = trained.trunk_cache if trained is not None else None
-        trained = train(config, output / method.name, evaluate_dev=False, trunk_cache=cache)
+        trained = train(config, output / method.name, overwrite=overwrite, evaluate_dev=False, trunk_cache=cache)
         for title, num_samples in _readings(method):
             prediction = trained.predict(trained.splits.test, num_samples)
             rows[title] = trained.metrics | {"split": "test"} | prediction.metrics()

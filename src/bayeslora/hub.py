@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub import HfApi
 
 from bayeslora.config import RunConfig
+from bayeslora.folders import recover_parts
 from bayeslora.from_lora import adapter_folder
 from bayeslora.metrics import ReliabilityCurve, reliability_curve, summary
 from bayeslora.model_card import CardFacts, write_model_card
@@ -129,6 +130,7 @@ def write_hub_folder(
         FileExistsError: `output_dir` holds something.
         ValueError: The baseline was scored on something else, or the base model has other adapters merged in.
     """
+    recover_parts(run)
     folder, adapter = Path(run), Path(adapter_folder(run))
     for path in (folder / "config.yaml", folder / "metrics.json", adapter / "adapter_config.json"):
         if not path.is_file():

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bayeslora.devices import choose_device
 from bayeslora.heads import compute_in_float32, head_modules, held_by, note_new_weights
 from bayeslora.quantization import Quantization, keep_layout, quantization_config
 
@@ -75,9 +76,9 @@ def load_base_model(
         The model and its tokenizer.
 
     Raises:
-        ValueError: For an unknown kind, dtype, quantization or offline name, for `num_labels` on a causal language
-            model, when the checkpoint holds no weights for parts of the model that should be pretrained, and when its
-            files are damaged, or pickles of more than tensors.
+        ValueError: For an unknown kind, dtype, quantization or offline name, a device that is not here, `num_labels` on
+            a causal language model, when the checkpoint holds no weights for parts of the model that should be
+            pretrained, and when its files are damaged, or pickles of more than tensors.
         OSError: When the folder is no model or the Hub id cannot be loaded.
         ImportError: When the package that carries an offline model, reads it or quantises is missing.
     """
@@ -95,7 +96,7 @@ def load_base_model(
     head = {} if num_labels is None else {"num_labels": num_labels}
     if kind == "sequence_classification":
         head["ignore_mismatched_sizes"] = True
-    place = _choose_device(device)
+    place = choose_device(device)
     try:
         with _quiet_transformers(progress_bars=not Path(source).is_dir()):
             packing = {} if quantization == "none" else _packing(source, kind, dtype, quantization, place, shared)
@@ -272,14 +273,6 @@ def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: 
             f"Expected pretrained weights for all of {type(model).__name__}, but {name!r} lacks "
             f"{len(missing)} of them, such as {min(missing)}. {remedy[kind]}"
         )
-
-
-def _choose_device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _load_failure(name: str, source: str, error: OSError) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from bayeslora.distributed import is_dtensor, is_main, is_sharded, wait, whole
@@ -20,10 +20,12 @@ from bayeslora.distributed import is_dtensor, is_main, is_sharded, wait, whole
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "check_absent",
     "disk_is_full",
     "last_complete_checkpoint",
     "recover_folder",
     "save_adapter",
+    "sort_sets",
     "write_json",
 ]
 
@@ -35,15 +37,18 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the place of `path` only if the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    aside = _aside(path)
+    # With the permissions that the user's umask leaves, as any new file.
+    aside.touch(exist_ok=False)
+    mode = aside.stat().st_mode & 0o777
     try:
-        yield Path(name)
-        _synchronise(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        yield aside
+        _synchronise(aside)
+        # safetensors puts a file of its own in the place, which only its owner may read.
+        os.chmod(aside, mode)
+        os.replace(aside, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -56,14 +61,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    aside = _aside(path)
+    aside.mkdir()
     previous = path.with_name(path.name + _PREVIOUS)
     try:
         yield aside
+        mode = aside.stat().st_mode & 0o666
         for file in aside.rglob("*"):
             if file.is_file():
                 _synchronise(file)
-        os.chmod(aside, 0o755)
+                os.chmod(file, mode)
         shutil.rmtree(previous, ignore_errors=True)
         if path.exists():
             os.rename(path, previous)
@@ -100,7 +107,21 @@ def save_adapter(model: PeftModel, path: str | Path, **options: Any) -> None:
     if is_main():
         with atomic_folder(path) as aside:
             model.save_pretrained(str(aside), **options)
+            for name, config in model.peft_config.items():
+                sort_sets(aside if name == "default" else aside / name, config)
     wait()
+
+
+def sort_sets(folder: str | Path, config: PeftConfig) -> None:
+    """Order what PEFT keeps as a set, such as target_modules, in a folder's adapter_config.json.
+
+    Python hashes texts differently in every process, and so PEFT writes other bytes in each.
+    """
+    path = Path(folder) / "adapter_config.json"
+    chosen = {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
+    if chosen and path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8")) | chosen
+        path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _gathered(model: PeftModel) -> dict[str, Tensor]:
@@ -134,6 +155,24 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 def disk_is_full(error: BaseException) -> bool:
     """Whether there is no space left where something was to be written (or no quota)."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_absent(path: str | Path, overwrite: bool = False) -> None:
+    """Whether something may be written there.
+
+    Raises:
+        FileExistsError: It is there already.
+    """
+    if not overwrite and Path(path).exists():
+        raise FileExistsError(
+            f"{path} is there already and is left alone; name another place, or replace it with --overwrite true (in "
+            "Python: overwrite=True)."
+        )
+
+
+def _aside(path: Path) -> Path:
+    """A temporary name beside `path`; `bayeslora.folders` sweeps what a kill left under such names."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _synchronise(path: Path) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bayeslora.checkpoints import NamedCheckpoints
 from bayeslora.factors import KL, RandomModule
+from bayeslora.log_sums import LogSums
 from bayeslora.non_finite import NonFiniteLossError, likely_cause
 from bayeslora.objective import kl_divergence, kl_weight, negative_elbo, weight_penalty
 from bayeslora.observations import count_target_tokens, has_token_labels, row_count, rows_have_token_labels
 from bayeslora.optimizers import build_optimizer
 from bayeslora.sampling import find_draws, hold_draw
-from bayeslora.saving import last_complete_checkpoint
+from bayeslora.saving import last_complete_checkpoint, sort_sets
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.trunk import TrunkCache
 
@@ -42,12 +45,16 @@ class ELBOTrainerMixin(NamedCheckpoints):
         optimizer: "adamw" for the Trainer's own (`TrainingArguments.optim`), or the name of one for LoRA pairs
             (`bayeslora.optimizers`), which takes learning rate, betas, epsilon and decay from the TrainingArguments.
         optimizer_options: Further options of that optimizer.
-        label_smoothing: Share of each item's target spread evenly over its choices (`ChoiceBatch`; for other inputs
-            use TrainingArguments.label_smoothing_factor).
+        label_smoothing: Share of each item's target spread evenly over its choices (`ChoiceBatch`). Default:
+            TrainingArguments.label_smoothing_factor, which other inputs need.
         train_samples: Draws per forward (`ChoiceBatch` only); the NLL is their mean.
         trunk_cache: Serves the frozen layers' output for batches of items (`ChoiceBatch`).
         prior_std: Standard deviation of a Gaussian prior on the weights of plain LoRA factors (`weight_penalty`), which
             counts as part of the KL; default: a flat prior.
+
+    The Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)` takes the place of the cross-entropy, also of
+    items: `outputs.logits` is [rows, choices] with -inf where an item has no such choice, `labels` [rows], and a row
+    is an item in one of the `train_samples` draws; to be accumulated it must return sum / num_items_in_batch.
 
     An optimizer with a context `sampled_params(train=True)` (IVON) has each forward and backward run inside it.
     """
@@ -86,6 +93,17 @@ class ELBOTrainerMixin(NamedCheckpoints):
         self.prior_std = prior_std
         if prior_std is not None:
             weight_penalty(self._module, prior_std)
+        factor = self.args.label_smoothing_factor
+        if label_smoothing and factor:
+            raise ValueError(
+                f"label_smoothing={label_smoothing} and TrainingArguments.label_smoothing_factor={factor} say the same "
+                "thing; give one of them."
+            )
+        if self.compute_loss_func is not None and (label_smoothing or factor):
+            raise ValueError(
+                "compute_loss_func takes the place of the cross-entropy, so that nothing would be smoothed; smooth in "
+                "that function, and leave label_smoothing and label_smoothing_factor out."
+            )
         self.optimizer_name = optimizer
         self.optimizer_options = optimizer_options or {}
         self.beta = beta
@@ -103,8 +121,8 @@ class ELBOTrainerMixin(NamedCheckpoints):
                 num_examples = count_target_tokens(dataset, self._row_collator())
         self._num_examples = num_examples
         self._drawn_step: int | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._noted_steps = 0
+        self._log_sums = LogSums()
+        self._saves_checkpoint = False
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -118,7 +136,7 @@ class ELBOTrainerMixin(NamedCheckpoints):
         if self._drawn_step != state.global_step:
             hold_draw(model, seed=self.args.seed, step=state.global_step, num_samples=self.train_samples)
             self._drawn_step = state.global_step
-            self._noted_steps += 1
+            self._log_sums.begin_step()
         with _sampled_weights(self.optimizer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
@@ -126,6 +144,7 @@ class ELBOTrainerMixin(NamedCheckpoints):
                 f"the loss became {loss.item()} at step {state.global_step + 1} of {state.max_steps}; training stopped "
                 f"before the update. {self._last_good()} {self._likely_cause()}"
             )
+        self._log_sums.add(loss=loss)
         return loss
 
     def compute_loss(
@@ -136,6 +155,11 @@ class ELBOTrainerMixin(NamedCheckpoints):
         if isinstance(inputs, ChoiceBatch):
             loss, outputs = self._choice_loss(model, inputs, num_items_in_batch)
         else:
+            if self.label_smoothing:
+                raise ValueError(
+                    "label_smoothing spreads the targets of items with choices; for these inputs set "
+                    f"TrainingArguments(label_smoothing_factor={self.label_smoothing})."
+                )
             # Outputs are asked for only where they are needed: TRL's trainers compute them in a forward of its own.
             found: Any = super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -162,15 +186,23 @@ class ELBOTrainerMixin(NamedCheckpoints):
         if labels is None:
             raise ValueError("training needs a label for every item, but this batch has items without one.")
         copies = logits.shape[0] // labels.shape[0]
-        losses = smoothed_cross_entropy(logits, labels.repeat(copies), self.label_smoothing if model.training else 0.0)
-        if num_items is None or not model.training or not self._is_scaled(num_items):
-            loss = losses.mean()
-        else:
-            loss = losses.sum() / (copies * num_items)
-            if self.args.average_tokens_across_devices:
-                # num_items counts all processes, and DDP averages the gradients over them.
-                loss = loss * self.accelerator.num_processes
+        shared = num_items is not None and model.training and self._is_scaled(num_items)
+        loss = self._row_loss(logits, labels.repeat(copies), copies * num_items if shared else None, model.training)
+        if shared and self.args.average_tokens_across_devices:
+            # num_items counts all processes, and DDP averages the gradients over them.
+            loss = loss * self.accelerator.num_processes
         return loss, {"loss": loss, "logits": logits}
+
+    def _row_loss(self, logits: Tensor, labels: Tensor, rows: Any, training: bool) -> Tensor:
+        """The mean loss of logits [rows, choices], or where `rows` counts those of the whole step their share of it."""
+        if self.compute_loss_func is not None:
+            loss: Tensor = self.compute_loss_func(
+                SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=rows
+            )
+            return loss
+        smoothing = self.label_smoothing or self.args.label_smoothing_factor
+        losses = smoothed_cross_entropy(logits, labels, smoothing if training else 0.0)
+        return losses.mean() if rows is None else losses.sum() / rows
 
     def _is_scaled(self, num_items_in_batch: Any) -> bool:
         """Whether the loss is a share of the whole accumulated batch (the trainer will not divide it), as Trainer."""
@@ -227,25 +259,20 @@ class ELBOTrainerMixin(NamedCheckpoints):
     # --- logs ------------------------------------------------------------------------------------------------------
 
     def _note(self, nll: Tensor, kl: KL, steps: int) -> None:
-        parts = {
-            "nll": nll,
-            "kl_weight": torch.full_like(kl.total, self._kl_weight() / steps),
-            "kl": kl.total.detach() / steps,
-            "kl_inducing": kl.inducing.detach() / steps,
-            "kl_conditional": kl.conditional.detach() / steps,
-        }
-        for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._log_sums.add(
+            nll=nll,
+            kl_weight=torch.full_like(kl.total, self._kl_weight() / steps),
+            kl=kl.total / steps,
+            kl_inducing=kl.inducing / steps,
+            kl_conditional=kl.conditional / steps,
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean nll (nats per example) and kl (nats, whole model, and its two parts) since the last log."""
-        if "loss" in logs and self._sums:
-            steps = max(1, self._noted_steps)
-            names = sorted(self._sums)
-            sums = torch.stack([self._sums[name].float() for name in names])
-            means = self.accelerator.reduce(sums, "mean") / steps
-            logs.update(zip(names, means.tolist(), strict=True))
-            self._sums, self._noted_steps = {}, 0
+        if "loss" in logs and self._log_sums:
+            # The loss too: after a resume the Trainer's own leaves out the steps before the checkpoint.
+            logs.update(self._log_sums.means(self._mean_of_processes))
+            self._log_sums.clear()
         super().log(logs, *args, **kwargs)
 
     # --- optimizer -------------------------------------------------------------------------------------------------
@@ -290,7 +317,9 @@ class ELBOTrainerMixin(NamedCheckpoints):
         """As Trainer.train; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-        self._sums, self._noted_steps = {}, 0
+        self._log_sums.clear()
+        if resume_from_checkpoint:
+            self._log_sums.load(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -309,6 +338,23 @@ class ELBOTrainerMixin(NamedCheckpoints):
                     f"{self._last_good()} {self._likely_cause()}"
                 )
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        for name, config in getattr(self._module, "peft_config", {}).items():
+            sort_sets(folder if name == "default" else folder / name, config)
+        if self._saves_checkpoint:
+            self._log_sums.save(folder)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._log_sums.share(self._mean_of_processes)
+        self._saves_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._saves_checkpoint = False
+
+    def _mean_of_processes(self, values: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(values.to(self.args.device), "mean")
+        return mean
 
     def _likely_cause(self) -> str:
         arguments = self.args

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["Command", "metrics_line"]
+__all__ = ["Command", "add_device", "add_overwrite", "metrics_line"]
 
 
 class Command(ABC):
@@ -27,6 +27,17 @@ class Command(ABC):
     @abstractmethod
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Do it, and print what came out; `parser` is the one that parsed `options`."""
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """The option of every command that loads a run."""
+    said = "Where to compute: auto, cpu, cuda, cuda:1, mps, ...; default: where the run was trained, if that is here."
+    parser.add_argument("--device", type=str | None, default=None, help=said)
+
+
+def add_overwrite(parser: ArgumentParser) -> None:
+    """The option of every command that could replace what is there."""
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace what is there already.")
 
 
 def metrics_line(metrics: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_overwrite
 
 
 class Demo(Command):
@@ -18,10 +18,11 @@ class Demo(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write, and the seed."""
         parser.add_argument("--output_dir", type=str, default="runs/demo", help="Folder for both runs and the table.")
+        add_overwrite(parser)
         parser.add_argument("--seed", type=int, default=0, help="Seed of initialisation, data order and draws.")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""
         from bayeslora.demo import demo
 
-        print(demo(options.output_dir, seed=options.seed))
+        print(demo(options.output_dir, seed=options.seed, overwrite=options.overwrite))

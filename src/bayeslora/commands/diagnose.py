@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_device, add_overwrite
 
 
 class Diagnose(Command):
@@ -35,6 +35,8 @@ class Diagnose(Command):
         add("--seed", type=int | None, default=None, help="Of the draws; default: the run's.")
         add("--top", type=int, default=10, help="Singular vectors of a layer to look at.")
         add("--threshold", type=float, default=0.5, help="Cosine below which a vector is an intruder dimension.")
+        add_device(parser)
+        add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""
@@ -42,5 +44,5 @@ class Diagnose(Command):
         from bayeslora.diagnosis.table import diagnosis_text
 
         names = ("output_dir", "base_model", "tasks", "scoring", "split", "examples", "scales", "num_samples", "seed")
-        chosen = {name: options[name] for name in (*names, "top", "threshold")}
+        chosen = {name: options[name] for name in (*names, "top", "threshold", "device", "overwrite")}
         print(diagnosis_text(diagnose(options.run, **chosen)))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command, metrics_line
+from bayeslora.commands.base import Command, add_device, add_overwrite, metrics_line
 from bayeslora.commands.files import add_file_layout, file_layout
 
 
@@ -26,10 +26,13 @@ class Evaluate(Command):
         parser.add_argument("--examples", type=int | None, default=None, help="Use only this many items.")
         parser.add_argument("--output_dir", type=str | None, default=None, help="Default: the run's folder.")
         add_file_layout(parser)
+        add_device(parser)
+        add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the metrics."""
         from bayeslora.runs import evaluate
 
-        chosen = {name: options[name] for name in ("task", "split", "num_samples", "examples", "output_dir")}
+        names = ("task", "split", "num_samples", "examples", "output_dir", "device", "overwrite")
+        chosen = {name: options[name] for name in names}
         print(metrics_line(evaluate(options.run, **chosen, file_layout=file_layout(options))))

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_device, add_overwrite
 
 
 class EvaluationHarness(Command):
@@ -32,14 +32,18 @@ class EvaluationHarness(Command):
         add("--num_fewshot", type=int | None, default=None, help="Examples in the prompt; default: the task's.")
         add("--limit", type=float | None, default=None, help="Items per task, or below 1 their share, for a try.")
         add("--batch_size", type=int | str, default=1, help='Requests in one forward, each with its draws, or "auto".')
-        add("--device", type=str | None, default=None, help="Where to compute; default: where the run says.")
+        add_device(parser)
+        add_overwrite(parser)
         add("--include_path", type=str | None, default=None, help="Folder with YAML tasks of your own.")
         add("--output", type=str | None, default=None, help="JSON file for the results.")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the harness's table."""
         from bayeslora.evaluation_harness import evaluate_with_harness
+        from bayeslora.saving import check_absent, write_json
 
+        if options.output is not None:
+            check_absent(options.output, options.overwrite)
         names = ("num_samples", "likelihood", "seed", "num_fewshot", "limit", "batch_size", "device", "include_path")
         results = evaluate_with_harness(
             options.run,
@@ -48,8 +52,6 @@ class EvaluationHarness(Command):
             **{name: options[name] for name in names},
         )
         from lm_eval.utils import handle_non_serializable, make_table
-
-        from bayeslora.saving import write_json
 
         if options.output is not None:
             write_json(options.output, json.loads(json.dumps(results, default=handle_non_serializable)))

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_device
 
 
 class Export(Command):
@@ -39,12 +39,13 @@ class Export(Command):
             default="float32",
             help="Number type of the files.",
         )
+        add_device(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the folders that were written."""
         from bayeslora.export import export_run
 
-        chosen = {name: options[name] for name in ("format", "num_samples", "seed", "draw", "dtype")}
+        chosen = {name: options[name] for name in ("format", "num_samples", "seed", "draw", "dtype", "device")}
         record = export_run(options.run, options.output_dir, **chosen)
         for folder in record.get("draws", ["."]):
             print(Path(options.output_dir) / folder)

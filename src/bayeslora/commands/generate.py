@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_device, add_overwrite
 
 _PICTURED = 8
 
@@ -43,6 +43,8 @@ class Generate(Command):
             default="mutual_information",
             help="What makes a token unsure: disagreement of the draws, or all uncertainty.",
         )
+        add_device(parser)
+        add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Writes the records, or prints the texts with their unsure spans."""
@@ -51,12 +53,16 @@ class Generate(Command):
         from bayeslora.generation.runs import generate_records, read_prompts
         from bayeslora.runs import load_run
         from bayeslora.runs.prediction import write_rows
+        from bayeslora.saving import check_absent
 
+        for path in (options.output, options.picture):
+            if path is not None:
+                check_absent(path, options.overwrite)
         prompts = [{"prompt": options.prompt}] if options.input is None else read_prompts(options.input)
         warpers = ("temperature", "top_k", "top_p") if options.do_sample else ()
         names = ("num_samples", "seed", "raw", "batch_size", "max_new_tokens", "do_sample", "repetition_penalty")
         records = generate_records(
-            load_run(options.run),
+            load_run(options.run, device=options.device),
             prompts,
             threshold=options.unsure_above,
             measure=options.unsure_by,

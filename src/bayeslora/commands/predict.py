@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_device, add_overwrite
 from bayeslora.commands.files import add_file_layout, file_layout
 
 
@@ -36,6 +36,8 @@ class Predict(Command):
             default=None,
             help="Add sets of choices that hold the right one with this probability (conformal, calibrated on dev).",
         )
+        add_device(parser)
+        add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints how many items there were, and how many sets of one choice."""
@@ -49,6 +51,8 @@ class Predict(Command):
             abstain_above=options.abstain_above,
             coverage=options.coverage,
             file_layout=file_layout(options),
+            device=options.device,
+            overwrite=options.overwrite,
         )
         print(f"{len(rows)} predictions: {options.output}")
         if options.coverage is not None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command
+from bayeslora.commands.base import Command, add_device
 from bayeslora.parsing import instantiate
 from bayeslora.serving.settings import Settings
 
@@ -24,6 +24,7 @@ class Serve(Command):
             "--host", type=str, default="127.0.0.1", help="Address to listen at; the default is reached from here only."
         )
         parser.add_argument("--port", type=int, default=8000, help="Port to listen at; 0: a free one.")
+        add_device(parser)
         parser.add_class_arguments(Settings, nested_key=None)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
@@ -36,4 +37,5 @@ class Serve(Command):
             raise ImportError(
                 f'{error.name} is not installed; install what serving needs with pip install "bayeslora[serve]".'
             ) from error
-        serve(options.run, instantiate(parser, options, Settings), host=options.host, port=options.port)
+        where = {name: options[name] for name in ("host", "port", "device")}
+        serve(options.run, instantiate(parser, options, Settings), **where)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.commands.base import Command, metrics_line
+from bayeslora.commands.base import Command, add_overwrite, metrics_line
 from bayeslora.config import RunConfig
 from bayeslora.parsing import add_config, instantiate
 
@@ -24,6 +24,7 @@ class Train(Command):
         add_config(parser, RunConfig)
         parser.add_argument("--output_dir", type=str, required=True, help="Folder of the run (created).")
         parser.add_argument("--resume", type=bool, default=False, help="Go on from the newest complete checkpoint.")
+        add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the metrics on dev and where the adapter is."""
@@ -32,5 +33,6 @@ class Train(Command):
             from bayeslora.language_modelling import train_texts as train
         else:
             from bayeslora.runs import train
-        print(metrics_line(train(config, options.output_dir, resume=options.resume).metrics))
+        chosen = {"resume": options.resume, "overwrite": options.overwrite}
+        print(metrics_line(train(config, options.output_dir, **chosen).metrics))
         print(f"adapter: {Path(options.output_dir) / 'adapter'}")

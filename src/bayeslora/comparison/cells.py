@@ -17,6 +17,7 @@ from bayeslora.comparison.records import Cell, Predictions, Stage
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.runs import Prediction, Run, load_run, train
+from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import disk_is_full
 from bayeslora.tasks import Item
@@ -119,7 +120,8 @@ class CellComputer:
         layers = self.config.adapter.last_layers
         cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
         if done:
-            trained = load_run(folder)
+            check_finished(run, folder)
+            trained = load_run(folder, device=run.model.device)
             trained.trunk_cache = open_trunk_cache(run, trained.model, cache)
         else:
             trained = train(run, folder, resume=True, evaluate_dev=False, trunk_cache=cache)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from bayeslora.comparison.growth import grown
 from bayeslora.comparison.records import Cell, Header, Items, Predictions, Stage
+from bayeslora.folders import sweep
 from bayeslora.saving import atomic_file
 
 __all__ = ["Results"]
@@ -69,6 +70,7 @@ class Results:
                 f"Another process writes to {path}. Wait until it ends, or choose another output folder."
             ) from error
         try:
+            sweep(path.parent)
             results = cls._open_locked(path, header, defaults or {})
         except BaseException:
             lock.release()

@@ -9,12 +9,13 @@ from typing import Any
 
 from bayeslora.comparison.config import CompareConfig
 from bayeslora.comparison.executors import Executor, LocalExecutor
-from bayeslora.comparison.growth import at_defaults, without_storage
+from bayeslora.comparison.growth import without_storage
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place, chosen_rate, is_ready, wanted_places
 from bayeslora.comparison.progress import Progress
 from bayeslora.comparison.records import Header, Stage
 from bayeslora.comparison.results import Results
+from bayeslora.differences import at_defaults
 
 __all__ = ["compare"]
 

@@ -20,12 +20,13 @@ __all__ = ["load_adapter"]
 _SCORINGS: dict[str, Literal["cloze", "classification"]] = {"CAUSAL_LM": "cloze", "SEQ_CLS": "classification"}
 
 
-def load_adapter(source: str | Path, base_model: str | None = None) -> tuple[Run, bool]:
+def load_adapter(source: str | Path, base_model: str | None = None, device: str | None = None) -> tuple[Run, bool]:
     """An adapter on its base model.
 
     Args:
         source: A run folder, a PEFT adapter's folder, or the Hub id of one of them.
         base_model: Hub id or folder of the base model, in place of the one that is noted.
+        device: As `bayeslora.load_run`; an adapter without a run is put on "auto" by default.
 
     Returns:
         The run, and whether it knows its task: an adapter without a run has a run made up for it, with the scoring that
@@ -38,7 +39,7 @@ def load_adapter(source: str | Path, base_model: str | None = None) -> tuple[Run
     """
     folder = run_folder(source)
     if (folder / "config.yaml").is_file() and (folder / "metrics.json").is_file():
-        return load_run(source, base_model=base_model), True
+        return load_run(source, base_model=base_model, device=device), True
     adapter = Path(adapter_folder(folder))
     if not (adapter / "adapter_config.json").is_file():
         raise FileNotFoundError(
@@ -58,7 +59,8 @@ def load_adapter(source: str | Path, base_model: str | None = None) -> tuple[Run
     kind = getattr(config.task_type, "value", config.task_type) or "CAUSAL_LM"
     if kind not in _SCORINGS:
         raise ValueError(f"the adapter's task type is {kind}; expected one of {', '.join(_SCORINGS)}.")
-    run = RunConfig(model=ModelConfig(name=name), task=TaskConfig(scoring=_SCORINGS[kind]), method=_method(config))
+    model_config = ModelConfig(name=name, device=device or "auto")
+    run = RunConfig(model=model_config, task=TaskConfig(scoring=_SCORINGS[kind]), method=_method(config))
     model, scoring = load_adapted(run.model, run.task, adapter)
     return Run(config=run, model=model.eval(), scoring=scoring, metrics={}, state={}), False
 

@@ -18,7 +18,7 @@ from bayeslora.diagnosis.repair import scaled_intruders
 from bayeslora.locating import is_hub_run
 from bayeslora.runs import Run, task_items
 from bayeslora.runs.loading import scoring_of
-from bayeslora.saving import atomic_file, write_json
+from bayeslora.saving import atomic_file, check_absent, write_json
 from bayeslora.scoring import get_scoring
 from bayeslora.tasks import allow_task
 
@@ -42,6 +42,8 @@ def diagnose(
     seed: int | None = None,
     top: int = TOP,
     threshold: float = THRESHOLD,
+    device: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Count intruder dimensions, and measure what scaling them down does (arXiv 2410.21228).
 
@@ -61,19 +63,24 @@ def diagnose(
         seed: Of the draws; default: the run's.
         top: k, how many singular vectors of a layer to look at.
         threshold: epsilon, the cosine below which a vector is an intruder dimension.
+        device: As `bayeslora.load_run`.
+        overwrite: Replace a diagnosis that is there.
 
     Returns:
         What diagnosis.json holds.
 
     Raises:
         FileNotFoundError: There is no such run or adapter.
+        FileExistsError: A diagnosis is in the output folder, and not `overwrite`.
         ValueError: The adapter cannot be diagnosed, or a task has no items in the split; the message says why.
     """
     if output_dir is None and is_hub_run(str(source)):
         raise ValueError(f"there is no folder {str(source)!r} here; say where to write: output_dir=FOLDER.")
+    target = Path(output_dir) if output_dir is not None else Path(source) / "diagnosis"
+    check_absent(target / "diagnosis.json", overwrite)
     for name in tasks or ():
         allow_task(name)
-    run, knows_task = load_adapter(source, base_model)
+    run, knows_task = load_adapter(source, base_model, device)
     config = run.config
     seed = config.seed if seed is None else seed
     draws = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
@@ -96,7 +103,6 @@ def diagnose(
             for name in names
         ],
     }
-    target = Path(output_dir) if output_dir is not None else Path(source) / "diagnosis"
     write_json(target / "diagnosis.json", record)
     with atomic_file(target / "diagnosis.png") as aside:
         aside.write_bytes(diagnosis_picture(record))

@@ -94,6 +94,9 @@ class PosteriorLM(HFLM):
         **options: Any,
     ):
         _check(num_samples, likelihood, samples_per_forward, options)
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            # The harness's command line says cuda:0 where nobody has chosen, and HFLM falls back as well.
+            device = None
         if isinstance(pretrained, nn.Module):
             model, samples = pretrained, 10 if num_samples is None else num_samples
             if tokenizer is None:
@@ -102,12 +105,13 @@ class PosteriorLM(HFLM):
             run = (
                 pretrained
                 if isinstance(pretrained, Run)
-                else load_run(pretrained, revision=revision, base_model=base_model, allow_method=allow_method)
+                else load_run(
+                    pretrained, revision=revision, base_model=base_model, device=device, allow_method=allow_method
+                )
             )
             model, tokenizer, samples = run.model, run.scoring.tokenizer, _samples_of(run, num_samples)
             seed = run.config.seed if seed is None else seed
-        if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):
-            # The harness's command line says cuda:0 where nobody has chosen, and HFLM falls back as well.
+        if device is not None and not isinstance(pretrained, str | Path):
             model = model.to(device)
         super().__init__(model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, **options)
         self.likelihood = likelihood

@@ -9,6 +9,7 @@ from typing import Any
 import lm_eval
 from lm_eval.tasks import TaskManager
 
+from bayeslora.devices import choose_device
 from bayeslora.likelihood import Likelihood
 
 __all__ = ["evaluate_with_harness"]
@@ -39,9 +40,11 @@ def evaluate_with_harness(
         The harness's results: `results` by task, `configs`, `versions`, `n-samples`, ...
 
     Raises:
-        ValueError: As `PosteriorLM`; or no tasks.
+        ValueError: As `PosteriorLM`; no tasks; or `device` is not here.
         KeyError: A task is unknown to the harness.
     """
+    if options.get("device") is not None:
+        choose_device(options["device"])
     chosen = {"num_samples": num_samples, "likelihood": likelihood, "seed": seed}
     arguments = {"pretrained": str(run), **{name: value for name, value in chosen.items() if value is not None}}
     manager = TaskManager(include_path=None if include_path is None else str(include_path), metadata=arguments)

@@ -18,6 +18,7 @@ from bayeslora.factors import RandomFactor, forget, materialise
 from bayeslora.from_lora import changes_base
 from bayeslora.layers import evaluating
 from bayeslora.sampling import random_factors
+from bayeslora.saving import sort_sets
 
 __all__ = ["adapted_layers", "adapter_config", "adapter_name", "lora_tensors", "write_lora"]
 
@@ -113,7 +114,9 @@ def write_lora(model: PeftModel, folder: Path, tensors: Mapping[str, Tensor], dt
     """
     contents = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()} | _saved_modules(model)
     folder.mkdir(exist_ok=True)
-    _plain_config(model, tensors).save_pretrained(str(folder))
+    config = _plain_config(model, tensors)
+    config.save_pretrained(str(folder))
+    sort_sets(folder, config)
     contents = {key: value.contiguous() for key, value in contents.items()}
     save_file(contents, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

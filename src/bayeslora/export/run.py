@@ -28,6 +28,7 @@ def export_run(
     seed: int | None = None,
     draw: int | None = None,
     dtype: Dtype = "float32",
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Export the adapter of a run folder.
 
@@ -39,6 +40,7 @@ def export_run(
         seed: Seed of the draws; default: the run's, with which `bayeslora predict` draws.
         draw: Number of the draw for "merged"; default: the mean.
         dtype: Number type of the files.
+        device: As `bayeslora.load_run`.
 
     Returns:
         What export.json holds, with `warnings`, a list of texts.
@@ -54,7 +56,7 @@ def export_run(
         if value is not None and format != belongs:
             raise ValueError(f"{name} is for format {belongs!r}, but format is {format!r}; leave it out.")
     check_output(output_dir)
-    loaded = load_run(run)
+    loaded = load_run(run, device=device)
     config, model = loaded.config, loaded.model
     seed = config.seed if seed is None else seed
     details = {"run": str(run), "method": config.method.name, "temperature": loaded.temperature}

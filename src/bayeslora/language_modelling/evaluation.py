@@ -13,11 +13,13 @@ from typing import Any
 from datasets import Dataset
 
 from bayeslora.config import TaskConfig
+from bayeslora.folders import replaced_together
 from bayeslora.language_modelling.metrics import token_metrics, token_reliability
 from bayeslora.language_modelling.quiet import quiet_datasets
 from bayeslora.language_modelling.texts import TextRow, text_dataset, text_splits
 from bayeslora.language_modelling.tokens import TokenPrediction, predict_tokens
 from bayeslora.plots import draw_reliability_curves
+from bayeslora.runs.evaluation_files import TEXT_EVALUATION_PARTS
 from bayeslora.runs.prediction import write_rows
 from bayeslora.runs.run import Run
 from bayeslora.saving import write_json
@@ -133,15 +135,16 @@ def evaluate_texts(run: Run, task: TaskConfig, split: str, num_samples: int | No
 
 
 def write_text_evaluation(target: Path, prediction: TextPrediction, metrics: dict[str, Any]) -> None:
-    """metrics.json, texts.jsonl and reliability.png, each atomically."""
-    write_rows(target / "texts.jsonl", prediction.rows())
-    draw_reliability_curves(
-        {panel_title(metrics): token_reliability(prediction.tokens)},
-        target / "reliability.png",
-        title=f"{Path(metrics['task']).name} ({metrics['split']})",
-        unit="tokens",
-    )
-    write_json(target / "metrics.json", metrics)
+    """metrics.json, texts.jsonl and reliability.png, all or none; for the only writer of the folder."""
+    with replaced_together(target, TEXT_EVALUATION_PARTS) as aside:
+        write_rows(aside / "texts.jsonl", prediction.rows())
+        draw_reliability_curves(
+            {panel_title(metrics): token_reliability(prediction.tokens)},
+            aside / "reliability.png",
+            title=f"{Path(metrics['task']).name} ({metrics['split']})",
+            unit="tokens",
+        )
+        write_json(aside / "metrics.json", metrics)
 
 
 def panel_title(metrics: dict[str, Any]) -> str:

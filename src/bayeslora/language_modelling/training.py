@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,22 +11,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from bayeslora.config import RunConfig
-from bayeslora.distributed import world_size
+from bayeslora.folders import only_writer
 from bayeslora.language_modelling.evaluation import predict_texts
 from bayeslora.language_modelling.quiet import quiet_datasets
 from bayeslora.language_modelling.texts import TextRow, text_dataset, text_splits
 from bayeslora.memory import peak_memory
 from bayeslora.methods import Method, Training
+from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.training import (
-    set_checkpoints_aside,
+    planned_steps,
     training_fields,
     training_metrics,
-    write_metrics,
-    write_trained,
+    write_run,
 )
-from bayeslora.saving import recover_folder
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.sft import BayesianSFTTrainer, SFTConfig
 
@@ -36,28 +34,42 @@ __all__ = ["train_texts"]
 logger = logging.getLogger("bayeslora")
 
 
-def train_texts(config: RunConfig, output_dir: str | Path, *, resume: bool = False, evaluate_dev: bool = True) -> Run:
+def train_texts(
+    config: RunConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    evaluate_dev: bool = True,
+) -> Run:
     """What `bayeslora.runs.train` does for task.scoring text: the same run folder, scored in tokens.
 
     Raises:
         ValueError: The method or an option is for items with choices, or there are no training texts.
-        NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
+        FileExistsError, RuntimeError, NonFiniteLossError: As `bayeslora.runs.train`.
     """
     _check(config)
     output = Path(output_dir)
-    recover_folder(output / "adapter")
+    with only_writer(output):
+        return _train(config, output, resume, overwrite, evaluate_dev)
+
+
+def _train(config: RunConfig, output: Path, resume: bool, overwrite: bool, evaluate_dev: bool) -> Run:
     splits = text_splits(config.task)
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training texts.")
+    check_config(config, has_dev=bool(splits.dev))
+    check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
     set_seed(config.seed)
     base, tokenizer, scoring = load_model(merge_resolved(config.model, output), config.task)
     set_seed(config.seed)
     model = config.method.adapt(base, "causal_lm")
-    if not resume:
-        set_checkpoints_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, tokenizer, splits.train, scoring.max_length)
     rows: Any = trainer.train_dataset
     tokens = trainer.num_observations
+    if resume:
+        check_length(output, planned_steps(trainer.args, len(rows)))
+    note_beginning(config, output, splits.train, resume=resume)
     logger.info("%d training texts with %d target tokens", len(splits.train), tokens)
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
@@ -68,11 +80,10 @@ def train_texts(config: RunConfig, output_dir: str | Path, *, resume: bool = Fal
     seconds = time.perf_counter() - started
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
     metrics |= {"train_rows": len(rows), "train_tokens": tokens}
-    write_trained(config, model, state, output)
     run = Run(config=config, model=model, scoring=scoring, metrics=metrics, state=state)
     if splits.dev and evaluate_dev:
         metrics |= predict_texts(run, splits.dev).metrics(run) | {"split": "dev"}
-    write_metrics(config, metrics, output)
+    write_run(run, output)
     return run
 
 
@@ -122,8 +133,7 @@ def _trainer(
             prior_std=options.prior_std,
         )
     data: Any = trainer.train_dataset
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()
-    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(data) / per_step)))
+    steps = planned_steps(arguments, len(data))
     arguments.logging_steps = min(arguments.logging_steps, steps)
     # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().
     for name, value in config.method.trainer_options(options.learning_rate, steps, trainer.num_observations).items():

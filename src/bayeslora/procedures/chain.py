@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from bayeslora.comparison.growth import differences
+from bayeslora.differences import differences
 from bayeslora.export import export_merged
+from bayeslora.folders import only_writer
 from bayeslora.from_lora import adapter_folder
 from bayeslora.heads import require_supplied
 from bayeslora.procedures.config import ChainConfig
@@ -18,6 +19,7 @@ from bayeslora.procedures.sketch import draw_sketch
 from bayeslora.procedures.tables import markdown_table, three_decimals
 from bayeslora.reading import read_json
 from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
+from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.saving import atomic_file, write_json
@@ -55,8 +57,14 @@ def run_chain(config: ChainConfig, output_dir: str | Path, described: dict[str, 
 
     Raises:
         ValueError: The folder holds a chain of another config; more blocks may be added.
+        RuntimeError: Another process writes to it.
     """
     output = Path(output_dir)
+    with only_writer(output):
+        return _run_chain(config, output, described)
+
+
+def _run_chain(config: ChainConfig, output: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
     records = _records(output / _STATE, described)
     cache: TrunkCache | None = None
     for block in range(len(records), config.blocks):
@@ -98,7 +106,8 @@ def _trained(config: ChainConfig, output: Path, block: int, cache: TrunkCache | 
     """The run of a block, trained or, where its folder is finished already, loaded."""
     folder, run = output / f"block{block}", config.block(block)
     if (folder / "metrics.json").is_file():
-        loaded = load_run(folder)
+        check_finished(run, folder)
+        loaded = load_run(folder, device=run.model.device)
         loaded.trunk_cache = open_trunk_cache(run, loaded.model, cache)
         return loaded
     prepare = None

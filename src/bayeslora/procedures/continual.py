@@ -13,16 +13,18 @@ from peft.utils import ModulesToSaveWrapper
 
 from bayeslora.comparison.cells import cell_of
 from bayeslora.comparison.executors.local import device_in_words
-from bayeslora.comparison.growth import at_defaults, without_storage
+from bayeslora.comparison.growth import without_storage
 from bayeslora.comparison.items import items_record
 from bayeslora.comparison.progress import Progress
 from bayeslora.comparison.records import Header, Items
 from bayeslora.comparison.results import Results
+from bayeslora.differences import at_defaults
 from bayeslora.export import export_run
 from bayeslora.methods import Method
 from bayeslora.methods.sd_lora import SdLoraConfig
 from bayeslora.procedures.config import ContinualConfig
 from bayeslora.runs import Run, load_run, task_items, train
+from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item
 from bayeslora.tasks.classes import renamed
@@ -130,7 +132,8 @@ class _Continual:
         start = None if previous is None or done else _start(previous, self.config.rows[row])
         run = self.config.run(row, title, seed, start)
         if done:
-            trained = load_run(folder)
+            check_finished(run, folder, apart_from=["method.init_from"])
+            trained = load_run(folder, device=run.model.device)
             trained.trunk_cache = open_trunk_cache(run, trained.model, self.cache)
         else:
             prepare = _freeze_head if self.config.head == "first" and previous is not None else None

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from bayeslora.adapters import read_adapter_config
-from bayeslora.config import ModelConfig
+from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.conformal import ConformalSets, check_coverage
+from bayeslora.devices import kept_device
 from bayeslora.distributed import is_main, wait
+from bayeslora.folders import only_writer, recover_parts, replaced_together
 from bayeslora.from_lora import adapter_folder
 from bayeslora.imports import permit
 from bayeslora.locating import is_hub_run, run_folder
@@ -21,13 +23,14 @@ from bayeslora.plots import reliability_diagram
 from bayeslora.ranges import Positive, check_value
 from bayeslora.reading import read_json
 from bayeslora.runs.config_files import read_config
+from bayeslora.runs.evaluation_files import EVALUATION_PARTS, check_evaluation
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
 from bayeslora.runs.loading import load_adapted, merge_resolved
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
-from bayeslora.saving import recover_folder, write_json
+from bayeslora.saving import check_absent, recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import LocalFile, allow_task, load_items
 
@@ -39,6 +42,7 @@ def load_run(
     *,
     revision: str | None = None,
     base_model: str | None = None,
+    device: str | None = None,
     allow_method: str | None = None,
 ) -> Run:
     """Load the adapter of a run on its base model, in eval mode.
@@ -52,17 +56,19 @@ def load_run(
         base_model: Hub id or folder of the base model, in place of the name that the run gives.
         allow_method: Dotted path of a method outside of bayeslora that the run may name. It is imported; a run alone
             has nothing imported.
+        device: "auto", "cpu", "cuda", "cuda:1", ...; default: where the run was trained, or "auto" if that is not here.
 
     Raises:
         ImportError: `allow_method` cannot be imported.
         FileNotFoundError: There is no such run, or its base model was a folder that is not here.
-        ValueError: The adapter belongs to another base model, was written by a newer version, or does not hold all
-            weights that the base model's checkpoint lacks; a file of the run is damaged, or a number in it is not
-            finite or out of its range.
+        ValueError: `device` is not here; the adapter belongs to another base model, was written by a newer version, or
+            does not hold all weights that the base model's checkpoint lacks; a file of the run is damaged, or a number
+            in it is not finite or out of its range.
     """
     if allow_method is not None:
         permit(Method, allow_method)
     folder = run_folder(run, revision)
+    recover_parts(folder)
     recover_folder(folder / "adapter")
     adapter = Path(adapter_folder(folder))
     for path in (folder / "config.yaml", adapter / "adapter_config.json", folder / "metrics.json"):
@@ -76,6 +82,7 @@ def load_run(
     check_value(temperature, Positive, f"{folder / 'metrics.json'}: temperature")
     config = read_config(folder / "config.yaml")
     config.model = _base_model(config.model, base_model)
+    config.model.device = kept_device(config.model.device) if device is None else device
     if not config.method.trains(stored := read_adapter_config(adapter)):
         raise ValueError(
             f"{adapter / 'adapter_config.json'}: peft_type is {stored.peft_type}, but config.yaml names the method "
@@ -114,6 +121,8 @@ def evaluate(
     examples: int | None = None,
     output_dir: str | Path | None = None,
     file_layout: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score a run on a split and write metrics.json, predictions.jsonl (of texts: texts.jsonl) and reliability.png.
 
@@ -127,8 +136,13 @@ def evaluate(
             needs one.
         file_layout: How the task's files are read where they are not laid out as the run's own: question_column,
             choices_column, label_column, labels, id_column, group_column, choices.
+        device: As `load_run`.
+        overwrite: Replace the evaluation of another run, task or split in the output folder; one of the same is
+            renewed anyway.
 
     Raises:
+        FileExistsError: Another run is in the output folder, or another evaluation and not `overwrite`.
+        RuntimeError: Another process writes there.
         ValueError: The split is unknown or empty, a run on the Hub has no `output_dir`, or `file_layout` is given for a
             task that is no file.
     """
@@ -141,7 +155,7 @@ def evaluate(
         )
     if task is not None:
         allow_task(task)
-    run = load_run(folder)
+    run = load_run(folder, device=device)
     own = task is None or task == run.config.task.name
     described = run.config.task
     if not own:
@@ -153,10 +167,18 @@ def evaluate(
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
     target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
-    if run.config.task.scoring == "text":
-        from bayeslora.language_modelling.evaluation import evaluate_texts
+    with only_writer(target):
+        if is_main():
+            identity = run.metrics | {"task": described.name, "split": split}
+            check_evaluation(target, Path(folder), identity, overwrite)
+        if run.config.task.scoring == "text":
+            from bayeslora.language_modelling.evaluation import evaluate_texts
 
-        return evaluate_texts(run, described, split, num_samples, target)
+            return evaluate_texts(run, described, split, num_samples, target)
+        return _evaluate(run, described, split, num_samples, target)
+
+
+def _evaluate(run: Run, described: TaskConfig, split: str, num_samples: int | None, target: Path) -> dict[str, Any]:
     items = getattr(task_items(described), split)
     if not items:
         raise ValueError(f"task {described.name!r} has no {split} items.")
@@ -172,12 +194,13 @@ def evaluate(
 
 
 def write_evaluation(target: Path, prediction: Prediction, metrics: dict[str, Any]) -> None:
-    """metrics.json, predictions.jsonl and reliability.png, each atomically."""
-    write_rows(target / "predictions.jsonl", prediction.rows())
+    """metrics.json, predictions.jsonl and reliability.png, all or none; for the only writer of the folder."""
     labels = torch.tensor([item.label for item in prediction.items])
     curves = {str(metrics["method"]): (prediction.predictive.probabilities, labels)}
-    reliability_diagram(curves, target / "reliability.png", title=f"{metrics['task']} ({metrics['split']})")
-    write_json(target / "metrics.json", metrics)
+    with replaced_together(target, EVALUATION_PARTS) as aside:
+        write_rows(aside / "predictions.jsonl", prediction.rows())
+        reliability_diagram(curves, aside / "reliability.png", title=f"{metrics['task']} ({metrics['split']})")
+        write_json(aside / "metrics.json", metrics)
 
 
 def predict_file(
@@ -189,6 +212,8 @@ def predict_file(
     abstain_above: float | None = None,
     coverage: float | None = None,
     file_layout: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict the items of a local file and write one JSON record each, in the input's order.
 
@@ -204,16 +229,22 @@ def predict_file(
             run's task (docs/prediction_sets.md).
         file_layout: How the file is read where it is not laid out as the run's own: question_column, choices_column,
             label_column, labels, id_column, group_column, choices.
+        device: As `load_run`.
+        overwrite: Replace the file `output` if it is there.
 
     Returns:
         The records.
 
     Raises:
+        FileExistsError: `output` is there and not `overwrite`.
         ValueError: `coverage` is not in (0, 1), or the run's task has no dev items to calibrate on.
     """
     if coverage is not None:
         check_coverage(coverage)
-    run = load_run(folder)
+    check_absent(output, overwrite)
+    if Path(output).exists() and Path(output).samefile(input):
+        raise FileExistsError(f"{output} is the input itself, which the predictions would replace; name another file.")
+    run = load_run(folder, device=device)
     columns = run.config.task
     if columns.scoring == "text":
         raise ValueError("this run writes texts and has no choices to predict; use `bayeslora generate --input FILE`.")

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bayeslora.adapters import tensors_file
 from bayeslora.config import ModelConfig, TaskConfig
+from bayeslora.devices import choose_device
 from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
 from bayeslora.heads import require_supplied
@@ -34,7 +35,12 @@ def load_model(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Scoring]:
     """The base model on this process's device, with the adapters of `config.merge` in it, its tokenizer, and the
     scoring that reads it.
+
+    Raises:
+        ValueError: `config.device` is not here.
     """
+    # Before the processes are joined: those without a GPU would go on together on the CPU.
+    choose_device(config.device)
     scoring = get_scoring(task.scoring)
     base, tokenizer = load_base_model(
         config.name,

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from bayeslora.config import RunConfig
 from bayeslora.distributed import is_main, largest, wait, world_size
+from bayeslora.folders import only_writer, replaced_together
 from bayeslora.memory import peak_memory
-from bayeslora.methods import State, Training, trainable_parameters
+from bayeslora.methods import Training, trainable_parameters
 from bayeslora.model_card import CardFacts, write_model_card
+from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items, with_classes
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
-from bayeslora.saving import recover_folder, save_adapter, write_json
+from bayeslora.saving import save_adapter, write_json
 from bayeslora.scoring import ChoiceBatch, Scoring
 from bayeslora.tasks import Splits
 from bayeslora.temperature import fit_temperature
@@ -35,16 +38,21 @@ from bayeslora.trunk import TrunkCache
 __all__ = [
     "Trained",
     "open_trunk_cache",
-    "set_checkpoints_aside",
+    "planned_steps",
     "train",
     "training_fields",
     "training_metrics",
     "untrained",
-    "write_metrics",
-    "write_trained",
+    "write_run",
 ]
 
 logger = logging.getLogger("bayeslora")
+
+RUN_PARTS = (
+    *("adapter", "config.yaml", "metrics.json", "posterior.safetensors"),
+    *("predictions.jsonl", "texts.jsonl", "reliability.png", "explanations.jsonl", "evaluation", "diagnosis"),
+)
+"""What belongs to one run in its folder; what was measured of an earlier run goes with it."""
 
 
 @dataclass(kw_only=True)
@@ -59,6 +67,7 @@ def train(
     output_dir: str | Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     evaluate_dev: bool = True,
     trunk_cache: TrunkCache | None = None,
     prepare: Callable[[PeftModel], None] | None = None,
@@ -73,29 +82,49 @@ def train(
     Args:
         config: The run.
         output_dir: The run folder.
-        resume: Go on from the newest complete checkpoint in `output_dir/checkpoints`, if there is one.
+        resume: Go on from the newest complete checkpoint in `output_dir/checkpoints`, if there is one. The config must
+            be that of the checkpoint, but for its length, what is logged and stored, and how it predicts.
+        overwrite: Replace a run that is in `output_dir`. It stays as it is until this one has ended well.
         evaluate_dev: Whether to predict the dev split at the end.
         trunk_cache: That of another run on the same base model and layers, to read and add to.
         prepare: Changes the adapted model before it is trained, such as where a procedure freezes a part.
 
     Raises:
-        NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier adapter are left as they were.
+        FileExistsError: There is a run in `output_dir`, and neither `resume` nor `overwrite`.
+        RuntimeError: Another process writes to `output_dir`.
+        ValueError: The config is wrong, or not that of the run to resume.
+        NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier run are left as they were.
     """
     if config.task.scoring == "text":
         raise ValueError("task.scoring text has no items: train with bayeslora.language_modelling.train_texts.")
     output = Path(output_dir)
-    recover_folder(output / "adapter")
+    with only_writer(output):
+        return _train(config, output, resume, overwrite, evaluate_dev, trunk_cache, prepare)
+
+
+def _train(
+    config: RunConfig,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    evaluate_dev: bool,
+    trunk_cache: TrunkCache | None,
+    prepare: Callable[[PeftModel], None] | None,
+) -> Trained:
     splits = task_items(config.task)
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
+    check_config(config, has_dev=bool(splits.dev))
     config = replace(config, task=with_classes(config.task, splits.items))
+    check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
     model, scoring, width = untrained(config, splits, output)
     if prepare is not None:
         prepare(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
-    if not resume:
-        set_checkpoints_aside(output / "checkpoints")
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
+    if resume:
+        check_length(output, planned_steps(trainer.args, len(splits.train)))
+    note_beginning(config, output, splits.train, resume=resume)
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
         if config.train.epochs or config.train.max_steps:
@@ -108,7 +137,6 @@ def train(
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if config.task.scoring == "classification":
         metrics["classes"] = config.task.classes
-    write_trained(config, model, state, output)
     trained = Trained(
         config=config,
         model=model,
@@ -127,9 +155,7 @@ def train(
             metrics |= temperature.record
             prediction = replace(prediction, predictive=prediction.predictive.tempered(trained.temperature))
         metrics |= prediction.metrics() | {"split": "dev"}
-    elif config.temperature_scaling:
-        raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
-    write_metrics(config, metrics, output, CardFacts(classes=width))
+    write_run(trained, output, CardFacts(classes=width))
     return trained
 
 
@@ -162,19 +188,20 @@ def training_metrics(
     }
 
 
-def write_trained(config: RunConfig, model: PeftModel, state: State, output: Path) -> None:
-    """The adapter, what the method keeps beside it, and the config; of several processes the main one writes."""
-    save_adapter(model, output / "adapter")
-    if is_main():
-        save_state(state, output)
-        write_config(config, output / "config.yaml")
+def write_run(run: Run, output: Path, facts: CardFacts | None = None) -> None:
+    """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none.
 
-
-def write_metrics(config: RunConfig, metrics: dict[str, Any], output: Path, facts: CardFacts | None = None) -> None:
-    """metrics.json and the model card: with them a run is finished. Of several processes the main one writes."""
+    All processes must call it; the main one writes.
+    """
+    with replaced_together(output, RUN_PARTS) if is_main() else nullcontext(output) as aside:
+        save_adapter(run.model, aside / "adapter")
+        if is_main():
+            save_state(run.state, aside)
+            write_config(run.config, aside / "config.yaml")
+            write_model_card(aside / "adapter", run.config, run.metrics, facts)
+            write_json(aside / "metrics.json", run.metrics)
     if is_main():
-        write_model_card(output / "adapter", config, metrics, facts)
-        write_json(output / "metrics.json", metrics)
+        shutil.rmtree(output / "checkpoints.previous", ignore_errors=True)
     wait()
 
 
@@ -189,18 +216,6 @@ def _training(
 
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return Training(batches, len(splits.train), optimizer, trunk_cache, config.seed)
-
-
-def set_checkpoints_aside(checkpoints: Path) -> None:
-    """Keep an earlier run's checkpoints under another name: a later resume must not take them for this run's.
-
-    Of several processes the main one does it, and all of them return when it is done.
-    """
-    previous = checkpoints.with_name("checkpoints.previous")
-    if is_main() and checkpoints.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        checkpoints.rename(previous)
-    wait()
 
 
 def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | None = None) -> TrunkCache | None:
@@ -224,6 +239,14 @@ def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | N
     if cache.skipped:
         logger.info("caching the output of the %d frozen layers below the first adapter", cache.skipped)
     return cache if cache.skipped else None
+
+
+def planned_steps(arguments: TrainingArguments, rows: int) -> int:
+    """Optimizer steps of a training on so many rows."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()
+    return max(1, math.ceil(arguments.num_train_epochs * math.ceil(rows / per_step)))
 
 
 def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
@@ -264,10 +287,9 @@ def _trainer(
     trunk_cache: TrunkCache | None,
 ) -> BayesianLoraTrainer:
     options = config.train
-    per_step = options.batch_size * options.gradient_accumulation_steps * world_size()
-    steps = options.max_steps or max(1, math.ceil(options.epochs * math.ceil(len(splits.train) / per_step)))
-    fields = training_fields(config, output, model) | {"logging_steps": min(options.logging_steps, steps)}
-    arguments = TrainingArguments(**fields | options.arguments)
+    arguments = TrainingArguments(**training_fields(config, output, model) | options.arguments)
+    steps = planned_steps(arguments, len(splits.train))
+    arguments.logging_steps = min(arguments.logging_steps, steps)
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.
     arguments._n_gpu = min(1, arguments.n_gpu)
     if config.model.gradient_checkpointing:

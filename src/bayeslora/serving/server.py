@@ -34,7 +34,9 @@ class _Server(uvicorn.Server):
             print(self.greeting, flush=True)
 
 
-def serve(run: str, settings: Settings, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    run: str, settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, device: str | None = None
+) -> None:
     """Serve a run over HTTP.
 
     Args:
@@ -42,6 +44,7 @@ def serve(run: str, settings: Settings, *, host: str = "127.0.0.1", port: int = 
         settings: See `Settings`.
         host: Address to listen at.
         port: 0 for a free one.
+        device: As `bayeslora.load_run`.
 
     Raises:
         OSError: The address cannot be listened at, or there is no such run.
@@ -50,15 +53,15 @@ def serve(run: str, settings: Settings, *, host: str = "127.0.0.1", port: int = 
     listener = _bound(host, port)
     try:
         with _sigterm_like_ctrl_c():
-            _serve(run, settings, host, listener)
+            _serve(run, settings, host, listener, device)
     except KeyboardInterrupt:
         print("ended")
     finally:
         listener.close()
 
 
-def _serve(run: str, settings: Settings, host: str, listener: socket.socket) -> None:
-    app = create_app(load_run(run), run, settings, hosts=allowed_hosts(host, settings.allowed_hosts))
+def _serve(run: str, settings: Settings, host: str, listener: socket.socket, device: str | None) -> None:
+    app = create_app(load_run(run, device=device), run, settings, hosts=allowed_hosts(host, settings.allowed_hosts))
     if not is_loopback(host):
         print(f"warning: {host} can be reached from other machines, and there is no authentication.", flush=True)
     shown = f"[{host}]" if ":" in host else host

@@ -12,6 +12,7 @@ from bayeslora.comparison.executors.base import Executor
 from bayeslora.comparison.items import ComparedItems
 from bayeslora.comparison.places import Place
 from bayeslora.config import ModelConfig
+from bayeslora.devices import choose_device
 
 __all__ = ["LocalExecutor", "device_in_words"]
 
@@ -44,7 +45,11 @@ class LocalExecutor(Executor):
 
 
 def device_in_words(model: ModelConfig) -> str:
-    """The device that a model of this config runs on, for the header of a results file."""
-    if torch.cuda.is_available() and model.device != "cpu":
+    """The device that a model of this config runs on, for the header of a results file.
+
+    Raises:
+        ValueError: It is not here.
+    """
+    if choose_device(model.device).type == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {torch.get_num_threads()} threads"

@@ -1,0 +1,178 @@
+"""Whether a training may begin in a folder, and whether it may go on from the checkpoints there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bayeslora.config import RunConfig, describe
+from bayeslora.differences import at_defaults, completed, differences, same_names
+from bayeslora.distributed import is_main, wait
+from bayeslora.parsing import dump_config
+from bayeslora.runs.config_files import read_config
+from bayeslora.saving import last_complete_checkpoint, write_json
+
+__all__ = ["check_beginning", "check_config", "check_finished", "check_length", "note_beginning"]
+
+logger = logging.getLogger("bayeslora")
+
+_BEGINNING = "beginning.json"
+
+_FREE = (
+    *("model.device", "model.gradient_checkpointing", "task.dev_examples", "task.test_examples"),
+    *(f"train.{name}" for name in ("epochs", "max_steps", "logging_steps", "save_steps", "report_to")),
+    *(f"train.{name}" for name in ("cache_trunk", "cache_trunk_folder", "cache_trunk_limit")),
+    *("num_samples", "temperature_scaling", "batch_size"),
+)
+"""Options that may change when a training goes on: its length, what is logged and stored, and how it predicts."""
+
+_FREE_ARGUMENTS = re.compile(r"(logging|save|log|eval|dataloader|report|push|hub)_.*|disable_tqdm|run_name|use_cpu")
+
+_ITEMS = tuple(
+    f"task.{name}"
+    for name in (
+        *("name", "source", "train_examples", "subset_seed", "question_column", "choices_column"),
+        *("label_column", "labels", "id_column", "group_column", "choices"),
+    )
+)
+"""Options that only say which the training items are: where these are the same, they may be said otherwise."""
+
+
+def check_config(config: RunConfig, has_dev: bool) -> None:
+    """What would fail only after the training.
+
+    Raises:
+        ValueError: A number of predictions is out of range, there is nothing to fit a temperature on, or the config
+            cannot be written.
+    """
+    if config.num_samples < 0:
+        raise ValueError(f"num_samples must be at least 0, got {config.num_samples}.")
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}.")
+    if config.temperature_scaling and not has_dev:
+        raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
+    dump_config(config)
+
+
+def check_beginning(
+    config: RunConfig, output: Path, items: Sequence[Any], *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Whether the run of `config` may be trained into `output`; of several processes the main one looks.
+
+    Raises:
+        FileExistsError: A run is there, and neither `resume` nor `overwrite` says what to do with it.
+        ValueError: Both do; or the run that `resume` would go on with has another config or other training items.
+    """
+    if resume and overwrite:
+        raise ValueError("resume goes on with the run in the folder and overwrite replaces it; give one of them.")
+    if overwrite or not is_main():
+        return
+    checkpoint = last_complete_checkpoint(output / "checkpoints")
+    finished = (output / "metrics.json").is_file() or (output / "adapter").is_dir()
+    if not resume:
+        if finished or checkpoint:
+            what = "a finished run" if finished else "the checkpoints of a run that has not ended"
+            raise FileExistsError(
+                f"{output} holds {what}, which is left alone: go on with it by --resume true, replace it by "
+                "--overwrite true (in Python: resume=True, overwrite=True), or name another folder."
+            )
+        return
+    noted = _read(output / "checkpoints" / _BEGINNING)
+    if noted is not None:
+        found = _differences(noted["config"], config, noted["train_items"] == _digest(items))
+        if noted["train_items"] != _digest(items):
+            found.append("the training items are others")
+    elif (output / "config.yaml").is_file():
+        found = _differences(describe(read_config(output / "config.yaml")), config, same_items=False)
+    else:
+        found = []
+        if checkpoint:
+            logger.warning("%s does not say which config it is from; it is taken as it is", checkpoint)
+    if found:
+        raise ValueError(
+            f"{output} holds a run of another config, which cannot be resumed under this one: {'; '.join(found)}. Go "
+            "back to that config, begin anew with --overwrite true (in Python: overwrite=True), or name another "
+            "folder."
+        )
+
+
+def check_finished(config: RunConfig, output: Path, apart_from: Iterable[str] = ()) -> None:
+    """Whether the finished run in `output` is one of this config, apart from options that do not matter for it.
+
+    Raises:
+        ValueError: It is not; the message names the options.
+    """
+    # The classes are read off the items where the config does not name them, and then written.
+    skipped = (*apart_from, *(() if config.task.classes else ("task.classes",)))
+    found = _differences(describe(read_config(output / "config.yaml")), config, same_items=False, skipped=skipped)
+    if found:
+        raise ValueError(
+            f"{output} holds a finished run of another config: {'; '.join(found)}. Name another output folder, or "
+            "remove that run."
+        )
+
+
+def check_length(output: Path, steps: int) -> None:
+    """Whether a training of `steps` can go on from the newest checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is beyond it.
+    """
+    checkpoint = last_complete_checkpoint(output / "checkpoints")
+    if checkpoint is None:
+        return
+    reached = int(checkpoint.rpartition("-")[2])
+    if reached > steps:
+        raise ValueError(
+            f"{checkpoint} is at step {reached}, but this config ends at step {steps}; a run can be resumed with the "
+            "same or more epochs (train.epochs, train.max_steps), not with fewer."
+        )
+
+
+def note_beginning(config: RunConfig, output: Path, items: Sequence[Any], *, resume: bool) -> None:
+    """Note the config beside the checkpoints, before there are any.
+
+    Without `resume`, those of an earlier run are kept as `checkpoints.previous` until this run has ended. Of several
+    processes the main one does it, and all of them return when it is done.
+    """
+    checkpoints = output / "checkpoints"
+    if is_main():
+        if not resume and checkpoints.exists():
+            previous = checkpoints.with_name("checkpoints.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            checkpoints.rename(previous)
+        write_json(checkpoints / _BEGINNING, {"config": describe(config), "train_items": _digest(items)})
+    wait()
+
+
+def _differences(present: Any, config: RunConfig, same_items: bool, skipped: tuple[str, ...] = ()) -> list[str]:
+    """The options in which a run of the config `present` (JSON) is another than one of `config`."""
+    wanted = json.loads(json.dumps(describe(config)))
+    present = completed(json.loads(json.dumps(present)), wanted, json.loads(json.dumps(at_defaults(config))))
+    free = (*_FREE, *skipped, *(_ITEMS if same_items else ()))
+    return differences(*(same_names(_without(each, free)) for each in (present, wanted)))
+
+
+def _without(config: Any, names: Iterable[str], prefix: str = "") -> Any:
+    """A config as JSON without the options of these dotted names, and without free TrainingArguments."""
+    if not isinstance(config, dict):
+        return config
+    kept = {name: value for name, value in config.items() if f"{prefix}{name}" not in names}
+    if prefix == "train.arguments.":
+        kept = {name: value for name, value in kept.items() if not _FREE_ARGUMENTS.fullmatch(name)}
+    return {name: _without(value, names, f"{prefix}{name}.") for name, value in kept.items()}
+
+
+def _digest(items: Sequence[Any]) -> str:
+    """Of the training items: other texts, labels or another order have another one."""
+    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
