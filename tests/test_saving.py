@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from bayeslora import sampling
-from bayeslora.saving import atomic_file, atomic_folder, recover_folder, save_adapter, write_json
+from bayeslora.saving import atomic_file, atomic_folder, disk_is_full, recover_folder, save_adapter, write_json
 from conftest import bayesian, distance, logits_of, perturb, run_python, tiny_llama
 
 
@@ -258,3 +258,11 @@ def test_a_folder_is_replaced_at_the_end_of_the_block_only(tmp_path: Path) -> No
         fail_within(atomic_folder(path), lambda aside: (aside / "three").touch())
     assert os.listdir(path) == ["two"]
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_full_disk_is_known_behind_another_error() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    other = ValueError("a checkpoint could not be written")
+    other.__cause__ = full
+    assert disk_is_full(other) and disk_is_full(full)
+    assert not disk_is_full(OSError(errno.EACCES, "Permission denied"))

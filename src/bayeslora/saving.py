@@ -153,8 +153,13 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether there is no space left where something was to be written (or no quota)."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether there is no space left where something was to be written (or no quota), also where another error says so
+    in words of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def check_absent(path: str | Path, overwrite: bool = False) -> None:
