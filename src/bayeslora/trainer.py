@@ -338,6 +338,8 @@ class ELBOTrainerMixin(NamedCheckpoints):
                     f"{self._last_good()} {self._likely_cause()}"
                 )
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         for name, config in getattr(self._module, "peft_config", {}).items():
             sort_sets(folder if name == "default" else folder / name, config)
