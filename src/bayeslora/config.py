@@ -68,6 +68,8 @@ class TaskConfig:
         classes: With scoring classification: the texts of the head's classes, in its order; each item's choices are
             some or all of them, in any order. Default: `choices`, else those of the first item, which all others must
             then have too. Training writes them into the run's config.
+        chat_template: With scoring letter or cloze: put prompts into the tokenizer's chat template; "auto": for letter,
+            where the tokenizer has one. Training writes what it used into the run's config.
         raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.
     """
 
@@ -87,6 +89,7 @@ class TaskConfig:
     group_column: str | None = None
     choices: list[str] | None = None
     classes: list[str] | None = None
+    chat_template: Literal["auto"] | bool = "auto"
     raw: bool = False
 
 

@@ -11,7 +11,10 @@ from bayeslora.config import describe
 from bayeslora.imports import known
 from bayeslora.methods import Method
 
-__all__ = ["at_defaults", "completed", "differences", "same_names"]
+__all__ = ["at_defaults", "completed", "differences", "same_meaning"]
+
+_BEFORE = {"chat_template": False}
+"""What a config meant before it had these options, where that is not their default."""
 
 
 def at_defaults(config: Any, default: Any = None) -> Any:
@@ -53,19 +56,26 @@ def differences(present: Any, wanted: Any, name: str = "") -> list[str]:
 
 
 def completed(present: Any, wanted: Any, defaults: Any) -> Any:
-    """`present` with the options that it lacks and that `wanted` has at their default."""
+    """`present` with the options that it lacks and that `wanted` has at their default; some meant something else."""
     if not all(isinstance(each, dict) for each in (present, wanted, defaults)):
         return present
     filled = {name: completed(value, wanted.get(name), defaults.get(name)) for name, value in present.items()}
     lacking = [name for name in wanted if name not in present and name in defaults and wanted[name] == defaults[name]]
-    return filled | {name: wanted[name] for name in lacking}
+    before = {name: value for name, value in _BEFORE.items() if name in wanted and name not in present}
+    return filled | {name: wanted[name] for name in lacking} | before
 
 
-def same_names(config: Any) -> Any:
-    """`config` with each class under the name of the module that defines it: packages hand classes on."""
+def same_meaning(config: Any) -> Any:
+    """`config` with one name for what may have several.
+
+    Each class has that of the module that defines it (packages hand classes on), and "auto" what it comes to whatever
+    the model is: no chat template but for letters.
+    """
     if not isinstance(config, dict):
         return config
-    named = {name: same_names(value) for name, value in config.items()}
+    named = {name: same_meaning(value) for name, value in config.items()}
+    if named.get("chat_template") == "auto" and named.get("scoring") != "letter":
+        named["chat_template"] = False
     if isinstance(path := named.get("class_path"), str) and (found := known(Method, path)) is not None:
         named["class_path"] = f"{found.__module__}.{found.__qualname__}"
     return named

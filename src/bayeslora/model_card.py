@@ -136,10 +136,11 @@ def _hub_datasets(task: str) -> list[str]:
 
 
 def _introduction(config: RunConfig, metrics: Mapping[str, Any]) -> str:
+    prompts = " in the tokenizer's chat template" if metrics.get("chat_template") else ""
     return (
         f"# {metrics['method']} adapter for {_file_name(config.model.name)}\n\n"
         f"Trained with bayeslora on `{_file_name(config.task.name)}` "
-        f"({config.task.scoring} scoring, {metrics['train_examples']} examples, seed {metrics['seed']})."
+        f"({config.task.scoring} scoring{prompts}, {metrics['train_examples']} examples, seed {metrics['seed']})."
     )
 
 

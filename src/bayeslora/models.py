@@ -118,6 +118,20 @@ def load_base_model(
     return (model if packing else model.to(place)).eval(), tokenizer
 
 
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub id, a local folder, or one of `offline_models()`, as it is stored.
+
+    Raises:
+        OSError: It cannot be loaded.
+    """
+    source = locate(name)
+    try:
+        with _quiet_transformers(progress_bars=not Path(source).is_dir()):
+            return AutoTokenizer.from_pretrained(source, **({} if revision is None else {"revision": revision}))
+    except OSError as error:
+        raise OSError(_load_failure(name, source, error)) from error
+
+
 def offline_models() -> tuple[str, ...]:
     """Names of the models that load without a network, given their registry package."""
     return tuple(_OFFLINE_MODELS)

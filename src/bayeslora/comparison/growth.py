@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora.differences import completed, differences, same_names
+from bayeslora.differences import completed, differences, same_meaning
 
 __all__ = ["grown", "without_storage"]
 
@@ -33,7 +33,7 @@ def grown(
     """
     new = json.loads(json.dumps(wanted))
     old = completed(dict(present), new, json.loads(json.dumps(defaults)))
-    if found := differences(same_names(_fixed_part(old, new)), same_names(_fixed_part(new, old))):
+    if found := differences(same_meaning(_fixed_part(old, new)), same_meaning(_fixed_part(new, old))):
         raise ValueError(
             f"{path} was made under another config: {'; '.join(found)}. Rows, tasks and seeds can be added; for "
             "another change choose another output folder, or go back to the config of the file."

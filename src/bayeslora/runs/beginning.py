@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.config import RunConfig, describe
-from bayeslora.differences import at_defaults, completed, differences, same_names
+from bayeslora.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.distributed import is_main, wait
 from bayeslora.parsing import dump_config
 from bayeslora.runs.config_files import read_config
@@ -108,8 +108,9 @@ def check_finished(config: RunConfig, output: Path, apart_from: Iterable[str] = 
     Raises:
         ValueError: It is not; the message names the options.
     """
-    # The classes are read off the items where the config does not name them, and then written.
-    skipped = (*apart_from, *(() if config.task.classes else ("task.classes",)))
+    # What the config leaves open is read off the items and the tokenizer, and then written.
+    found_out = {"task.classes": not config.task.classes, "task.chat_template": config.task.chat_template == "auto"}
+    skipped = (*apart_from, *(name for name, left_open in found_out.items() if left_open))
     found = _differences(describe(read_config(output / "config.yaml")), config, same_items=False, skipped=skipped)
     if found:
         raise ValueError(
@@ -156,7 +157,7 @@ def _differences(present: Any, config: RunConfig, same_items: bool, skipped: tup
     wanted = json.loads(json.dumps(describe(config)))
     present = completed(json.loads(json.dumps(present)), wanted, json.loads(json.dumps(at_defaults(config))))
     free = (*_FREE, *skipped, *(_ITEMS if same_items else ()))
-    return differences(*(same_names(_without(each, free)) for each in (present, wanted)))
+    return differences(*(same_meaning(_without(each, free)) for each in (present, wanted)))
 
 
 def _without(config: Any, names: Iterable[str], prefix: str = "") -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from bayeslora.config import RunConfig
 from bayeslora.parsing import dump_config, parse_config
@@ -18,5 +21,10 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The config of a YAML file."""
-    return parse_config(path)
+    """The config of a run folder's YAML file, as it was meant when it was written."""
+    config = parse_config(path)
+    written: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "chat_template" not in (written.get("task") or {}):
+        # From before there was the option. Its default is another now.
+        config.task.chat_template = False
+    return config

@@ -21,13 +21,22 @@ from bayeslora.distributed import join
 from bayeslora.from_lora import adapter_folder
 from bayeslora.heads import require_supplied
 from bayeslora.merging import merged
-from bayeslora.models import load_base_model
+from bayeslora.models import load_base_model, load_tokenizer
 from bayeslora.positions import readable_tokens
 from bayeslora.reading import naming_file
 from bayeslora.scoring import Classification, Scoring, get_scoring
 from bayeslora.starts import open_adapter
 
-__all__ = ["head_width", "load_adapted", "load_model", "merge_adapters", "merge_resolved", "scoring_of"]
+__all__ = [
+    "head_width",
+    "load_adapted",
+    "load_model",
+    "merge_adapters",
+    "merge_resolved",
+    "scoring_of",
+    "uses_chat_template",
+    "with_chat_template",
+]
 
 
 def load_model(
@@ -70,11 +79,43 @@ def load_adapted(config: ModelConfig, task: TaskConfig, adapter: Path) -> tuple[
 
 
 def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Scoring:
-    """The scoring that a task's config asks for, with the classes that it names."""
+    """The scoring that a task's config asks for, with the classes that it names, in the chat template or not.
+
+    Raises:
+        ValueError: The chat template is asked for, but the tokenizer has none or the scoring asks no questions.
+    """
     scoring = get_scoring(task.scoring)
+    chat = uses_chat_template(task, tokenizer)
     if issubclass(scoring, Classification):
         return scoring(tokenizer, max_length, task.classes or task.choices)
-    return scoring(tokenizer, max_length)
+    return scoring(tokenizer, max_length, chat_template=chat)
+
+
+def uses_chat_template(task: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts are put into the chat template of `tokenizer`: what `task` says or, at "auto", for letters.
+
+    A letter is what an instruct model answers in a chat, and seldom in a plain text; the likelihood of a choice's own
+    words does not gain by it (results/chat_template).
+
+    Raises:
+        ValueError: The chat template is asked for with a scoring that has no prompts.
+    """
+    if task.chat_template == "auto":
+        return task.scoring == "letter" and bool(tokenizer.chat_template)
+    if task.chat_template and task.scoring not in ("letter", "cloze"):
+        raise ValueError(
+            f"task.chat_template is for scoring letter and cloze, which ask a question, not for {task.scoring}"
+            f"{', where task.raw decides' if task.scoring == 'text' else ''}; leave it out."
+        )
+    return task.chat_template
+
+
+def with_chat_template(task: TaskConfig, model: ModelConfig) -> TaskConfig:
+    """`task` with whether prompts are put into the chat template of the model's tokenizer written down."""
+    if task.chat_template != "auto":
+        return task
+    used = task.scoring == "letter" and uses_chat_template(task, load_tokenizer(model.name, model.revision))
+    return replace(task, chat_template=used)
 
 
 def merge_adapters(model: nn.Module, adapters: Iterable[str | Path]) -> nn.Module:

@@ -25,7 +25,7 @@ from bayeslora.model_card import CardFacts, write_model_card
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items, with_classes
-from bayeslora.runs.loading import load_model, merge_resolved
+from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
 from bayeslora.saving import save_adapter, write_json
@@ -115,9 +115,12 @@ def _train(
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
     check_config(config, has_dev=bool(splits.dev))
-    config = replace(config, task=with_classes(config.task, splits.items))
+    task = with_chat_template(with_classes(config.task, splits.items), config.model)
+    config = replace(config, task=task)
     check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
     model, scoring, width = untrained(config, splits, output)
+    if scoring.chat_template:
+        logger.info("prompts are put into the tokenizer's chat template (task.chat_template)")
     if prepare is not None:
         prepare(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
@@ -137,6 +140,8 @@ def _train(
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if config.task.scoring == "classification":
         metrics["classes"] = config.task.classes
+    else:
+        metrics["chat_template"] = scoring.chat_template
     trained = Trained(
         config=config,
         model=model,

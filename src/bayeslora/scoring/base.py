@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bayeslora.layers import base_model
+from bayeslora.scoring.chat import chat_frame
 from bayeslora.scoring.fitting import fit
 
 __all__ = [
@@ -103,6 +104,7 @@ class Scoring(ABC):
         tokenizer: The model's tokenizer; it needs a padding token.
         max_length: Longest sequence in tokens, of a question with one choice (letter: with all); of a longer question
             the middle is cut.
+        chat_template: Put prompts into the tokenizer's chat template (letter and cloze).
 
     Attributes:
         cut: Ids of the items whose questions were cut so far.
@@ -113,13 +115,15 @@ class Scoring(ABC):
     kind: ClassVar[str] = "causal_lm"
     """Head of the model that this scoring reads: "causal_lm" or "sequence_classification"."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, *, chat_template: bool = False):
         if tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no padding token; set one, for example `tokenizer.pad_token = tokenizer.eos_token`."
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.chat_template = chat_template
+        self._frame = chat_frame(tokenizer) if chat_template else None
         self.cut: set[str] = set()
         self.extensible = True
 
@@ -158,8 +162,15 @@ class Scoring(ABC):
         self.cut.add(item.id)
         return tokens
 
+    @property
+    def separator(self) -> str:
+        """What stands between a prompt and its answer."""
+        return " " if self._frame is None else self._frame.separator
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the tokenizer's own special tokens in front but no end mark."""
+        if self._frame is not None:  # A template has special tokens of its own.
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ids = list(self.tokenizer(text)["input_ids"])
         end = self.tokenizer.eos_token_id
         return ids[:-1] if len(ids) > 1 and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)) else ids

@@ -140,8 +140,9 @@ class Cloze(Scoring):
     name: ClassVar[str] = "cloze"
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
-        """Question (another text in its place: `question`) and "Answer:"."""
-        return f"Question: {item.question if question is None else question}\nAnswer:"
+        """Question (another text in its place: `question`) and "Answer:"; as a chat, the question alone."""
+        asked = item.question if question is None else question
+        return f"Question: {asked}\nAnswer:" if self._frame is None else self._frame.prompt(asked)
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:
         """Batch of `items`."""
@@ -159,11 +160,11 @@ class Cloze(Scoring):
         return self.fitted(item, self.max_length - max(map(len, choices))), choices
 
     def _continuation(self, prompt: str, context: list[int], choice: str) -> list[int]:
-        whole = self.encode(f"{prompt} {choice}")
+        whole = self.encode(f"{prompt}{self.separator}{choice}")
         if whole[: len(context)] == context and len(whole) > len(context):
             return whole[len(context) :]
         # The tokenizer merges across the border: take the choice alone.
-        return list(self.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(f"{self.separator}{choice}", add_special_tokens=False)["input_ids"])
 
 
 def _packed(encoded: Sequence[tuple[list[int], list[list[int]]]], pad: int) -> dict[str, Tensor]:

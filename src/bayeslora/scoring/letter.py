@@ -23,6 +23,9 @@ from bayeslora.scoring.base import (
 
 __all__ = ["Letter", "LetterBatch", "class_token_ids"]
 
+REQUEST = "Answer with one letter."
+"""What a chat says in place of "Answer:"."""
+
 
 class LetterBatch(ChoiceBatch):
     """Prompts [batch, tokens] padded on the left, and `class_token_ids` [choices]."""
@@ -42,9 +45,10 @@ class Letter(Scoring):
     name: ClassVar[str] = "letter"
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
-        """Question (another text in its place: `question`), lettered choices, "Answer:"."""
+        """Question (another text in its place: `question`), lettered choices, "Answer:"; as a chat, a request."""
         lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, item.choices, strict=False)]
-        return "\n".join([f"Question: {item.question if question is None else question}", *lines, "Answer:"])
+        listed = "\n".join([f"Question: {item.question if question is None else question}", *lines])
+        return f"{listed}\nAnswer:" if self._frame is None else self._frame.prompt(f"{listed}\n{REQUEST}")
 
     def __call__(self, items: Sequence[ChoiceItem]) -> LetterBatch:
         """Batch of `items`."""
@@ -54,7 +58,8 @@ class Letter(Scoring):
         letters = list(string.ascii_uppercase[: mask.shape[1]])
         rows = [self.fitted(item, self.max_length) for item in items]
         ids, attention, positions = pad_left(rows, self.tokenizer.pad_token_id)
-        classes = torch.tensor(class_token_ids(self.tokenizer, letters))
+        prompt = "Answer:" if self._frame is None else self._frame.prompt(REQUEST)
+        classes = torch.tensor(class_token_ids(self.tokenizer, letters, prompt, self.separator))
         return LetterBatch(
             input_ids=ids,
             attention_mask=attention,
