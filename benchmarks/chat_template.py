@@ -1,4 +1,4 @@
-"""Where the tokenizer's chat template helps SmolLM2-135M-Instruct: letter and cloze, letter also after a short training.
+"""Where the chat template of SmolLM2-135M-Instruct helps: letter and cloze, letter also after a short training.
 
 OMP_NUM_THREADS=1 python benchmarks/chat_template.py results/chat_template/smollm2.jsonl
 
