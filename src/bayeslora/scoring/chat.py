@@ -56,10 +56,17 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> Frame:
     return Frame(before, behind.rstrip(" "), behind[len(behind.rstrip(" ")) :])
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool) -> str:
-    template = _same_day() + tokenizer.get_chat_template()
-    today = {"date_string": _TODAY.strftime("%d %b %Y")}
-    return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options, **today))
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool = False
+) -> str:
+    rendered = tokenizer.apply_chat_template(
+        messages,
+        chat_template=_same_day() + tokenizer.get_chat_template(),
+        add_generation_prompt=add_generation_prompt,
+        tokenize=False,
+        date_string=_TODAY.strftime("%d %b %Y"),
+    )
+    return str(rendered)
 
 
 def _same_day() -> str:
