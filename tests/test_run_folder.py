@@ -242,10 +242,16 @@ def test_what_kills_left_is_swept_and_nothing_else(finished):
         (run / name).touch()
     for name in (".adapter.0a1b2c3d", "adapter.previous", ".new"):
         (run / name).mkdir()
+    inside = [
+        run / "checkpoints" / name for name in (".beginning.json.0a1b2c3d", "checkpoint-2/.log_sums.json.0a1b2c3d")
+    ]
+    for path in inside:
+        path.touch()
     before = set(os.listdir(run))
     train(config, run, "--resume", "true")
     gone = {".metrics.json.0a1b2c3d", ".results.jsonl.k3_x9q0z", ".adapter.0a1b2c3d", "adapter.previous", ".new"}
     assert before - set(os.listdir(run)) - {"predictions.jsonl", "reliability.png"} == gone
+    assert not any(path.exists() for path in inside)
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------

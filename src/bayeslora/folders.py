@@ -52,7 +52,9 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         logger.warning("the file system of %s knows no locks: see that nothing else writes there", folder)
     try:
         _finish(folder)
-        sweep(folder)
+        for part in (folder, folder / "checkpoints", *folder.glob("checkpoints/checkpoint-*")):
+            if part.is_dir():
+                sweep(part)
         yield
     finally:
         lock.release()
