@@ -16,7 +16,15 @@ from torch import Tensor
 from bayeslora.ranges import Positive, Share, Size, check_value
 from bayeslora.reading import read_json, read_tensors
 
-__all__ = ["CONFIG_FILE", "REMEDY", "read_adapter", "read_adapter_config", "require_tensors", "tensors_file"]
+__all__ = [
+    "CONFIG_FILE",
+    "REMEDY",
+    "is_factor",
+    "read_adapter",
+    "read_adapter_config",
+    "require_tensors",
+    "tensors_file",
+]
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -55,6 +63,11 @@ def read_adapter(folder: str | Path) -> tuple[Any, dict[str, Tensor]]:
         ValueError: A file is damaged, a value of the config is out of its range, or a number is not finite.
     """
     return read_adapter_config(folder), read_tensors(tensors_file(folder))
+
+
+def is_factor(key: str) -> bool:
+    """Whether a tensor of this name in an adapter file is one of A or B."""
+    return ".lora_A." in key or ".lora_B." in key
 
 
 def tensors_file(folder: str | Path) -> Path:

@@ -50,15 +50,7 @@ def checkpoint_read(folder: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        RuntimeError,
-        LookupError,
-        ValueError,
-        TypeError,
-        SafetensorError,
-    ) as cause:
+    except _DAMAGE as cause:
         raise ValueError(
             f"the checkpoint {folder} is damaged or belongs to another run ({_first_line(cause)}). Remove that folder "
             "to go on from the one before it, or train from the start without --resume."

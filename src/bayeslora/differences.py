@@ -11,10 +11,10 @@ from bayeslora.config import describe
 from bayeslora.imports import known
 from bayeslora.methods import Method
 
-__all__ = ["at_defaults", "completed", "differences", "same_meaning"]
+__all__ = ["BEFORE", "at_defaults", "completed", "differences", "same_meaning"]
 
-_BEFORE = {"chat_template": False}
-"""What a config meant before it had these options, where that is not their default."""
+BEFORE = {"chat_template": False}
+"""What a task's config meant before it had these options, where that is not their default."""
 
 
 def at_defaults(config: Any, default: Any = None) -> Any:
@@ -61,7 +61,7 @@ def completed(present: Any, wanted: Any, defaults: Any) -> Any:
         return present
     filled = {name: completed(value, wanted.get(name), defaults.get(name)) for name, value in present.items()}
     lacking = [name for name in wanted if name not in present and name in defaults and wanted[name] == defaults[name]]
-    before = {name: value for name, value in _BEFORE.items() if name in wanted and name not in present}
+    before = {name: value for name, value in BEFORE.items() if name in wanted and name not in present}
     return filled | {name: wanted[name] for name in lacking} | before
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bayeslora.distributed import is_main
-from bayeslora.saving import recover_folder, write_json
+from bayeslora.saving import recover_folder, synchronised, write_json
 
 __all__ = ["only_writer", "recover_parts", "replaced_together", "sweep"]
 
@@ -78,10 +78,7 @@ def replaced_together(folder: str | Path, names: Sequence[str]) -> Iterator[Path
     aside.mkdir(parents=True)
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
+        synchronised(aside)
         parts = sorted(os.listdir(aside))
         write_json(aside / _PLAN, {"written": parts, "removed": sorted(set(names) - set(parts))})
     except BaseException:

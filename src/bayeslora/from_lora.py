@@ -11,7 +11,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from bayeslora.adapters import read_adapter
+from bayeslora.adapters import is_factor, read_adapter
 from bayeslora.factors import RandomModule
 from bayeslora.heads import saved_modules
 from bayeslora.locating import run_folder
@@ -19,7 +19,7 @@ from bayeslora.modalities import beside_text
 from bayeslora.starts import changes_base, with_new
 from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig
 
-__all__ = ["adapter_folder", "changes_base", "from_lora", "located_adapter", "lora_fields"]
+__all__ = ["adapter_folder", "from_lora", "located_adapter", "lora_fields"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -71,7 +71,7 @@ def from_lora(
     factors = _factors(peft_model, adapter_name)
     weights = _renamed(model, _without_towers(model, weights, factors), factors)
     _embed(factors, weights, adapter)
-    others = {key: value for key, value in weights.items() if not _is_factor(key)}
+    others = {key: value for key, value in weights.items() if not is_factor(key)}
     if others or lora.modules_to_save:
         whole = with_new(peft_model, others, lora, adapter_name)
         try:
@@ -130,19 +130,15 @@ def _factors(model: PeftModel, adapter_name: str) -> dict[str, Any]:
     return {name.removesuffix(f".{adapter_name}"): module for name, module in named if name.endswith(ends)}
 
 
-def _is_factor(key: str) -> bool:
-    return ".lora_A." in key or ".lora_B." in key
-
-
 def _renamed(model: Any, weights: dict[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
     """`weights` by the names of this model, where they were saved from its backbone alone or from it with a head."""
     backbone = f"{_PREFIX}{getattr(model, 'base_model_prefix', '')}."
-    if all(key.removesuffix(".weight") in factors for key in weights if _is_factor(key)):
+    if all(key.removesuffix(".weight") in factors for key in weights if is_factor(key)):
         return weights
     added = {key.replace(_PREFIX, backbone, 1): value for key, value in weights.items()}
     removed = {key.replace(backbone, _PREFIX, 1): value for key, value in weights.items()}
     for renamed in (added, removed):
-        if {key.removesuffix(".weight") for key in renamed if _is_factor(key)} == set(factors):
+        if {key.removesuffix(".weight") for key in renamed if is_factor(key)} == set(factors):
             logger.warning(
                 "the adapter was saved from a model whose names differ by %r alone, as a backbone's do from those of "
                 "the whole model; its weights are taken over by these names.",
@@ -158,7 +154,7 @@ def _without_towers(model: nn.Module, weights: dict[str, Any], factors: Mapping[
     kept = {
         key: value
         for key, value in weights.items()
-        if not key.startswith(unread) or not _is_factor(key) or key.removesuffix(".weight") in factors
+        if not key.startswith(unread) or not is_factor(key) or key.removesuffix(".weight") in factors
     }
     if len(kept) < len(weights):
         logger.warning("%d factors of parts that text does not reach are left out", len(weights) - len(kept))
@@ -166,7 +162,7 @@ def _without_towers(model: nn.Module, weights: dict[str, Any], factors: Mapping[
 
 
 def _embed(factors: Mapping[str, Any], weights: dict[str, Any], adapter: str | Path) -> None:
-    given = {key.removesuffix(".weight"): value for key, value in weights.items() if _is_factor(key)}
+    given = {key.removesuffix(".weight"): value for key, value in weights.items() if is_factor(key)}
     if set(factors) != set(given):
         missing, unknown = sorted(set(factors) - set(given)), sorted(set(given) - set(factors))
         raise ValueError(

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bayeslora.adapters import tensors_file
+
 __all__ = [
     "compute_in_float32",
     "head_modules",
@@ -76,7 +78,7 @@ def require_supplied(model: nn.Module, adapters: Iterable[str | Path]) -> None:
     """
     missing = set(new_weights(model))
     for adapter in adapters if missing else ():
-        with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as file:
+        with safe_open(tensors_file(adapter), "pt") as file:
             missing -= {key.removeprefix("base_model.model.") for key in file.keys()}  # noqa: SIM118
     if missing:
         raise ValueError(

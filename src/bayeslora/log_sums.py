@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bayeslora.reading import read_json
 from bayeslora.saving import write_json
 
 __all__ = ["LogSums"]
@@ -59,7 +59,7 @@ class LogSums:
         self.clear()
         path = Path(checkpoint) / _NAME
         if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             self._steps = int(content["steps"])
             self._sums = {name: torch.tensor(value) for name, value in content["sums"].items()}
 

@@ -90,9 +90,7 @@ def load_base_model(
             f"num_labels={num_labels} needs a classification head, but kind is 'causal_lm'. "
             "Set kind='sequence_classification' or leave num_labels out."
         )
-    source = locate(name)
-    # Said, since transformers asks at a terminal otherwise: no code comes with a model.
-    shared: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
+    source, shared = locate(name), _shared(revision)
     head = {} if num_labels is None else {"num_labels": num_labels}
     if kind == "sequence_classification":
         head["ignore_mismatched_sizes"] = True
@@ -127,9 +125,14 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     source = locate(name)
     try:
         with _quiet_transformers(progress_bars=not Path(source).is_dir()):
-            return AutoTokenizer.from_pretrained(source, **({} if revision is None else {"revision": revision}))
+            return AutoTokenizer.from_pretrained(source, **_shared(revision))
     except OSError as error:
         raise OSError(_load_failure(name, source, error)) from error
+
+
+def _shared(revision: str | None) -> dict[str, Any]:
+    """Options of every `from_pretrained`. Said, since transformers asks at a terminal: no code comes with a model."""
+    return {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
 
 
 def offline_models() -> tuple[str, ...]:

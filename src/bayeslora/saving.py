@@ -26,6 +26,7 @@ __all__ = [
     "recover_folder",
     "save_adapter",
     "sort_sets",
+    "synchronised",
     "write_json",
 ]
 
@@ -67,10 +68,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         mode = aside.stat().st_mode & 0o666
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _synchronise(file)
-                os.chmod(file, mode)
+        for file in synchronised(aside):
+            os.chmod(file, mode)
         shutil.rmtree(previous, ignore_errors=True)
         if path.exists():
             os.rename(path, previous)
@@ -178,6 +177,14 @@ def check_absent(path: str | Path, overwrite: bool = False) -> None:
 def _aside(path: Path) -> Path:
     """A temporary name beside `path`; `bayeslora.folders` sweeps what a kill left under such names."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def synchronised(folder: Path) -> list[Path]:
+    """All files in a folder, however deep, with their bytes on the disk."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for file in files:
+        _synchronise(file)
+    return files
 
 
 def _synchronise(path: Path) -> None:

@@ -30,25 +30,8 @@ class Called:
     changes: int
 
 
-def call(
-    *arguments: object,
-    folder: Path | None = None,
-    kill_at: int | None = None,
-    kill_after: float | None = None,
-    full_from: int | None = None,
-    limit: float = 180,
-) -> Called:
-    """`bayeslora ARGUMENTS` in a child.
-
-    Args:
-        arguments: Of the command line.
-        folder: In and beside which changes of files are counted.
-        kill_at: The child kills itself when it begins this change (from 1).
-        kill_after: It is killed after so many seconds.
-        full_from: From this change on no file can be made or grown.
-        limit: Seconds after which it counts as hanging (status -14).
-    """
-    options = {"folder": folder, "kill_at": kill_at, "kill_after": kill_after, "full_from": full_from, "limit": limit}
+def call(*arguments: object, **options: Any) -> Called:
+    """`bayeslora ARGUMENTS` in a child; `options` are those of `in_child`."""
     return in_child(lambda: _main(arguments), **options)
 
 
@@ -61,7 +44,16 @@ def in_child(
     full_from: int | None = None,
     limit: float = 180,
 ) -> Called:
-    """`work` in a forked child; see `call`."""
+    """`work` in a forked child.
+
+    Args:
+        work: What it does.
+        folder: In and beside which changes of files are counted.
+        kill_at: The child kills itself when it begins this change (from 1).
+        kill_after: It is killed after so many seconds.
+        full_from: From this change on no file can be made or grown.
+        limit: Seconds after which it counts as hanging (status -14).
+    """
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as counted:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,7 +10,8 @@ from typing import Any
 
 from campaign.calls import call
 from campaign.outcome import Attempt, judged
-from campaign.world import World, items
+from campaign.world import World
+from test_cli import items
 
 Rows = list[dict[str, Any]]
 Named = list[tuple[str, ...]]

@@ -1,7 +1,6 @@
 """The tiny world that is attacked: a base model, an encoder, items, and a config that works."""
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,27 +8,7 @@ from typing import Any
 import yaml
 
 from conftest import byte_level_tokenizer, tiny_llama
-
-WORDS = ("sunlight and water", "iron", "wood", "a star", "the moon")
-
-
-def items(count: int, offset: int = 0) -> list[dict[str, Any]]:
-    """Items of three choices."""
-    return [
-        {
-            "id": f"item-{offset + n}",
-            "question": f"What do plants need to grow ({offset + n})?",
-            "choices": [WORDS[(n + k) % 5] for k in range(3)],
-            "label": n % 3,
-        }
-        for n in range(count)
-    ]
-
-
-def write_items(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A JSONL file."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from test_cli import items, write_items
 
 
 @dataclass(frozen=True)

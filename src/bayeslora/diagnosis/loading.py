@@ -9,11 +9,12 @@ from peft import PeftConfig
 
 from bayeslora.adapters import read_adapter_config
 from bayeslora.config import ModelConfig, RunConfig, TaskConfig
-from bayeslora.from_lora import adapter_folder, changes_base
+from bayeslora.from_lora import adapter_folder
 from bayeslora.locating import run_folder
 from bayeslora.methods import Lora, Method, method_classes
 from bayeslora.runs import Run, load_run
 from bayeslora.runs.loading import load_adapted
+from bayeslora.starts import changes_base
 
 __all__ = ["load_adapter"]
 

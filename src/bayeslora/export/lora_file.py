@@ -13,12 +13,13 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bayeslora.adapters import is_factor
 from bayeslora.export.folder import Dtype
 from bayeslora.factors import RandomFactor, forget, materialise
-from bayeslora.from_lora import changes_base
 from bayeslora.layers import evaluating
 from bayeslora.sampling import random_factors
 from bayeslora.saving import sort_sets
+from bayeslora.starts import changes_base
 
 __all__ = ["adapted_layers", "adapter_config", "adapter_name", "lora_tensors", "write_lora"]
 
@@ -124,7 +125,7 @@ def write_lora(model: PeftModel, folder: Path, tensors: Mapping[str, Tensor], dt
 def _saved_modules(model: PeftModel) -> dict[str, Tensor]:
     """Tensors of `modules_to_save`, such as a classification head, by their names in an adapter file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name(model), save_embedding_layers=False)
-    others = {key: value for key, value in state.items() if ".lora_A." not in key and ".lora_B." not in key}
+    others = {key: value for key, value in state.items() if not is_factor(key)}
     saved = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper))
     unknown = [key for key in others if not key.startswith(saved)]
     if unknown:

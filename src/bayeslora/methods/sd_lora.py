@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 
-from bayeslora.adapters import read_adapter_config
+from bayeslora.adapters import is_factor, read_adapter_config
 from bayeslora.factors import DirectionsFamily, Family, PointFamily, RandomFactor
 from bayeslora.from_lora import located_adapter, lora_fields
 from bayeslora.heads import saved_modules
@@ -124,7 +124,7 @@ class SdLora(Method):
         for name, layer in _layers(adapted).items():
             self._take_over(layer, learned[name])
         weights = load_peft_weights(str(folder), device="cpu")
-        head = {key: value for key, value in weights.items() if ".lora_A." not in key and ".lora_B." not in key}
+        head = {key: value for key, value in weights.items() if not is_factor(key)}
         if head:
             set_peft_model_state_dict(adapted, with_new(adapted, head, before))
         return adapted

@@ -8,10 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from bayeslora.config import ModelConfig, TaskConfig
-from bayeslora.models import locate
+from bayeslora.models import load_tokenizer, locate
 from bayeslora.planning.shape import Shape
 from bayeslora.runs.items import with_classes
 from bayeslora.runs.loading import scoring_of
@@ -70,10 +68,9 @@ def extent_of(
 @lru_cache(maxsize=4)
 def _tokenizer(name: str) -> Any:
     """The tokenizer, if it lies on this machine; None where it would have to be fetched."""
-    source = locate(name)
-    if not Path(source).is_dir():
+    if not Path(locate(name)).is_dir():
         return None
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = load_tokenizer(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, nn
 
-from bayeslora.layers import outermost_layers
+from bayeslora.layers import base_model, outermost_layers
 from bayeslora.planning.tracing import tensor_bytes
 
 __all__ = ["FOUR_BIT", "Budget", "Memory", "Weights", "parse_bytes"]
@@ -150,8 +149,7 @@ def _quantisable(model: nn.Module) -> list[Tensor]:
 
     The experts of a mixture are parameters of three dimensions since transformers 5, not linear layers, and stay.
     """
-    inner: Any = model
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    base = base_model(model)
     heads = [base.get_output_embeddings(), getattr(base, "score", None), getattr(base, "classifier", None)]
     left_out = {id(module) for head in heads if head is not None for module in head.modules()}
     return [module.weight for module in base.modules() if isinstance(module, nn.Linear) and id(module) not in left_out]

@@ -15,6 +15,8 @@ from bayeslora.config import RunConfig, describe
 from bayeslora.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.distributed import is_main, wait
 from bayeslora.parsing import dump_config
+from bayeslora.ranges import check_options
+from bayeslora.reading import read_json
 from bayeslora.runs.config_files import read_config
 from bayeslora.saving import last_complete_checkpoint, write_json
 
@@ -48,13 +50,10 @@ def check_config(config: RunConfig, has_dev: bool) -> None:
     """What would fail only after the training.
 
     Raises:
-        ValueError: A number of predictions is out of range, there is nothing to fit a temperature on, or the config
-            cannot be written.
+        ValueError: A value is out of its range (a config may change after it was made), there is nothing to fit a
+            temperature on, or the config cannot be written.
     """
-    if config.num_samples < 0:
-        raise ValueError(f"num_samples must be at least 0, got {config.num_samples}.")
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}.")
+    check_options(config)
     if config.temperature_scaling and not has_dev:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
     dump_config(config)
@@ -176,4 +175,4 @@ def _digest(items: Sequence[Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from bayeslora.config import RunConfig
+from bayeslora.differences import BEFORE
 from bayeslora.parsing import dump_config, parse_config
 from bayeslora.saving import atomic_file
 
@@ -24,7 +25,7 @@ def read_config(path: Path) -> RunConfig:
     """The config of a run folder's YAML file, as it was meant when it was written."""
     config = parse_config(path)
     written: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "chat_template" not in (written.get("task") or {}):
-        # From before there was the option. Its default is another now.
-        config.task.chat_template = False
+    for name, meant in BEFORE.items():
+        if name not in (written.get("task") or {}):
+            setattr(config.task, name, meant)
     return config

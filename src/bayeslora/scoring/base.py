@@ -135,15 +135,19 @@ class Scoring(ABC):
         """The text that is read: here the item's question, or `question` in its place."""
         return item.question if question is None else question
 
-    def fitted(self, item: ChoiceItem, room: int) -> list[int]:
+    def fitted(self, item: ChoiceItem, whole: list[int], room: int) -> list[int]:
         """Tokens of an item's prompt, at most `room`; the middle of a question that is too long is cut.
+
+        Args:
+            item: The item.
+            whole: Tokens of its whole prompt.
+            room: The most tokens.
 
         Raises:
             ValueError: The prompt does not fit without any question.
         """
-        tokens: list[int] | None = self.encode(self.prompt(item))
-        if tokens is not None and len(tokens) <= room:
-            return tokens
+        if len(whole) <= room:
+            return whole
         tokens = fit(item.question, lambda question: self.encode(self.prompt(item, question)), room)
         remedy = "raise max_length, or " if self.extensible else ""
         if tokens is None:

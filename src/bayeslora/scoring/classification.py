@@ -79,7 +79,7 @@ class Classification(Scoring):
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClassificationBatch:
         """Batch of `items`."""
-        rows = [self.fitted(item, self._length()) for item in items]
+        rows = [self.fitted(item, self.encode(self.prompt(item)), self._length()) for item in items]
         pad, left = self.tokenizer.pad_token_id, self.tokenizer.padding_side == "left"
         ids, attention = pad_left(rows, pad)[:2] if left else pad_right(rows, pad)
         return ClassificationBatch(

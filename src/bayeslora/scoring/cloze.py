@@ -157,7 +157,7 @@ class Cloze(Scoring):
         context = self.encode(prompt)
         choices = [self._continuation(prompt, context, choice) for choice in item.choices]
         # Each choice is read behind the question alone, so the longest one decides.
-        return self.fitted(item, self.max_length - max(map(len, choices))), choices
+        return self.fitted(item, context, self.max_length - max(map(len, choices))), choices
 
     def _continuation(self, prompt: str, context: list[int], choice: str) -> list[int]:
         whole = self.encode(f"{prompt}{self.separator}{choice}")

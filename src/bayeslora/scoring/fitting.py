@@ -11,7 +11,7 @@ MARK = " ... "
 
 
 def fit(question: str, encode: Callable[[str], list[int]], room: int) -> list[int] | None:
-    """The tokens of a prompt with as much of its question as fits into `room` tokens; None where none of it does.
+    """The tokens of a prompt with as much of its question, which is too long, as fits; None where none of it does.
 
     Special tokens, template and choices stay whole: `encode` puts them around whatever question it is given.
 
@@ -23,9 +23,6 @@ def fit(question: str, encode: Callable[[str], list[int]], room: int) -> list[in
         encode: Tokens of the prompt with a question.
         room: The most tokens, at least 1.
     """
-    tokens = encode(question)
-    if len(tokens) <= room:
-        return tokens
     fitting, kept, beyond = None, -1, len(question)
     # Fewer letters hardly ever make more tokens; where they do, a few that would fit are lost.
     while beyond - kept > 1:

@@ -56,7 +56,7 @@ class Letter(Scoring):
         if mask.shape[1] > len(string.ascii_uppercase):
             raise ValueError(f"letter scoring has 26 letters, got an item with {mask.shape[1]} choices; use cloze.")
         letters = list(string.ascii_uppercase[: mask.shape[1]])
-        rows = [self.fitted(item, self.max_length) for item in items]
+        rows = [self.fitted(item, self.encode(self.prompt(item)), self.max_length) for item in items]
         ids, attention, positions = pad_left(rows, self.tokenizer.pad_token_id)
         prompt = "Answer:" if self._frame is None else self._frame.prompt(REQUEST)
         classes = torch.tensor(class_token_ids(self.tokenizer, letters, prompt, self.separator))
