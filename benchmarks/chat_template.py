@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 import bayeslora
-from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import Lora
 from bayeslora.metrics import summary
 from bayeslora.models import load_base_model
 from bayeslora.runs import task_items, train
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.loading import scoring_of
 
 DEV = 100

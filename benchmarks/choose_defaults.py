@@ -12,11 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bayeslora.config import RunConfig
-from bayeslora.demo import demo_config
+from bayeslora.experiments.demo import demo_config
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.runs import train
-from bayeslora.trunk import TrunkCache
+from bayeslora.runs.config import RunConfig
+from bayeslora.scoring.trunk_cache import TrunkCache
 
 PAPER = {"inducing_std": None, "posterior_std": 1.0, "posterior_learning_rate_scale": 1.0}
 CANDIDATES: dict[str, Method] = {

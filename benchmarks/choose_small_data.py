@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.metrics import summary
 from bayeslora.runs import task_items, train
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.tasks import Item
 
 CELLS = {

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.methods import BayesianLora
 from bayeslora.runs import train
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 
 ATTENTION = ["q_proj", "v_proj"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

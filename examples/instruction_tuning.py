@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora import get_task
-from bayeslora.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
-from bayeslora.language_modelling import predict_texts, token_reliability, train_texts
-from bayeslora.language_modelling.texts import text_splits
 from bayeslora.methods import BayesianLora, Lora
-from bayeslora.plots import draw_reliability_curves
-from bayeslora.saving import write_json
+from bayeslora.metrics.reliability_diagram import draw_reliability_curves
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.language_modelling import predict_texts, token_reliability, train_texts
+from bayeslora.runs.language_modelling.texts import text_splits
+from bayeslora.system.files import write_json
 
 COUNTS = {"train": 64, "dev": 24, "test": 60}
 COLUMNS = (

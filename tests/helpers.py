@@ -6,9 +6,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from bayeslora.factors import InducingFamily, Noise, RandomFactor
-from bayeslora.factors.whitening import inducing_diagonal
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.posteriors import Posterior
+from bayeslora.posteriors.weights.base import Noise
+from bayeslora.posteriors.weights.inducing import InducingFamily
+from bayeslora.posteriors.weights.whitening import inducing_diagonal
 
 Parameters = dict[str, Tensor]
 

@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 import bayeslora
-from bayeslora.export import RECORD, export_run
+from bayeslora.deploy.export import RECORD, export_run
 from bayeslora.runs import load_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))

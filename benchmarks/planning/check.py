@@ -23,13 +23,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainingArguments
 
-from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.methods import BayesianLora
 from bayeslora.planning import Estimator, Memory, Setting, Shape, base_on_meta, find_architecture
-from bayeslora.predictive import predict
+from bayeslora.prediction.predictive import predict
 from bayeslora.runs import task_items
+from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.runs.loading import load_model
-from bayeslora.trainer import BayesianLoraTrainer
+from bayeslora.training.trainer import BayesianLoraTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from measure import environment, save

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bayeslora.comparison.config import CompareConfig
-from bayeslora.parsing import parse_run_or_comparison
+from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.planning import Budget, PlanOptions, as_record, make_plans, parse_bytes
+from bayeslora.planning.config_files import parse_run_or_comparison
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from measure import environment, save

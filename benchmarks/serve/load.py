@@ -28,10 +28,10 @@ from typing import Any
 import httpx
 import torch
 
+from bayeslora.deploy.serve.server import serve
+from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs import task_items
 from bayeslora.runs.config_files import read_config
-from bayeslora.serving.server import serve
-from bayeslora.serving.settings import Settings
 from bayeslora.tasks import Item
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.saving import atomic_file
+from bayeslora.system.files import atomic_file
 
 Work = Callable[[], object]
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from training_step import LORA, tokens
 
 from bayeslora.models import load_base_model
-from bayeslora.optimizers import PAIR_OPTIMIZERS, build_optimizer
+from bayeslora.training.optimizers import PAIR_OPTIMIZERS, build_optimizer
 
 RATE = 1e-9
 

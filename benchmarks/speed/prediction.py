@@ -24,10 +24,10 @@ from measure import CLOCKS, common_options, environment, paired, ratios, save
 from peft import LoraConfig, get_peft_model
 
 import bayeslora
-from bayeslora.memory import peak_memory
 from bayeslora.models import load_base_model
 from bayeslora.scoring import ChoiceBatch, Cloze, Letter
 from bayeslora.scoring.letter import LetterBatch
+from bayeslora.system.memory import peak_memory
 
 DEFAULTS = {"scoring": "letter", "samples": 10, "layers": 7, "rank": 8, "batch": 8, "length": None}
 SCALING: Mapping[str, tuple[int, ...]] = {

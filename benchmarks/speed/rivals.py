@@ -28,16 +28,16 @@ from typing import Any
 
 import torch
 from measure import CLOCKS, Work, common_options, environment, paired, ratios, save
-from prediction import DEFAULTS, REFERENCE, Setting
 from torch import nn
 from transformers import BatchEncoding
 
-from bayeslora.memory import peak_memory
 from bayeslora.methods.base import State, Training
 from bayeslora.methods.laplace import LaplaceLora
 from bayeslora.models import load_base_model
 from bayeslora.scoring import ChoiceBatch, Letter
+from bayeslora.system.memory import peak_memory
 from bayeslora.tasks import get_task
+from prediction import DEFAULTS, REFERENCE, Setting
 
 try:
     import bayesian_lora

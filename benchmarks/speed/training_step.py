@@ -21,11 +21,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import bayeslora
-from bayeslora.memory import peak_memory
+from bayeslora.adapters.sampling import hold_draw, random_modules
 from bayeslora.methods import method_classes, trainable_parameters
 from bayeslora.models import load_base_model
-from bayeslora.objective import kl_divergence, negative_elbo
-from bayeslora.sampling import hold_draw, random_modules
+from bayeslora.system.memory import peak_memory
+from bayeslora.training.elbo import kl_divergence, negative_elbo
 
 NUM_EXAMPLES = 2000
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayeslora.predictive import Predictive
-from bayeslora.temperature import bound_of, fit_temperature
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.prediction.temperature import bound_of, fit_temperature
 
 CHOICES = (2, 4)
 SHARPNESS = (1.5, 4.0, 12.0)

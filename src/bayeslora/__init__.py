@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 # Each file of a method registers its adapter type with PEFT, which then loads adapters of all of them.
 from bayeslora import methods as methods
-from bayeslora.from_lora import from_lora
-from bayeslora.objective import kl_divergence, negative_elbo
-from bayeslora.predictive import Predictive, predict
-from bayeslora.sampling import random_factors, sampling
+from bayeslora.adapters import BayesianLoraConfig, RandomLoraConfig, RandomLoraModel
+from bayeslora.adapters.from_lora import from_lora
+from bayeslora.adapters.sampling import random_factors, sampling
+from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import Classification, Cloze, Letter
-from bayeslora.tuner import BayesianLoraConfig, RandomLoraConfig, RandomLoraModel
+from bayeslora.training.elbo import kl_divergence, negative_elbo
 
 if TYPE_CHECKING:
-    from bayeslora.generation import generate
-    from bayeslora.hub import push_to_hub
+    from bayeslora.deploy.hub import push_to_hub
+    from bayeslora.prediction.generation import generate
     from bayeslora.runs import load_run
-    from bayeslora.sft import BayesianSFTTrainer as BayesianSFTTrainer
     from bayeslora.tasks import get_task
-    from bayeslora.trainer import BayesianLoraTrainer, ELBOTrainerMixin
+    from bayeslora.training.sft import BayesianSFTTrainer as BayesianSFTTrainer
+    from bayeslora.training.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 
 __version__ = "0.1.0"
 
@@ -45,13 +45,13 @@ __all__ = [
 ]
 
 _LATER = {
-    "BayesianLoraTrainer": "trainer",
-    "BayesianSFTTrainer": "sft",
-    "ELBOTrainerMixin": "trainer",
-    "generate": "generation",
+    "BayesianLoraTrainer": "training.trainer",
+    "BayesianSFTTrainer": "training.sft",
+    "ELBOTrainerMixin": "training.trainer",
+    "generate": "prediction.generation",
     "get_task": "tasks",
     "load_run": "runs",
-    "push_to_hub": "hub",
+    "push_to_hub": "deploy.hub",
 }
 """Names whose modules import a trainer, data sets, metrics, pictures or TRL, which a user of adapters alone need not
 wait for or have.

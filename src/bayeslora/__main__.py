@@ -1,6 +1,6 @@
 """`python -m bayeslora`, and `accelerate launch -m bayeslora`."""
 
-from bayeslora.cli import main
+from bayeslora_cli.main import main
 
 if __name__ == "__main__":
     main()

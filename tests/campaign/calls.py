@@ -131,7 +131,7 @@ def _changes(event: str, given: tuple[Any, ...]) -> bool:
 def _main(arguments: Sequence[object]) -> None:
     import logging
 
-    from bayeslora.cli import main
+    from bayeslora_cli.main import main
 
     logging.getLogger().handlers.clear()
     main([str(argument) for argument in arguments])

@@ -16,7 +16,7 @@ def wrong_requests(run: Path, count: int, source: random.Random) -> Iterator[Att
     from starlette.testclient import TestClient
 
     from bayeslora import load_run
-    from bayeslora.serving.app import create_app
+    from bayeslora.deploy.serve.app import create_app
 
     with TestClient(create_app(load_run(run), "campaign"), raise_server_exceptions=False) as client:
         for number in range(count):

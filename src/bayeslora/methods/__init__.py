@@ -7,7 +7,6 @@ import importlib
 import inspect
 import pkgutil
 
-from bayeslora.imports import subclasses
 from bayeslora.methods.base import (
     Method,
     State,
@@ -18,6 +17,7 @@ from bayeslora.methods.base import (
 )
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.methods.lora import Lora
+from bayeslora.options.classes import subclasses
 
 __all__ = [
     "BayesianLora",

@@ -14,16 +14,16 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from bayeslora.from_lora import from_lora, located_adapter
-from bayeslora.heads import saved_modules
-from bayeslora.modalities import excluded_modules
-from bayeslora.placement import Placement, Targets, adapted_layers, linear_names
-from bayeslora.predictive import Predictive, predict
-from bayeslora.ranges import AtLeastZero, Count, Positive, Range, Share, Size
+from bayeslora.adapters import RandomLoraConfig, default_targets
+from bayeslora.adapters.from_lora import from_lora, located_adapter
+from bayeslora.adapters.placement import Placement, Targets, adapted_layers, linear_names
+from bayeslora.adapters.starts import continue_adapter
+from bayeslora.models.heads import saved_modules
+from bayeslora.models.modalities import excluded_modules
+from bayeslora.options.ranges import AtLeastZero, Count, Positive, Range, Share, Size
+from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.starts import continue_adapter
-from bayeslora.trunk import TrunkCache
-from bayeslora.tuner import RandomLoraConfig, default_targets
+from bayeslora.scoring.trunk_cache import TrunkCache
 
 __all__ = ["TASK_TYPES", "Method", "State", "Training", "VariationalMethod", "lora_parameters", "trainable_parameters"]
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from peft import LoraConfig
 
+from bayeslora.adapters import BayesianLoraConfig
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.plain import Plain
-from bayeslora.ranges import AtLeastZero, Positive, Range, Size, StandardDeviation
-from bayeslora.tuner import BayesianLoraConfig
+from bayeslora.options.plain import Plain
+from bayeslora.options.ranges import AtLeastZero, Positive, Range, Size, StandardDeviation
 
 __all__ = ["BayesianLora"]
 

@@ -11,10 +11,11 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from bayeslora.factors import GaussianFamily, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.ranges import StandardDeviation
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import StandardDeviation
+from bayeslora.posteriors.weights.gaussian import GaussianFamily
 
 __all__ = ["Blob", "BlobConfig", "BlobFamily"]
 

@@ -11,11 +11,13 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, GaussianFamily, RandomModule, check_sample_major, random_signs
-from bayeslora.factors.whitening import at_least_float32
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_module import RandomModule, check_sample_major, random_signs
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.ranges import Size, StandardDeviation
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import Size, StandardDeviation
+from bayeslora.posteriors.weights.base import KL
+from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.whitening import at_least_float32
 
 __all__ = ["CLora", "CLoraConfig", "ContextualFactor", "real_tokens"]
 

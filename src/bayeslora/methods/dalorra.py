@@ -11,10 +11,11 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, Family, Noise, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.ranges import AtLeastZero, Positive, Range
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import AtLeastZero, Positive, Range
+from bayeslora.posteriors.weights.base import KL, Family, Noise
 
 __all__ = ["Dalorra", "DalorraConfig", "MaskedRowsFamily"]
 

@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from bayeslora.factors import MembersFamily, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method
-from bayeslora.ranges import Size
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import Size
+from bayeslora.posteriors.weights.members import MembersFamily
 
 __all__ = ["DeepEnsemble", "EnsembleConfig"]
 

@@ -12,14 +12,14 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from bayeslora.from_lora import located_adapter
-from bayeslora.heads import held_by, saved_modules
-from bayeslora.layers import inside_layers
-from bayeslora.merging import merged
+from bayeslora.adapters.from_lora import located_adapter
+from bayeslora.adapters.merging import merged
+from bayeslora.adapters.placement import linear_names
+from bayeslora.adapters.starts import open_adapter
 from bayeslora.methods.base import TASK_TYPES, Method
-from bayeslora.modalities import beside_text
-from bayeslora.placement import linear_names
-from bayeslora.starts import open_adapter
+from bayeslora.models.heads import held_by, saved_modules
+from bayeslora.models.layers import inside_layers
+from bayeslora.models.modalities import beside_text
 
 __all__ = ["FullFineTuning"]
 

@@ -12,11 +12,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from bayeslora.factors import FixedGaussianFamily, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters.sampling import random_factors
 from bayeslora.methods.base import Method, State, Training
-from bayeslora.ranges import Positive, Range, StandardDeviation
-from bayeslora.sampling import random_factors
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import Positive, Range, StandardDeviation
+from bayeslora.posteriors.weights.gaussian import FixedGaussianFamily
 
 __all__ = ["Ivon", "IvonConfig", "IvonFamily", "optimizer_class", "posterior_std"]
 

@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bayeslora.laplace import (
+from bayeslora.methods.base import Method, State, Training
+from bayeslora.methods.laplace_approximation import (
     LOGIT_DRAWS,
     GaussianLogits,
     KroneckerBlock,
@@ -23,11 +24,10 @@ from bayeslora.laplace import (
     lora_maps,
     record,
 )
-from bayeslora.methods.base import Method, State, Training
-from bayeslora.predictive import Predictive
-from bayeslora.ranges import Positive, Size
+from bayeslora.options.ranges import Positive, Size
+from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.trunk import TrunkCache
+from bayeslora.scoring.trunk_cache import TrunkCache
 
 __all__ = ["LaplaceLora"]
 

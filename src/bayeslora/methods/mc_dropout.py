@@ -9,11 +9,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from bayeslora.factors import Noise, RandomModule
-from bayeslora.from_lora import from_lora
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.from_lora import from_lora
+from bayeslora.adapters.random_module import RandomModule
 from bayeslora.methods.base import TASK_TYPES, Method
-from bayeslora.ranges import Range
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import Range
+from bayeslora.posteriors.weights.base import Noise
 
 __all__ = ["AdapterDropout", "MonteCarloDropout", "MonteCarloDropoutConfig"]
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from peft import LoraConfig
 from torch import nn
 
-from bayeslora.factors import GaussianFamily, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.ranges import AtLeastZero, StandardDeviation
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import AtLeastZero, StandardDeviation
+from bayeslora.posteriors.weights.gaussian import GaussianFamily
 
 __all__ = ["MeanField", "MeanFieldConfig"]
 

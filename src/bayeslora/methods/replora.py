@@ -13,11 +13,12 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, Family, Noise, RandomFactor
-from bayeslora.factors.whitening import at_least_float32
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, Training
-from bayeslora.ranges import Size
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import Size
+from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.whitening import at_least_float32
 
 __all__ = ["GeneratedFactor", "GeneratedFamily", "RepLora", "RepLoraConfig", "drop_networks", "share_latents"]
 

@@ -11,10 +11,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from bayeslora.factors import KL, Family, GaussianFamily, Noise, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.ranges import AtLeastZero, StandardDeviation
-from bayeslora.tuner import Part, RandomLoraConfig, register
+from bayeslora.options.ranges import AtLeastZero, StandardDeviation
+from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.gaussian import GaussianFamily
 
 __all__ = ["ScalaBL", "ScalaBLConfig", "ScaledRowsFamily"]
 

@@ -12,14 +12,17 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 
-from bayeslora.adapters import is_factor, read_adapter_config
-from bayeslora.factors import DirectionsFamily, Family, PointFamily, RandomFactor
-from bayeslora.from_lora import located_adapter, lora_fields
-from bayeslora.heads import saved_modules
+from bayeslora.adapters import BayesianLoraConfig, Part, RandomLoraConfig, register
+from bayeslora.adapters.files import is_factor, read_adapter_config
+from bayeslora.adapters.from_lora import located_adapter, lora_fields
+from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters.starts import open_adapter, with_new
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.methods.bayesian_lora import BayesianLora
-from bayeslora.starts import open_adapter, with_new
-from bayeslora.tuner import BayesianLoraConfig, Part, RandomLoraConfig, register
+from bayeslora.models.heads import saved_modules
+from bayeslora.posteriors.weights.base import Family
+from bayeslora.posteriors.weights.directions import DirectionsFamily
+from bayeslora.posteriors.weights.point import PointFamily
 
 __all__ = ["BayesianSdLora", "BayesianSdLoraConfig", "SdLora", "SdLoraConfig"]
 

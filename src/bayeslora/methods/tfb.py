@@ -14,12 +14,13 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.factors import FixedGaussianFamily, RandomFactor
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, Training
-from bayeslora.predictive import predict
-from bayeslora.ranges import Count, Positive, Size
+from bayeslora.options.ranges import Count, Positive, Size
+from bayeslora.posteriors.weights.gaussian import FixedGaussianFamily
+from bayeslora.prediction.predictive import predict
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.tuner import Part, RandomLoraConfig, register
 
 __all__ = ["Tfb", "TfbConfig", "TfbFamily", "largest_sigma"]
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayeslora.layers import outermost_layers
+from bayeslora.adapters.sampling import find_draws, hold_draw
 from bayeslora.methods import Method
-from bayeslora.objective import kl_divergence, negative_elbo
+from bayeslora.models.layers import outermost_layers
 from bayeslora.planning.memory import Budget, Memory, Weights
 from bayeslora.planning.shape import Shape
 from bayeslora.planning.tracing import phase_peaks
-from bayeslora.predictive import affordable_samples, predict
-from bayeslora.sampling import find_draws, hold_draw
+from bayeslora.prediction.predictive import affordable_samples, predict
+from bayeslora.training.elbo import kl_divergence, negative_elbo
 
 __all__ = ["Estimator", "Setting"]
 

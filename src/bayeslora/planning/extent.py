@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bayeslora.config import ModelConfig, TaskConfig
 from bayeslora.models import load_tokenizer, locate
 from bayeslora.planning.shape import Shape
+from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.runs.items import with_classes
 from bayeslora.runs.loading import scoring_of
 from bayeslora.tasks import Item

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from bayeslora.layers import base_model, outermost_layers
+from bayeslora.models.layers import base_model, outermost_layers
 from bayeslora.planning.tracing import tensor_bytes
 
 __all__ = ["FOUR_BIT", "Budget", "Memory", "Weights", "parse_bytes"]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bayeslora.config import RunConfig, TaskConfig
 from bayeslora.planning.published import TASK_SIZES
 from bayeslora.runs import task_items
+from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.runs.items import build_task
 from bayeslora.tasks import Item, Task
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.comparison.config import CompareConfig
-from bayeslora.config import RunConfig, TaskConfig
+from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.methods import lora_parameters, trainable_parameters
 from bayeslora.planning.advice import Change, advise
 from bayeslora.planning.architecture import base_on_meta, find_architecture
@@ -21,6 +20,7 @@ from bayeslora.planning.extent import Extent, extent_of
 from bayeslora.planning.memory import Budget, Memory
 from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
+from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.tasks import Item
 
 __all__ = ["Plan", "PlanOptions", "RowPlan", "as_options", "make_plan", "make_plans"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from bayeslora.comparison import Results
+from bayeslora.experiments.comparison import Results
 from bayeslora.report.colours import Style, styles
 from bayeslora.report.notes import notes
 from bayeslora.report.pictures import (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from bayeslora.comparison import Results
+from bayeslora.experiments.comparison import Results
 from bayeslora.report.content import Report, build_report
 from bayeslora.report.pictures import Picture
-from bayeslora.saving import atomic_file
+from bayeslora.system.files import atomic_file
 
 __all__ = ["write_report"]
 

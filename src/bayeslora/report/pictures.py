@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bayeslora.comparison import Cell
+from bayeslora.experiments.comparison import Cell
 from bayeslora.metrics import entropy, reliability_curve, risk_coverage_curve
 from bayeslora.report.colours import OUTSIDE_COLOURS, Style
 from bayeslora.report.rows import Row, TaskRows, outside_name

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy
 
-from bayeslora.comparison import Cell, Items, Results
-from bayeslora.temperature import bound_of
+from bayeslora.experiments.comparison import Cell, Items, Results
+from bayeslora.prediction.temperature import bound_of
 
 __all__ = ["BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
 

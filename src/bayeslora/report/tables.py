@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bayeslora.comparison import Cell, Results
-from bayeslora.conformal import ConformalSets, evaluate
+from bayeslora.experiments.comparison import Cell, Results
 from bayeslora.metrics import nll
+from bayeslora.prediction.conformal import ConformalSets, evaluate
 from bayeslora.report.rows import BASELINE, Row, TaskRows, outside_name, row_order
 from bayeslora.report.scores import Scores, TaskScores
 from bayeslora.report.statistics import DETECTION, METRICS, Mark, Metric, Score

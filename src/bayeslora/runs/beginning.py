@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayeslora.config import RunConfig, describe
-from bayeslora.differences import at_defaults, completed, differences, same_meaning
-from bayeslora.distributed import is_main, wait
-from bayeslora.parsing import dump_config
-from bayeslora.ranges import check_options
-from bayeslora.reading import read_json
-from bayeslora.runs.config_files import read_config
-from bayeslora.saving import last_complete_checkpoint, write_json
+from bayeslora.options.differences import at_defaults, completed, differences, same_meaning
+from bayeslora.options.ranges import check_options
+from bayeslora.runs.config import RunConfig, describe
+from bayeslora.runs.config_files import dump_config, read_config
+from bayeslora.system.files import last_complete_checkpoint, write_json
+from bayeslora.system.processes import is_main, wait
+from bayeslora.system.reading import read_json
 
 __all__ = ["check_beginning", "check_config", "check_finished", "check_length", "note_beginning"]
 

@@ -1,18 +1,43 @@
-"""config.yaml of a run folder."""
+"""The config of a run as YAML."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bayeslora.config import RunConfig
-from bayeslora.differences import BEFORE
-from bayeslora.parsing import dump_config, parse_config
-from bayeslora.saving import atomic_file
+from bayeslora.options.differences import BEFORE
+from bayeslora.options.parsing import config_parser, parse_file
+from bayeslora.runs.config import RunConfig, describe_method
+from bayeslora.system.files import atomic_file
 
-__all__ = ["read_config", "write_config"]
+__all__ = ["dump_config", "parse_config", "read_config", "write_config"]
+
+
+def parse_config(path: str | Path) -> RunConfig:
+    """The RunConfig of a YAML file.
+
+    Raises:
+        ValueError: A key or value is wrong; the message has the nearest right name.
+    """
+    return parse_file(path, RunConfig)
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML that `parse_config` and `bayeslora train --config` read: every option, also those at their default.
+
+    Raises:
+        ValueError: The config was built in Python with a method whose arguments are not known.
+    """
+    parser = config_parser(RunConfig)
+    settings = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__ if name != "method"}
+    settings = {
+        name: value if isinstance(value, int) else dataclasses.asdict(value) for name, value in settings.items()
+    }
+    settings["method"] = describe_method(config.method)
+    return str(parser.dump(parser.parse_object(settings), skip_none=False))
 
 
 def write_config(config: RunConfig, path: Path) -> None:

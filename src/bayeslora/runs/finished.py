@@ -9,19 +9,14 @@ from typing import Any
 
 import torch
 
-from bayeslora.adapters import read_adapter_config
-from bayeslora.config import ModelConfig, TaskConfig
-from bayeslora.conformal import ConformalSets, check_coverage
-from bayeslora.devices import kept_device
-from bayeslora.distributed import is_main, wait
-from bayeslora.folders import only_writer, recover_parts, replaced_together
-from bayeslora.from_lora import adapter_folder
-from bayeslora.imports import permit
-from bayeslora.locating import is_hub_run, run_folder
+from bayeslora.adapters.files import read_adapter_config
+from bayeslora.adapters.from_lora import adapter_folder
 from bayeslora.methods import Method
-from bayeslora.plots import reliability_diagram
-from bayeslora.ranges import Positive, check_value
-from bayeslora.reading import read_json
+from bayeslora.metrics.reliability_diagram import reliability_diagram
+from bayeslora.options.classes import permit
+from bayeslora.options.ranges import Positive, check_value
+from bayeslora.prediction.conformal import ConformalSets, check_coverage
+from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.evaluation_files import EVALUATION_PARTS, check_evaluation
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
@@ -30,8 +25,13 @@ from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
-from bayeslora.saving import check_absent, recover_folder, write_json
 from bayeslora.scoring.base import choice_mask
+from bayeslora.system.devices import kept_device
+from bayeslora.system.files import check_absent, recover_folder, write_json
+from bayeslora.system.folders import only_writer, recover_parts, replaced_together
+from bayeslora.system.locating import is_hub_run, run_folder
+from bayeslora.system.processes import is_main, wait
+from bayeslora.system.reading import read_json
 from bayeslora.tasks import LocalFile, allow_task, load_items
 
 __all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
@@ -172,7 +172,7 @@ def evaluate(
             identity = run.metrics | {"task": described.name, "split": split}
             check_evaluation(target, Path(folder), identity, overwrite)
         if run.config.task.scoring == "text":
-            from bayeslora.language_modelling.evaluation import evaluate_texts
+            from bayeslora.runs.language_modelling.evaluation import evaluate_texts
 
             return evaluate_texts(run, described, split, num_samples, target)
         return _evaluate(run, described, split, num_samples, target)

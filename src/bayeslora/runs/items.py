@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from bayeslora.config import TaskConfig
+from bayeslora.runs.config import TaskConfig
 from bayeslora.tasks import Item, LocalFile, Splits, Task, get_task
 from bayeslora.tasks.classes import class_texts
 

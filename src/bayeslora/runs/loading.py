@@ -14,18 +14,18 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.adapters import tensors_file
-from bayeslora.config import ModelConfig, TaskConfig
-from bayeslora.devices import choose_device
-from bayeslora.distributed import join
-from bayeslora.from_lora import adapter_folder
-from bayeslora.heads import require_supplied
-from bayeslora.merging import merged
+from bayeslora.adapters.files import tensors_file
+from bayeslora.adapters.from_lora import adapter_folder
+from bayeslora.adapters.merging import merged
+from bayeslora.adapters.starts import open_adapter
 from bayeslora.models import load_base_model, load_tokenizer
-from bayeslora.positions import readable_tokens
-from bayeslora.reading import naming_file
+from bayeslora.models.heads import require_supplied
+from bayeslora.models.positions import readable_tokens
+from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.scoring import Classification, Scoring, get_scoring
-from bayeslora.starts import open_adapter
+from bayeslora.system.devices import choose_device
+from bayeslora.system.processes import join
+from bayeslora.system.reading import naming_file
 
 __all__ = [
     "head_width",

@@ -13,18 +13,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bayeslora.config import RunConfig
-from bayeslora.conformal import ConformalSets
-from bayeslora.distributed import gather_shares, is_main, is_sharded, largest, share
 from bayeslora.methods import State
 from bayeslora.metrics import summary
-from bayeslora.predictive import Predictive
-from bayeslora.ranges import Draws, check_value
-from bayeslora.saving import atomic_file
+from bayeslora.options.ranges import Draws, check_value
+from bayeslora.prediction.conformal import ConformalSets
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.runs.config import RunConfig
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
+from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.files import atomic_file
+from bayeslora.system.processes import gather_shares, is_main, is_sharded, largest, share
 from bayeslora.tasks import Item
-from bayeslora.trunk import TrunkCache
 
 __all__ = ["Prediction", "by_length", "predict_items", "write_rows"]
 

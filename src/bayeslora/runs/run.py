@@ -8,12 +8,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from bayeslora.config import RunConfig
 from bayeslora.methods import State
+from bayeslora.runs.config import RunConfig
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.scoring import Scoring
+from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Item
-from bayeslora.trunk import TrunkCache
 
 __all__ = ["Run"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from bayeslora.methods import State
-from bayeslora.reading import read_tensors
-from bayeslora.saving import atomic_file
+from bayeslora.system.files import atomic_file
+from bayeslora.system.reading import read_tensors
 
 __all__ = ["load_state", "save_state"]
 

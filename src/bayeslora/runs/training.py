@@ -16,24 +16,24 @@ import torch
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments, set_seed
 
-from bayeslora.config import RunConfig
-from bayeslora.distributed import is_main, largest, wait, world_size
-from bayeslora.folders import only_writer, replaced_together
-from bayeslora.memory import peak_memory
 from bayeslora.methods import Training, trainable_parameters
-from bayeslora.model_card import CardFacts, write_model_card
+from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
+from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import task_items, with_classes
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
+from bayeslora.runs.model_card import CardFacts, write_model_card
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
-from bayeslora.saving import save_adapter, write_json
 from bayeslora.scoring import ChoiceBatch, Scoring
+from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.files import save_adapter, write_json
+from bayeslora.system.folders import only_writer, replaced_together
+from bayeslora.system.memory import peak_memory
+from bayeslora.system.processes import is_main, largest, wait, world_size
 from bayeslora.tasks import Splits
-from bayeslora.temperature import fit_temperature
-from bayeslora.trainer import BayesianLoraTrainer
-from bayeslora.trunk import TrunkCache
+from bayeslora.training.trainer import BayesianLoraTrainer
 
 __all__ = [
     "Trained",
@@ -72,7 +72,7 @@ def train(
     trunk_cache: TrunkCache | None = None,
     prepare: Callable[[PeftModel], None] | None = None,
 ) -> Trained:
-    """Train an adapter and write it to `output_dir`; on texts: `bayeslora.language_modelling.train_texts`.
+    """Train an adapter and write it to `output_dir`; on texts: `bayeslora.runs.language_modelling.train_texts`.
 
     Writes `adapter/`, `config.yaml`, `metrics.json` (on the dev split), and where the method knows more than its
     adapter `posterior.safetensors`. With 0 epochs nothing is trained: for methods that go on from `init_from`.
@@ -96,7 +96,7 @@ def train(
         NonFiniteLossError: The loss became NaN or infinite; checkpoints and an earlier run are left as they were.
     """
     if config.task.scoring == "text":
-        raise ValueError("task.scoring text has no items: train with bayeslora.language_modelling.train_texts.")
+        raise ValueError("task.scoring text has no items: train with bayeslora.runs.language_modelling.train_texts.")
     output = Path(output_dir)
     with only_writer(output):
         return _train(config, output, resume, overwrite, evaluate_dev, trunk_cache, prepare)

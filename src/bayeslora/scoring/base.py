@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.layers import base_model
+from bayeslora.models.layers import base_model
 from bayeslora.scoring.chat import chat_frame
 from bayeslora.scoring.fitting import fit
 

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.layers import text_config, unwrapped
-from bayeslora.readout import head_of_positions, last_positions
+from bayeslora.models.layers import text_config, unwrapped
 from bayeslora.scoring.base import (
     ChoiceBatch,
     ChoiceItem,
@@ -20,6 +19,7 @@ from bayeslora.scoring.base import (
     pad_left,
 )
 from bayeslora.scoring.packing import packs, probe_length
+from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch
 
 __all__ = ["Cloze", "ClozeBatch"]

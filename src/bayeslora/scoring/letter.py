@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.readout import head_of_words, last_positions
 from bayeslora.scoring.base import (
     ChoiceBatch,
     ChoiceItem,
@@ -20,6 +19,7 @@ from bayeslora.scoring.base import (
     forward_options,
     pad_left,
 )
+from bayeslora.scoring.top_layer import head_of_words, last_positions
 
 __all__ = ["Letter", "LetterBatch", "class_token_ids"]
 

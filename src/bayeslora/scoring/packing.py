@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from bayeslora.layers import base_model, descendants, evaluating, text_config
+from bayeslora.models.layers import base_model, descendants, evaluating, text_config
 
 __all__ = ["packs", "probe_length"]
 

@@ -11,7 +11,7 @@ __all__ = ["Text"]
 
 
 class Text(Scoring):
-    """The scoring of language modelling and instruction tuning; `bayeslora.language_modelling` reads its texts."""
+    """The scoring of language modelling and instruction tuning; `bayeslora.runs.language_modelling` reads its texts."""
 
     name: ClassVar[str] = "text"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bayeslora.readout import head_of_positions
 from bayeslora.scoring.base import ChoiceBatch, forward_options
+from bayeslora.scoring.top_layer import head_of_positions
 
 __all__ = ["UnpackedBatch", "token_likelihood"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Item, Row, Task
-from .marks import marked_item
+from bayeslora.tasks.base import Item, Row, Task
+from bayeslora.tasks.reading.labelled_choices import marked_item
 
 
 class _Arc(Task):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from .collector import Collector, Row
-from .hub import hub_rows, hub_splits
-from .item import Item, TaskError
-from .offline import package_folder, request_item, request_rows, saved_rows
-from .repeats import warn_repeats
-from .split import Splits, check_fraction, hashed_split
+from bayeslora.tasks.reading.hub import hub_rows, hub_splits
+from bayeslora.tasks.reading.item import Item, TaskError
+from bayeslora.tasks.reading.offline import package_folder, request_item, request_rows, saved_rows
+from bayeslora.tasks.reading.parse_rows import Collector, Row
+from bayeslora.tasks.reading.split import Splits, check_fraction, hashed_split
+from bayeslora.tasks.repeats import warn_repeats
 
 __all__ = ["Item", "Row", "Splits", "Task", "TaskError", "hashed_split"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .base import Item, Row, Task
+from bayeslora.tasks.base import Item, Row, Task
 
 LETTERS = 80
 """Letters of a passage's beginning that tell it from others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from .item import Item, TaskError
+from bayeslora.tasks.reading.item import Item, TaskError
 
 
 def class_texts(items: Iterable[Item], declared: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .base import Item, Row, Task
-from .collector import Collector
-from .hub import hub_rows, hub_splits
-from .offline import saved_rows
+from bayeslora.tasks.base import Item, Row, Task
+from bayeslora.tasks.reading.hub import hub_rows, hub_splits
+from bayeslora.tasks.reading.offline import saved_rows
+from bayeslora.tasks.reading.parse_rows import Collector
 
 
 class _MmluTopic(Task):

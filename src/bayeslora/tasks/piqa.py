@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Item, Row, Task
+from bayeslora.tasks.base import Item, Row, Task
 
 
 class PIQA(Task):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
-from .item import Item
-from .split import Splits
+from bayeslora.tasks.reading.item import Item
+from bayeslora.tasks.reading.split import Splits
 
 
 def repeated(items: Iterable[Item], earlier: Iterable[Item]) -> list[bool]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Item, Row, Task
-from .split import stable_fraction
+from bayeslora.tasks.base import Item, Row, Task
+from bayeslora.tasks.reading.split import stable_fraction
 
 
 class SciQ(Task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .base import Item, Row, Task
+from bayeslora.tasks.base import Item, Row, Task
 
 
 class Winogrande(Task):

@@ -1,0 +1,16 @@
+"""Random LoRA adapters as PEFT methods."""
+
+from bayeslora.adapters.bayesian_lora import BayesianLoraConfig
+from bayeslora.adapters.config import FORMAT_VERSION, Part, RandomLoraConfig, register
+from bayeslora.adapters.model import RandomLoraModel
+from bayeslora.adapters.targets import default_targets
+
+__all__ = [
+    "FORMAT_VERSION",
+    "BayesianLoraConfig",
+    "Part",
+    "RandomLoraConfig",
+    "RandomLoraModel",
+    "default_targets",
+    "register",
+]

@@ -1,0 +1,157 @@
+"""The config of Bayesian-LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from bayeslora.adapters.config import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.posteriors import get_posterior
+from bayeslora.posteriors.weights.inducing import InducingFamily
+
+__all__ = ["BayesianLoraConfig"]
+
+Std = TypeVar("Std", float, float | None)
+
+
+@register("BAYES_LORA")
+@dataclass
+class BayesianLoraConfig(RandomLoraConfig):
+    """Config of Bayesian-LoRA (arXiv 2601.21003); every field of `peft.LoraConfig` works as there.
+
+    >>> import peft, transformers
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+    >>> config = BayesianLoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    >>> model = peft.get_peft_model(base, config)
+    >>> count = model.get_nb_trainable_parameters()[0]  # plain LoRA: 256; here 2 r^2 + 2 r more for each factor
+    >>> count - 256 == 8 * (2 * 2**2 + 2 * 2)
+    True
+
+    Args:
+        posterior: Family of q(V): "diagonal", "matrix_normal", "full", "ensemble" or "flow".
+        posterior_options: Fields of that family, such as `{"members": 5}` or `{"transforms": 2, "hidden": 32}`.
+        posterior_std: Standard deviation of q(V) at the start, relative to the prior's (1 starts at the prior).
+        prior_std: sigma, the prior standard deviation of a weight around its mean, in units of the weight; a pair is
+            for the weights of A and of B. Noise of A stays in the r directions that B has learned, noise of B goes
+            into all outputs of the layer.
+        inducing_std: tau, the prior standard deviation of the part of a weight that V explains, one or a pair; None:
+            `prior_std`, as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
+        residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation. At 1 the conditional of
+            the posterior is the prior's and costs no KL.
+        learn_residual_scale: Train lambda, bounded above by `maximum_residual_scale` through a sigmoid.
+        maximum_residual_scale: That bound.
+        mean: "lora" (an ordinary trainable LoRA matrix is the mean function; learns as LoRA does) or "inducing" (the
+            paper: the mean of W comes from V alone).
+        mean_std: Prior standard deviation of each weight of the "lora" mean, in units of the weight; None: flat. It
+            adds the MAP term `|mean|^2 / (2 mean_std^2)` to the KL: without it a long training lets the mean outgrow
+            the noise. A pair is for A and B: `[None, 0.3]` leaves A, which starts at random, free.
+        bases: "lora" ties the inducing inputs Z to the LoRA matrices and adds only m x m parameters per factor;
+            "free" trains them.
+        num_inducing: m, rows and columns of V. Default: the rank r of each adapted layer.
+        inducing_diagonal: D at the start, in units of Z.
+
+    Raises:
+        ValueError: A value out of range, an unknown posterior, or an option of LoRA that cannot be combined.
+    """
+
+    posterior: str = field(default="diagonal", metadata={"help": "Family of q(V)."})
+    posterior_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of that family."})
+    posterior_std: float = field(default=0.25, metadata={"help": "Standard deviation of q(V) at the start."})
+    prior_std: float | list[float] = field(default=0.05, metadata={"help": "sigma, one or of A and B."})
+    inducing_std: float | list[float] | None = field(default=0.2, metadata={"help": "tau; None: sigma."})
+    residual_scale: float = field(default=1.0, metadata={"help": "lambda."})
+    learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
+    maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
+    mean: Literal["lora", "inducing"] = field(default="lora", metadata={"help": "Where the mean of W comes from."})
+    mean_std: float | list[float | None] | None = field(default=None, metadata={"help": "Prior std of the mean."})
+    bases: Literal["lora", "free"] = field(default="lora", metadata={"help": "Inducing inputs."})
+    num_inducing: int | None = field(default=None, metadata={"help": "m; default: the rank."})
+    inducing_diagonal: float = field(default=0.1, metadata={"help": "D at the start."})
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.mean == "inducing" and self.bases == "lora":
+            self.bases = "free"
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("posterior_std", "inducing_diagonal"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("prior_std", "inducing_std", "mean_std"):
+            value = getattr(self, name)
+            if not all(std is None or std > 0 for std in _pair(name, value)):
+                raise ValueError(f"{name} must be positive, got {value}.")
+        if self.inducing_diagonal <= 2e-3:
+            raise ValueError(f"inducing_diagonal must be above 0.002, got {self.inducing_diagonal}.")
+        for name, allowed in (("mean", ("lora", "inducing")), ("bases", ("lora", "free"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        self._check_residual_scale()
+        get_posterior(self.posterior, 2, 2, self.posterior_std, **self.posterior_options)
+
+    def _check_residual_scale(self) -> None:
+        bound = self.maximum_residual_scale
+        if not 0 < bound <= 1:
+            raise ValueError(f"maximum_residual_scale must lie in (0, 1], got {bound}.")
+        if not 0 < self.residual_scale <= 1:
+            raise ValueError(f"residual_scale (lambda) must lie in (0, 1], got {self.residual_scale}.")
+        if self.learn_residual_scale and not self.residual_scale < bound:
+            raise ValueError(
+                f"a trained residual_scale must start below maximum_residual_scale, got {self.residual_scale} and "
+                f"{bound}; lower residual_scale, for example to {0.9 * bound:.3g}."
+            )
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """Both factors."""
+        if part == "lora_dropout" or not isinstance(module, nn.Linear):
+            return None
+        side: Literal["A", "B"] = "A" if part == "lora_A" else "B"
+        return RandomFactor(self.family(side, module.out_features, module.in_features), module.weight.data)
+
+    def family(self, side: Literal["A", "B"], rows: int, columns: int) -> InducingFamily:
+        """q(W) of one factor `[rows, columns]`.
+
+        Raises:
+            ValueError: `num_inducing` differs from the rank while the bases are tied to the LoRA matrices.
+        """
+        rank = rows if side == "A" else columns
+        inducing = rank if self.num_inducing is None else self.num_inducing
+        if self.bases == "lora" and inducing != rank:
+            raise ValueError(
+                f"num_inducing={inducing} needs bases='free': with bases='lora' it is the rank of the layer ({rank})."
+            )
+        position = 0 if side == "A" else 1
+        return InducingFamily(
+            rows,
+            columns,
+            side,
+            inducing,
+            posterior=self.posterior,
+            posterior_options=tuple(sorted(self.posterior_options.items())),
+            posterior_std=self.posterior_std,
+            prior_std=_pair("prior_std", self.prior_std)[position],
+            inducing_std=_pair("inducing_std", self.inducing_std)[position],
+            residual_scale=self.residual_scale,
+            learn_residual_scale=self.learn_residual_scale,
+            maximum_residual_scale=self.maximum_residual_scale,
+            mean=self.mean,
+            mean_std=_pair("mean_std", self.mean_std)[position],
+            bases=self.bases,
+            inducing_diagonal=self.inducing_diagonal,
+        )
+
+
+def _pair(name: str, value: Std | Sequence[Std]) -> tuple[Std, Std]:
+    """The values for A and B of an option that may be one number."""
+    if not isinstance(value, Sequence):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} must be one number or a pair for A and B, got {value}.")
+    return value[0], value[1]

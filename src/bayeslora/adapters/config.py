@@ -1,0 +1,103 @@
+"""Configs of PEFT adapters with random modules, and how PEFT learns of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import peft.mapping
+from peft import LoraConfig
+from torch import nn
+
+from bayeslora.adapters.model import RandomLoraModel
+from bayeslora.adapters.random_module import RandomModule
+from bayeslora.adapters.starts import check_start
+
+__all__ = ["FORMAT_VERSION", "Part", "RandomLoraConfig", "register"]
+
+FORMAT_VERSION = 1
+"""Version of the adapter file format that this package writes."""
+
+Part = Literal["lora_A", "lora_B", "lora_dropout"]
+"""What of a LoRA layer can be random."""
+
+
+class _PeftType(str):
+    """A PEFT type outside PEFT's own enum; transformers asks for `.value`."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+_UNSUPPORTED = {
+    "use_dora": "DoRA renormalises the weights, which is not defined for several draws in one forward",
+    "lora_bias": "a LoRA bias has no posterior",
+    "target_parameters": "S draws for fused experts would be S copies of their stack; adapt the attention instead",
+    "alora_invocation_tokens": "activated LoRA replaces the forward of the factors",
+    "use_qalora": "QA-LoRA pools the inputs of the factors",
+    "use_bdlora": "BD-LoRA replaces the factors",
+    "arrow_config": "Arrow routes between adapters",
+    "kasa_config": "KaSA replaces the factors",
+    "velora_config": "VeLoRA replaces the forward of the factors",
+    "monteclora_config": "MonteCLoRA is another posterior over the same factors",
+    "layer_replication": "replicated layers share their base weights, not their draws",
+}
+
+
+@dataclass
+class RandomLoraConfig(LoraConfig):
+    """Config of a LoRA adapter some of whose parts are random; every field of `peft.LoraConfig` works as there.
+
+    Raises:
+        ValueError: A newer file format, a start that a load does not repeat (`bayeslora.adapters.starts`), or an option
+            of LoRA that cannot be combined with draws.
+    """
+
+    registered_type: ClassVar[_PeftType]
+
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the file format."})
+    base_fingerprint: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What the base model looked like; written by the library."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        self.peft_type = self.registered_type
+        self.fingerprint_is_own = self.base_fingerprint is None
+        check_start(self)
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This adapter has format version {self.format_version}, this bayeslora reads up to version "
+                f"{FORMAT_VERSION}; upgrade with `pip install -U bayeslora`."
+            )
+        for name, reason in _UNSUPPORTED.items():
+            if getattr(self, name, None):
+                raise ValueError(f"{type(self).__name__} does not support {name}: {reason}. Leave {name} unset.")
+
+    @abstractmethod
+    def randomised(self, part: Part, module: nn.Module) -> RandomModule | None:
+        """What takes the place of `module`, which PEFT made as this part of a layer; None: it stays as it is."""
+
+
+Config = TypeVar("Config", bound=type[RandomLoraConfig])
+
+
+def register(name: str) -> Callable[[Config], Config]:
+    """Class decorator: PEFT saves and loads adapters of this config as type `name`.
+
+    PEFT's own `register_peft_method` refuses names outside its enum.
+    """
+
+    def decorate(config: Config) -> Config:
+        kind: Any = _PeftType(name)
+        config.registered_type = kind
+        peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config
+        peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] = RandomLoraModel
+        peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = RandomLoraModel.prefix
+        return config
+
+    return decorate

@@ -1,0 +1,155 @@
+"""The random factor in the place of `lora_A[name]` or `lora_B[name]` of a PEFT LoRA layer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from bayeslora.adapters.random_module import RandomModule, check_sample_major, random_signs, set_plainly
+from bayeslora.adapters.stack import Held, Stack
+from bayeslora.posteriors.weights.base import KL, Family, Noise
+
+__all__ = ["RandomFactor"]
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimizers (the Trainer's default) do not raise the version of the tensors they change.
+register_optimizer_step_post_hook(_count_step)
+
+
+@lru_cache(maxsize=1024)
+def _shared(family: Family) -> Family:
+    """One object for equal families: factors are stacked by it at every forward."""
+    return family
+
+
+class RandomFactor(RandomModule):
+    """A random matrix W `[out_features, in_features]` applied as a linear map without bias.
+
+    Its parameters are flat (PEFT strips the adapter's name only from the last or second-last part of a key) and have
+    at least two dimensions (PEFT takes smaller LoRA tensors for broken shards). Those that no optimizer trains are
+    buffers, since PEFT makes every parameter of an adapter trainable.
+
+    Which W a forward uses is decided by `noise`: the posterior mean without noise, else the draw or draws it stands
+    for.
+    """
+
+    bias = None
+
+    def __init__(self, family: Family, weight: Tensor):
+        super().__init__()
+        self.family = _shared(family)
+        self.location = family.location
+        for name, value in family.initial(weight).items():
+            if name in family.fixed:
+                self.register_buffer(name, value)
+            else:
+                self.register_parameter(name, nn.Parameter(value))
+        self.held: Held | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weights of a running forward carry a graph, which neither copies nor pickles.
+        return {**self.__dict__, "held": None}
+
+    @property
+    def in_features(self) -> int:
+        """i."""
+        return self.family.columns
+
+    @property
+    def out_features(self) -> int:
+        """o."""
+        return self.family.rows
+
+    @property
+    def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The family's."""
+        return self.family.noise_shapes
+
+    @property
+    def draws_in_training(self) -> bool:
+        """The family's."""
+        return self.family.draws_in_training
+
+    @property
+    def reference(self) -> Tensor:
+        """One of the parameters, for their device and precision."""
+        return next(iter(self._parameters.values()))  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """That of the parameters."""
+        return self.reference.device
+
+    @property
+    def parameters_by_name(self) -> dict[str, Tensor]:
+        """The tensors that the family's functions take."""
+        held = {**self._parameters, **self._buffers}
+        return {name: value for name, value in held.items() if value is not None}
+
+    def set_noise(self, noise: Noise | None, *, explicit: bool = False) -> None:
+        """As the base class; weights of an earlier forward are dropped."""
+        super().set_noise(noise, explicit=explicit)
+        set_plainly(self, "held", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The W of the moment: posterior mean or one draw `[out, in]`, or `[samples, out, in]`."""
+        held = self.held
+        # A compiled forward has computed its weights itself, just before.
+        if held is not None and (torch.compiler.is_compiling() or held.state == self.state()):
+            return held.weight
+        return Stack([self]).weights()[0]
+
+    def state(self) -> tuple[Any, ...]:
+        """What a weight is computed from: another state, another weight.
+
+        A step of the optimizer changes a version, a load may replace the parameter, a cast its storage.
+        """
+        tensors = (*self._parameters.values(), *self._buffers.values())
+        versions = [(id(value), value.data_ptr(), value._version) for value in tensors if value is not None]
+        return id(self.active_noise), torch.is_grad_enabled(), _optimizer_steps, versions
+
+    def embed(self, weight: Tensor) -> None:
+        """Restart the posterior so that its mean is `weight` `[out, in]` (exact embedding of a LoRA factor)."""
+        with torch.no_grad():
+            for name, value in self.family.initial(weight.to(self.device)).items():
+                self.parameters_by_name[name].copy_(value)
+
+    def kl(self) -> KL:
+        """KL to the prior in nats, scalars, at the current noise (which only a flow needs)."""
+        return Stack([self]).kl()
+
+    def forward(self, value: Tensor) -> Tensor:
+        """W x: value `[batch, ..., in]`, or `[samples * batch, ..., in]` sample-major when there are several draws."""
+        weight = self.weight.to(value.dtype)
+        if not (self.family.flipout and self.training and not self.explicit and self.noise is not None):
+            return self._apply_weight(weight, value)
+        # One draw for the step, with signs of its own for each row: s o (dW (r o x)). Checkpointing restores the
+        # state of torch's generator, so the signs are the same when the forward is computed again.
+        mean = self.family.mean_weight(self.parameters_by_name).to(value.dtype)
+        signs = [random_signs(value, features) for features in (self.in_features, self.out_features)]
+        return nn.functional.linear(value, mean) + signs[1] * self._apply_weight(weight - mean, signs[0] * value)
+
+    def _apply_weight(self, weight: Tensor, value: Tensor) -> Tensor:
+        if weight.dim() == 2:
+            return nn.functional.linear(value, weight)
+        samples = weight.shape[0]
+        check_sample_major(value, samples)
+        product = torch.bmm(value.reshape(samples, -1, value.shape[-1]), weight.mT)
+        return product.reshape(*value.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Shape and family."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, family={type(self.family).__name__}"

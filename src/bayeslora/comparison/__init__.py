@@ -1,8 +1,0 @@
-"""Methods under one protocol: what a comparison writes and reads."""
-
-from __future__ import annotations
-
-from bayeslora.comparison.records import Cell, Header, Items, Predictions, Stage
-from bayeslora.comparison.results import Results
-
-__all__ = ["Cell", "Header", "Items", "Predictions", "Results", "Stage"]

@@ -1,7 +1,0 @@
-"""Where the cells of a comparison are computed: an executor is one file of this folder."""
-
-from bayeslora.comparison.executors.base import Executor
-from bayeslora.comparison.executors.local import LocalExecutor
-from bayeslora.comparison.executors.ray import RayExecutor
-
-__all__ = ["Executor", "LocalExecutor", "RayExecutor"]

@@ -1,0 +1,1 @@
+"""Where adapters go: other programs' formats, HTTP, the Hub, lm-evaluation-harness."""

@@ -1,0 +1,155 @@
+"""The app: its paths, and what stands before them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from bayeslora import __version__
+from bayeslora.deploy.serve.batching import Batcher
+from bayeslora.deploy.serve.bounds import BoundedBody, checked_items
+from bayeslora.deploy.serve.errors import CatchErrors, Refused, add_error_handlers
+from bayeslora.deploy.serve.metrics import CountRequests, Metrics
+from bayeslora.deploy.serve.page import page, page_policy
+from bayeslora.deploy.serve.predictor import Predictor
+from bayeslora.deploy.serve.schemas import ErrorResponse, ModelResponse, PredictRequest, PredictResponse
+from bayeslora.deploy.serve.security import SecurityHeaders
+from bayeslora.deploy.serve.settings import Settings
+from bayeslora.runs import Run
+
+__all__ = ["create_app"]
+
+_PATHS = ("/", "/v1/predict", "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.json")
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    408: {"model": ErrorResponse, "description": "The body came too slowly."},
+    413: {"model": ErrorResponse, "description": "The body is too large."},
+    415: {"model": ErrorResponse, "description": "The content type is not application/json."},
+    422: {"model": ErrorResponse, "description": "A field is wrong or exceeds a bound."},
+    500: {"model": ErrorResponse, "description": "The server failed; its log says more under the id."},
+    503: {"model": ErrorResponse, "description": "The queue is full; Retry-After says when to come back (seconds)."},
+    504: {"model": ErrorResponse, "description": "The request took too long."},
+}
+
+Result = TypeVar("Result")
+
+
+def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: Sequence[str] = ("*",)) -> FastAPI:
+    """An ASGI app that serves `run`.
+
+    Args:
+        run: What `bayeslora.load_run` returned; its model belongs to the app from now on.
+        name: What the run is called: its folder or Hub id.
+        settings: See `Settings`; with a coverage the dev split is predicted now.
+        hosts: Host headers that are served.
+
+    Raises:
+        ValueError: The prediction sets cannot be calibrated.
+    """
+    settings = settings or Settings()
+    predictor, metrics = Predictor(run, settings), Metrics()
+    batcher = Batcher(
+        predictor,
+        batch_size=predictor.batch_size,
+        max_wait=settings.max_wait_ms / 1000,
+        queue_items=settings.queue_items,
+        apart=predictor.draws_depend_on_batch,
+        observe=metrics.observe_batch,
+    )
+    metrics.watch_queue(lambda: batcher.queued)
+    described = predictor.described(name)
+    html, policy = page(described), page_policy()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start()
+        yield
+        await batcher.close()
+
+    app = FastAPI(
+        title="bayeslora",
+        description="Multiple-choice predictions with uncertainty, by one trained run.",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # Both pages load scripts from the network.
+        redoc_url=None,
+        middleware=[
+            Middleware(CountRequests, metrics=metrics, paths=_PATHS),
+            Middleware(SecurityHeaders),
+            Middleware(CatchErrors),
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(BoundedBody, max_bytes=settings.max_body_bytes, timeout=settings.timeout),
+        ],
+    )
+    add_error_handlers(app)
+
+    @app.post(
+        "/v1/predict",
+        response_model=PredictResponse,
+        response_model_exclude_unset=True,
+        responses=_REFUSALS,
+        summary="Probabilities, entropy and mutual information (nats) of items",
+    )
+    async def predict(body: PredictRequest, request: Request) -> Any:
+        draws = predictor.draws(body.num_samples, body.seed)
+        items = checked_items(body.items, settings, choices=predictor.choices, classes=predictor.classes)
+        records = await _in_time(batcher.submit(items, draws), request, settings.timeout)
+        metrics.observe_records(records)
+        return {"predictions": records, **draws._asdict()}
+
+    @app.get("/v1/model", response_model=ModelResponse, summary="The run, its scores and the bounds of a request")
+    async def model() -> Any:
+        return described
+
+    @app.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="Whether items are being predicted", responses={503: {"description": "Not now."}})
+    async def readyz() -> Response:
+        ready = batcher.running
+        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    @app.get("/metrics", summary="Prometheus' text format", response_class=Response)
+    async def counters() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    return app
+
+
+async def _in_time(work: Coroutine[Any, Any, Result], request: Request, seconds: float) -> Result:
+    """What `work` gives; it is cancelled when the time is over or the client has gone away.
+
+    Raises:
+        Refused: The time is over (504).
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise Refused(499, "client_gone", "the client went away before the answer.")
+        text = (
+            f"expected an answer within {seconds:g} seconds; send fewer items or ask for fewer samples, or try later."
+        )
+        raise Refused(504, "timeout", text)
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

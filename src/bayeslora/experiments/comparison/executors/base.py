@@ -1,0 +1,56 @@
+"""What an executor is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from bayeslora.experiments.comparison.cells import Outcome
+from bayeslora.experiments.comparison.config import CompareConfig
+from bayeslora.experiments.comparison.items import ComparedItems
+from bayeslora.experiments.comparison.places import Place
+
+__all__ = ["Executor"]
+
+
+class Executor(ABC):
+    """Computes cells somewhere; a context manager that lets go of what it holds.
+
+    Args:
+        config: The comparison.
+        output: Its folder.
+        items: What is trained on and predicted.
+    """
+
+    @abstractmethod
+    def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
+        """Be ready for places."""
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """What computes, in words, for the header of the results file."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """How many places to submit before one has ended, at least 1."""
+
+    @abstractmethod
+    def submit(self, place: Place) -> None:
+        """Ask for the cell of a place whose learning rate is known."""
+
+    @abstractmethod
+    def next(self) -> Outcome:
+        """Wait for one of the submitted places to end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drop what has not ended."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

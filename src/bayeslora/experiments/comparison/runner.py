@@ -1,0 +1,103 @@
+"""Running a comparison: what is in the results file already is not computed again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bayeslora.experiments.comparison.config import CompareConfig
+from bayeslora.experiments.comparison.executors import Executor, LocalExecutor
+from bayeslora.experiments.comparison.growth import without_storage
+from bayeslora.experiments.comparison.items import ComparedItems
+from bayeslora.experiments.comparison.places import Place, chosen_rate, is_ready, wanted_places
+from bayeslora.experiments.comparison.progress import Progress
+from bayeslora.experiments.comparison.records import Header, Stage
+from bayeslora.experiments.comparison.results import Results
+from bayeslora.options.differences import at_defaults
+
+__all__ = ["compare"]
+
+logger = logging.getLogger("bayeslora")
+
+
+def compare(
+    config: CompareConfig,
+    output_dir: str | Path,
+    described: dict[str, Any],
+    executor: Callable[[CompareConfig, Path, ComparedItems], Executor] = LocalExecutor,
+    stages: Sequence[Stage] = ("selection", "final"),
+) -> Results:
+    """Train, select and test every row of every task with every seed, into `output_dir/results.jsonl`.
+
+    Each cell is on the disk when it ends; a comparison that was killed goes on where it stopped. A cell that fails is
+    logged and left out, and the others go on; the next call tries it again.
+
+    Args:
+        config: The comparison.
+        output_dir: Folder for the results file and the runs (adapters, checkpoints) that it is made of.
+        described: The config as JSON, for the file's header.
+        executor: Where cells are computed: one after the other here, or `partial(RayExecutor, address=...)`.
+        stages: Only the cells of these; "selection" alone is a sweep of learning rates, without the test split.
+
+    Returns:
+        The results, open for reading.
+
+    Raises:
+        ValueError: The folder holds the results of another config.
+        RuntimeError: Cells failed; the message names them.
+    """
+    output = Path(output_dir)
+    items = ComparedItems(config, stages)
+    with executor(config, output, items) as workers:
+        header = Header.now(without_storage(described), workers.device)
+        with Results.open(output / "results.jsonl", header, at_defaults(config)) as results:
+            for task in config.tasks:
+                for record in items.records(task):
+                    results.append(record)
+            failed = _compute_missing(wanted_places(config, stages), config, results, workers)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} cells failed: {'; '.join(failed)}. The others are in {output / 'results.jsonl'}; run the "
+            "same command again to try them once more."
+        )
+    return Results.read(output / "results.jsonl")
+
+
+def _compute_missing(wanted: Iterable[Place], config: CompareConfig, results: Results, workers: Executor) -> list[str]:
+    """Have the wanted cells computed that the file lacks; returns what failed."""
+    waiting, running = list(wanted), set[Place]()
+    progress, failed = Progress(len(waiting)), list[str]()
+    while waiting or running:
+        # A place with its rate known takes the place of the one that waited.
+        while len(running) < workers.slots and (place := _next_ready(waiting, running)) is not None:
+            waiting.remove(place)
+            try:
+                rate = chosen_rate(place, config, results)
+            except RuntimeError as error:
+                failed.append(f"{place} ({type(error).__name__}: {error})")
+                progress.step(str(place), "failed")
+                continue
+            if results.find(place.task, place.title, place.seed, rate, place.stage) is not None:
+                progress.skip()
+                continue
+            running.add(place.at(rate))
+            workers.submit(place.at(rate))
+        if not running:
+            continue
+        outcome = workers.next()
+        running.remove(outcome.place)
+        # A kill in the middle of the write can have left the first of the place's cells.
+        results.append(*(cell for cell in outcome.cells if results.find(*cell.key) is None))
+        if outcome.failure is not None:
+            logger.error("%s failed\n%s", outcome.place, outcome.traceback)
+            failed.append(f"{outcome.place} ({outcome.failure})")
+        progress.step(str(outcome.place), outcome.scores if outcome.failure is None else "failed", outcome.seconds)
+    return failed
+
+
+def _next_ready(waiting: list[Place], running: set[Place]) -> Place | None:
+    """The first place that need not wait for a selection."""
+    open_places = {*waiting, *running}
+    return next((place for place in waiting if is_ready(place, open_places)), None)

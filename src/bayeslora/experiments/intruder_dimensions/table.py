@@ -1,0 +1,46 @@
+"""A diagnosis as a short text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bayeslora.experiments.intruder_dimensions.layers import short_names
+
+__all__ = ["diagnosis_text"]
+
+_SHOWN = 20
+
+
+def diagnosis_text(record: Mapping[str, Any]) -> str:
+    """The layers with intruder dimensions, the sum, and the effect of scaling them down, as lines for a terminal."""
+    layers, draws = record["layers"], record["intruders_of_draws"]
+    total = f"{record['intruders']} intruder dimensions in {len(layers)} layers"
+    total += f" (cosine below {record['threshold']:g} among the top {record['top']})"
+    if draws is not None:
+        total += f"; posterior draws: {draws['mean']:.1f} ± {draws['std']:.1f}"
+    lines = [total, *_layer_lines(layers)]
+    for repair in record["repair"]:
+        title = f"{repair['task']} ({repair['split']}, {repair['items']} items)"
+        lines += ["", f"scaling them by lambda, on {title}:", "  lambda  accuracy    nll    ece"]
+        lines += [
+            f"  {point['lambda']:6g}  {point['accuracy']:8.3f}  {point['nll']:5.3f}  {point['ece']:5.3f}"
+            for point in repair["points"]
+        ]
+    return "\n".join(lines)
+
+
+def _layer_lines(layers: list[dict[str, Any]]) -> list[str]:
+    names = short_names([layer["name"] for layer in layers])
+    found = [(name, layer) for name, layer in zip(names, layers, strict=True) if layer["intruders"]]
+    if not found:
+        return []
+    width = max(len("layer"), *(len(name) for name, _ in found[:_SHOWN]))
+    lines = [f"  {'layer':{width}}  count  their singular values (largest of the base)"]
+    for name, layer in found[:_SHOWN]:
+        values = " ".join(f"{layer['singular_values'][rank]:.2f}" for rank in layer["intruders"])
+        largest = layer["largest_base_singular_value"]
+        lines.append(f"  {name:{width}}  {len(layer['intruders']):5d}  {values} ({largest:.2f})")
+    if len(found) > _SHOWN:
+        lines.append(f"  and {len(found) - _SHOWN} more layers in diagnosis.json")
+    return lines

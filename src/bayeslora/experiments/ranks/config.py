@@ -1,0 +1,135 @@
+"""What a rank study is made of; the YAML file and the command line are generated from this class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bayeslora.adapters.placement import Targets
+from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, RowConfig
+from bayeslora.methods import Lora, Method
+from bayeslora.methods.full_fine_tuning import FullFineTuning
+from bayeslora.options.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+
+__all__ = ["RankComparison", "RankStudyConfig"]
+
+
+@dataclass
+class RankComparison(CompareConfig):
+    """A comparison whose rows differ in their rank.
+
+    Args:
+        ranks: Rank of each low-rank row, by its title.
+        scale: lora_alpha / r of all of them.
+    """
+
+    ranks: dict[str, int] = field(default_factory=dict)
+    scale: float = 2.0
+
+    def run(self, task: str, title: str, seed: int, learning_rate: float) -> RunConfig:
+        """As the base class, with the row's rank; the full row trains all modules of its layers."""
+        run = super().run(task, title, seed, learning_rate)
+        if title in self.ranks:
+            run.method.r = self.ranks[title]
+            run.method.lora_alpha = self.scale * run.method.r
+        else:
+            run.method.target_modules = None
+        return run
+
+
+@dataclass
+class RankStudyConfig:
+    """Ranks of one low-rank method beside full fine-tuning.
+
+    Args:
+        model: The base model.
+        task: The items: a built-in task, or a file by its column names.
+        method: The low-rank method; its own rank and scale do not count.
+        ranks: Ranks, each a row.
+        scale: lora_alpha / r of every rank.
+        full: Whether full fine-tuning is a row.
+        target_modules: Names of the linear layers to adapt, or "all-linear"; default: PEFT's choice (query and value).
+        last_layers: Adapt, and in the full row train, only this many layers, counted from the top; default: all.
+        train: Optimisation, the same for every row but for its learning rate.
+        learning_rates: Grid of the low-rank rows, chosen on dev with the first seed, for each rank.
+        full_learning_rates: Grid of full fine-tuning, which needs lower ones.
+        select_by: Dev score that decides: nll or accuracy (ties: the lower nll).
+        seeds: One final run of each row for each.
+        num_samples: Posterior draws of a prediction.
+        batch_size: Items per forward when predicting.
+        explanation_column: Column of the task's file with a reference text for an item. Every row's runs then write a
+            text for each test item that has one, and it is compared with the reference (causal models only).
+        prompt: What the model is asked for such a text; "{question}" is the item's question.
+        explanation_examples: Write texts for this many test items; default: all with a reference.
+        max_new_tokens: Longest text, tokens.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    method: Method = field(default_factory=Lora)
+    ranks: list[Size] = field(default_factory=lambda: [1, 4, 16, 64])
+    scale: Positive = 2.0
+    full: bool = True
+    target_modules: Targets = None
+    last_layers: Count | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    learning_rates: list[Rate] = field(default_factory=lambda: [1e-3])
+    full_learning_rates: list[Rate] = field(default_factory=lambda: [1e-4])
+    select_by: Literal["nll", "accuracy"] = "nll"
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
+    num_samples: Draws = 10
+    batch_size: Size = 8
+    explanation_column: str | None = None
+    prompt: str = "{question}\nExplain the answer in one sentence."
+    explanation_examples: Count | None = None
+    max_new_tokens: Count = 64
+
+    def __post_init__(self) -> None:
+        """Check what would fail only hours later.
+
+        Raises:
+            ValueError: A value is out of its range or of another type; ranks are missing or there twice; or texts are
+                asked for of a model that writes none, or by a prompt without the question.
+        """
+        check_options(self)
+        if not self.ranks or min(self.ranks) < 1 or len(set(self.ranks)) < len(self.ranks):
+            raise ValueError(f"ranks must be different numbers of at least 1, got {self.ranks}.")
+        if self.explanation_column is not None:
+            if self.task.scoring == "classification":
+                raise ValueError(
+                    "explanation_column needs a model that writes text, but task.scoring is 'classification'; take "
+                    "'cloze' or 'letter', or leave the column out."
+                )
+            if "{question}" not in self.prompt:
+                raise ValueError(f'prompt must hold "{{question}}", got {self.prompt!r}.')
+
+    @property
+    def titles(self) -> list[str]:
+        """Titles of the rows, the smallest rank first."""
+        return [*self._ranks, *([self._full_title] if self.full else [])]
+
+    @property
+    def _ranks(self) -> dict[str, int]:
+        return {f"rank {rank}": rank for rank in sorted(self.ranks)}
+
+    @property
+    def _full_title(self) -> str:
+        return "full" if self.last_layers is None else f"full, top {self.last_layers} layers"
+
+    def comparison(self) -> RankComparison:
+        """The comparison that trains and tests all rows."""
+        rows = {title: RowConfig(self.method) for title in self._ranks}
+        if self.full:
+            rows[self._full_title] = RowConfig(FullFineTuning(), learning_rates=self.full_learning_rates)
+        fields: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("model", "train", "learning_rates", "select_by", "seeds", "num_samples", "batch_size", "scale")
+        }
+        return RankComparison(
+            tasks={"task": self.task},
+            rows=rows,
+            adapter=AdapterConfig(target_modules=self.target_modules, last_layers=self.last_layers),
+            ranks=self._ranks,
+            **fields,
+        )

@@ -1,0 +1,73 @@
+"""The curvature of the training loss (generalised Gauss-Newton matrix) by the weights of linear maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock, KroneckerSum
+from bayeslora.methods.laplace_approximation.recording import record
+from bayeslora.scoring import ChoiceBatch
+from bayeslora.scoring.trunk_cache import TrunkCache
+
+__all__ = ["hessian_root", "kronecker_blocks"]
+
+
+def hessian_root(probabilities: Tensor) -> Tensor:
+    """R with R R^T = diag(p) - p p^T, the Hessian of the categorical NLL by its logits.
+
+    Column k is sqrt(p_k) (e_k - p); it is zero where choice k does not exist.
+
+    Args:
+        probabilities: p [batch, choices].
+
+    Returns:
+        [batch, choices, choices].
+    """
+    roots = probabilities.sqrt()
+    return torch.diag_embed(roots) - probabilities.unsqueeze(-1) * roots.unsqueeze(-2)
+
+
+def kronecker_blocks(
+    model: nn.Module,
+    maps: Mapping[str, nn.Linear],
+    batches: Iterable[ChoiceBatch],
+    *,
+    rank: int | None = None,
+    trunk_cache: TrunkCache | None = None,
+) -> tuple[dict[str, KroneckerBlock], float]:
+    """KFAC-reduce (arXiv 2311.00636) of each map's block of sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n.
+
+    An item has one loss, whatever its number of tokens; for such losses "reduce" is the variant that is exact in a
+    linear network. An item's weight gradient sum_t g_t a_t^T becomes (sum_t g_t) (mean_t a_t)^T. The mean is over the
+    tokens at which the item's logits depend on the map, so padding does not count.
+
+    Args:
+        model: With the maps in it.
+        maps: From `lora_maps`.
+        batches: The training items, with labels.
+        rank: Of the wide factor of each block; default: full up to a width of 1024, 10 above.
+        trunk_cache: Serves the frozen layers' output.
+
+    Returns:
+        The block of each map, and the log-likelihood of all items, nats.
+    """
+    log_likelihood = 0.0
+    sums = {name: KroneckerSum(module.in_features, module.out_features, rank) for name, module in maps.items()}
+    for batch in batches:
+        logits, recording = record(model, batch, maps, trunk_cache)
+        log_likelihood -= float(nn.functional.cross_entropy(logits.detach(), batch["labels"], reduction="sum"))
+        roots = hessian_root(logits.detach().softmax(-1))
+        rows: dict[str, list[Tensor]] = {name: [] for name in maps}
+        reached: dict[str, Tensor] = {}
+        for root in roots.unbind(-1):
+            for name, gradients in recording.gradients(logits, root, maps).items():
+                rows[name].append(gradients.sum(1))
+                here = (gradients != 0).any(-1, keepdim=True)
+                reached[name] = reached[name] | here if name in reached else here
+        for name, total in sums.items():
+            tokens = reached[name].sum(1).clamp_min(1)
+            total.add((recording.inputs(name) * reached[name]).sum(1) / tokens, torch.cat(rows[name]))
+    return {name: total.block() for name, total in sums.items()}, log_likelihood

@@ -1,0 +1,1 @@
+"""What options may hold: ranges, plain data, known classes, and the parser of command lines and files."""

@@ -1,0 +1,94 @@
+"""What the content of a config file may name, checked before the parser sees it.
+
+The parser imports whatever stands where a class is expected, and where options are grouped also what stands in their
+place. A file may come from somebody else, so here nothing passes but options, plain data, and methods that are known
+(`bayeslora.options.classes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from bayeslora.methods import Method
+from bayeslora.options.classes import known
+
+__all__ = ["check_content"]
+
+
+def check_content(content: Any, kind: Any, name: str = "") -> None:
+    """Refuse content of a file that has code imported or objects built.
+
+    Args:
+        content: What the YAML says.
+        kind: The config class, or the type of the option.
+        name: Dotted name of the option; "" for the whole file.
+
+    Raises:
+        ValueError: A method is not known, another class is named, or an option stands in the place of a group of them.
+    """
+    if content is None:
+        if name and is_dataclass(kind):
+            raise ValueError(f"{name} must not be null; leave it out for its defaults.")
+        return
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        for key, inner in _mapping(content, name).items():
+            # The parser takes `train.seed: 1` for `train: {seed: 1}`.
+            head, _, rest = str(key).partition(".")
+            inner = {rest: inner} if rest else inner
+            if head in hints:
+                check_content(inner, hints[head], _join(name, head))
+            else:
+                _refuse_classes({head: inner}, name)
+    elif isinstance(kind, type) and issubclass(kind, Method):
+        _check_method(content, name)
+    elif get_origin(kind) is dict and _names_classes(get_args(kind)[1]):
+        for key, inner in _mapping(content, name).items():
+            check_content(inner, get_args(kind)[1], _join(name, str(key)))
+    else:
+        _refuse_classes(content, name)
+
+
+def _names_classes(kind: Any) -> bool:
+    return is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, Method))
+
+
+def _check_method(content: Any, name: str) -> None:
+    content = {"class_path": content} if isinstance(content, str) else _mapping(content, name)
+    # As with groups, `init_args.r: 4` is `init_args: {r: 4}`, but there is nothing below a class path.
+    path = content.get("class_path")
+    if path is not None and (not isinstance(path, str) or known(Method, path) is None):
+        raise ValueError(
+            f"{name}: class_path {path!r} is no method of this installation, and a file does not decide what is "
+            f"imported. If you trust this class, name it yourself: --allow_method {path}, or in Python "
+            f"load_run(..., allow_method={path!r})."
+        )
+    for key, inner in content.items():
+        if key != "class_path":
+            _refuse_classes({key: inner}, name)
+
+
+def _refuse_classes(content: Any, name: str) -> None:
+    """The parser builds any class that a `class_path` names, also one in a text that is YAML again."""
+    if isinstance(content, Mapping):
+        for key, inner in content.items():
+            if "class_path" in str(key):
+                raise ValueError(f"{name} must be plain data, but names a class: {key}: {inner!r}.")
+            _refuse_classes(inner, _join(name, str(key)))
+    elif isinstance(content, list | tuple | set):
+        for inner in content:
+            _refuse_classes(inner, name)
+    elif isinstance(content, str) and "class_path" in content:
+        raise ValueError(f"{name} must be plain data, but names a class: {content!r}.")
+
+
+def _mapping(content: Any, name: str) -> Mapping[Any, Any]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name or 'a config'} must be a mapping of options and their values, got {content!r}.")
+    return content
+
+
+def _join(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key

@@ -1,0 +1,1 @@
+"""Files that survive a kill, processes that share work, memory."""

@@ -1,0 +1,127 @@
+"""Finds the question, choices, label and id of an item among the columns of a local file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bayeslora.tasks.reading.hints import nearest
+from bayeslora.tasks.reading.item import Item, TaskError
+from bayeslora.tasks.reading.labels import LabelKind, LabelReader, is_missing
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds which field of an item."""
+
+    question: str = "question"
+    choices: str = "choices"
+    label: str = "label"
+    id: str = "id"
+    group: str | None = None
+    """Holds what keeps items on one side of a split; None: no column."""
+    shared_choices: tuple[str, ...] | None = None
+    """The choices of every item, for a file that has no column of them."""
+    labels: LabelKind = "auto"
+    """What the labels are, where they can be read in more than one way."""
+    require_label: bool = False
+    optional_label: bool = False
+    """Whether a file may lack label, id and group columns even though they were named: items to predict often do."""
+
+    def check(self, known: Iterable[str]) -> None:
+        """Raise TaskError unless every column that is needed or was named is among the known ones."""
+        columns = list(known)
+        missing = {name: option for name, option in self._needed(columns).items() if name not in columns}
+        if missing:
+            named = " and ".join(f"{name!r} (option {option})" for name, option in missing.items())
+            many = len(missing) > 1
+            raise TaskError(
+                f"expected {'columns' if many else 'a column'} {named}, but the columns are {', '.join(columns)}; "
+                f"{''.join(dict.fromkeys(nearest(name, columns) for name in missing))}"
+                f"name the right {'ones by these options' if many else 'one by this option'}."
+            )
+        if self.shared_choices is not None and self.choices in columns:
+            raise TaskError(
+                f"choices were given for the whole file, but it has a column {self.choices!r} too; "
+                "leave the argument out, or remove or rename the column."
+            )
+
+    def item(self, row: Mapping[str, Any], fallback_id: str, read_label: LabelReader | None = None) -> Item:
+        """Read an item from a row; `read_label` is that of the file the row is in.
+
+        Raises:
+            TaskError: a field is missing or wrong.
+        """
+        choices, marks = self._choices(row)
+        row_id = row.get(self.id)
+        item_id = fallback_id if is_missing(row_id) else str(row_id)
+        # The item checks its own fields, and does it before the label is looked up among the choices.
+        unlabelled = Item(item_id, row.get(self.question) or "", choices, None)
+        label = (read_label or LabelReader(self.labels))(row.get(self.label), choices, marks)
+        if label is None and self.require_label:
+            raise TaskError(f"field 'label' (column {self.label!r}) is missing; give every item a label.")
+        group = None if self.group is None else row.get(self.group)
+        return Item(item_id, unlabelled.question, choices, label, None if is_missing(group) else str(group))
+
+    def _needed(self, columns: list[str]) -> dict[str, str]:
+        """Names of the columns there must be, with the option that gives each its name."""
+        needed = {self.question: "question_column"}
+        if self.shared_choices is None:
+            needed |= dict.fromkeys(self._choice_columns(columns), "choices_column")
+        # A file may lack the default label and id columns, but not one that was asked for by name.
+        if self.require_label or (self.label != Columns.label and not self.optional_label):
+            needed[self.label] = "label_column"
+        if self.id != Columns.id and not self.optional_label:
+            needed[self.id] = "id_column"
+        if self.group is not None and not self.optional_label:
+            needed[self.group] = "group_column"
+        return needed
+
+    def _choice_columns(self, columns: Iterable[str]) -> list[str]:
+        if self.choices in columns:
+            return [self.choices]
+        return [name.strip() for name in self.choices.split(",")]
+
+    def _choices(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str] | None]:
+        if self.shared_choices is not None:
+            return self.shared_choices, None
+        names = self._choice_columns(row)
+        if len(names) > 1:
+            return _texts([row.get(name) for name in names]), None
+        return _listed(row.get(names[0]))
+
+
+def _listed(value: object) -> tuple[tuple[str, ...], list[str] | None]:
+    if isinstance(value, str):
+        value = _decoded(value)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        marks = value.get("label")
+        return _texts(value["text"]), None if marks is None else [str(mark) for mark in marks]
+    if isinstance(value, list):
+        return _texts(value), None
+    raise TaskError(
+        f"field 'choices' should be a list of texts, but it is {value!r}; "
+        'write a JSON list such as ["yes", "no"], or name one column for each choice ("A,B,C,D").'
+    )
+
+
+def _decoded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _texts(values: list[Any]) -> tuple[str, ...]:
+    return tuple(_text(value) for value in values)
+
+
+def _text(value: object) -> str:
+    # A JSON list of answers such as [4, 5] means the texts "4" and "5".
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TaskError(f"field 'choices' should hold texts, but one is {value!r}; write it as a text in quotes.")

@@ -1,0 +1,1 @@
+"""Training: the trainer and its loss, N of the ELBO, and optimizers for LoRA pairs."""

@@ -1,0 +1,48 @@
+"""bayeslora diagnose."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora_cli.commands.base import Command, add_device, add_overwrite
+
+
+class Diagnose(Command):
+    """Looks at the weights of an adapter."""
+
+    name: ClassVar[str] = "diagnose"
+    description: ClassVar[str] = "Count intruder dimensions of an adapter and measure what scaling them down does."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The adapter, and what to measure."""
+        add = parser.add_argument
+        add("run", type=str, help="Folder of a run or of a PEFT adapter, or the Hub id of one.")
+        add("--output_dir", type=str | None, default=None, help="Default: diagnosis in the folder.")
+        add("--base_model", type=str | None, default=None, help="Base model in place of the one that is noted.")
+        add("--tasks", type=list[str] | None, default=None, help="Tasks of the repair; default: the run's own.")
+        add(
+            "--scoring",
+            type=Literal["cloze", "letter", "classification"] | None,
+            default=None,
+            help="How the tasks are read; default: as the run does.",
+        )
+        add("--split", type=Literal["dev", "test"], default="dev", help="Split of the tasks.")
+        add("--examples", type=int | None, default=None, help="Items of each task.")
+        add("--scales", type=list[float], default=[0.0, 0.25, 0.5, 0.75, 1.0], help="Values of lambda.")
+        add("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's; 0: the mean.")
+        add("--seed", type=int | None, default=None, help="Of the draws; default: the run's.")
+        add("--top", type=int, default=10, help="Singular vectors of a layer to look at.")
+        add("--threshold", type=float, default=0.5, help="Cosine below which a vector is an intruder dimension.")
+        add_device(parser)
+        add_overwrite(parser)
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints the table."""
+        from bayeslora.experiments.intruder_dimensions import diagnose
+        from bayeslora.experiments.intruder_dimensions.table import diagnosis_text
+
+        names = ("output_dir", "base_model", "tasks", "scoring", "split", "examples", "scales", "num_samples", "seed")
+        chosen = {name: options[name] for name in (*names, "top", "threshold", "device", "overwrite")}
+        print(diagnosis_text(diagnose(options.run, **chosen)))

@@ -1,0 +1,38 @@
+"""bayeslora evaluate."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora_cli.commands.base import Command, add_device, add_overwrite, metrics_line
+from bayeslora_cli.commands.files import add_file_layout, file_layout
+
+
+class Evaluate(Command):
+    """Scores a run."""
+
+    name: ClassVar[str] = "evaluate"
+    description: ClassVar[str] = "Score a run: metrics.json, predictions.jsonl, reliability.png."
+    distributed: ClassVar[bool] = True
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The run and what to score it on."""
+        parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
+        parser.add_argument("--task", type=str | None, default=None, help="Another task than the run's own.")
+        parser.add_argument("--split", type=str, default="test", help="test or dev.")
+        parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")
+        parser.add_argument("--examples", type=int | None, default=None, help="Use only this many items.")
+        parser.add_argument("--output_dir", type=str | None, default=None, help="Default: the run's folder.")
+        add_file_layout(parser)
+        add_device(parser)
+        add_overwrite(parser)
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints the metrics."""
+        from bayeslora.runs import evaluate
+
+        names = ("task", "split", "num_samples", "examples", "output_dir", "device", "overwrite")
+        chosen = {name: options[name] for name in names}
+        print(metrics_line(evaluate(options.run, **chosen, file_layout=file_layout(options))))

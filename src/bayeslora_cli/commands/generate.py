@@ -1,0 +1,95 @@
+"""bayeslora generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora_cli.commands.base import Command, add_device, add_overwrite
+
+_PICTURED = 8
+
+
+class Generate(Command):
+    """Generates text and says where the model is unsure."""
+
+    name: ClassVar[str] = "generate"
+    description: ClassVar[str] = "Generate text from prompts and mark where the posterior's draws disagree."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The run, the prompts, how to decode, and what counts as unsure."""
+        add = parser.add_argument
+        add("run", type=str, help="Folder of the run, or its Hub id.")
+        add("--prompt", type=str | None, default=None, help="One prompt.")
+        add("--input", type=str | None, default=None, help='JSONL, CSV or Parquet file with a column "prompt".')
+        add("--output", type=str | None, default=None, help="JSONL file to write; default: print the texts.")
+        add("--picture", type=str | None, default=None, help=f"PNG of the first {_PICTURED} texts, coloured by token.")
+        add("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's; 0: the mean.")
+        add("--max_new_tokens", type=int, default=64, help="Tokens to generate at most.")
+        add("--do_sample", type=bool, default=False, help="Draw tokens instead of taking the most probable one.")
+        add("--temperature", type=float, default=1.0, help="With do_sample: divides the logits.")
+        add("--top_k", type=int, default=0, help="With do_sample: only the k most probable tokens; 0: all.")
+        add("--top_p", type=float, default=1.0, help="With do_sample: only the most probable tokens up to this mass.")
+        add("--repetition_penalty", type=float, default=1.0, help="Above 1: tokens of the text so far count less.")
+        add("--seed", type=int | None, default=None, help="Of draws and tokens; default: the run's.")
+        add("--batch_size", type=int, default=8, help="Prompts at once.")
+        add("--raw", type=bool, default=False, help="Take prompts as they are, not as what a user says in a chat.")
+        add("--unsure_above", type=float, default=0.02, help="Nats above which a token is unsure.")
+        add(
+            "--unsure_by",
+            type=Literal["mutual_information", "entropy"],
+            default="mutual_information",
+            help="What makes a token unsure: disagreement of the draws, or all uncertainty.",
+        )
+        add_device(parser)
+        add_overwrite(parser)
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Writes the records, or prints the texts with their unsure spans."""
+        if (options.prompt is None) == (options.input is None):
+            parser.error("generate needs either --prompt or --input, and one of them only")
+        from bayeslora.runs import load_run
+        from bayeslora.runs.generate import generate_records, read_prompts
+        from bayeslora.runs.prediction import write_rows
+        from bayeslora.system.files import check_absent
+
+        for path in (options.output, options.picture):
+            if path is not None:
+                check_absent(path, options.overwrite)
+        prompts = [{"prompt": options.prompt}] if options.input is None else read_prompts(options.input)
+        warpers = ("temperature", "top_k", "top_p") if options.do_sample else ()
+        names = ("num_samples", "seed", "raw", "batch_size", "max_new_tokens", "do_sample", "repetition_penalty")
+        records = generate_records(
+            load_run(options.run, device=options.device),
+            prompts,
+            threshold=options.unsure_above,
+            measure=options.unsure_by,
+            **{name: options[name] for name in (*names, *warpers)},
+        )
+        if options.num_samples != 0 and not records[0]["num_samples"]:
+            print("this method has no draws of weights: the point estimate generates, and mutual information is 0")
+        if options.output is None:
+            for record in records:
+                print(_shown(record))
+        else:
+            write_rows(options.output, records)
+            print(f"{len(records)} texts: {options.output}")
+        if options.picture is not None:
+            _draw(options.picture, records[:_PICTURED], options.unsure_by)
+            print(f"picture: {options.picture}")
+
+
+def _draw(path: str, records: list[dict[str, Any]], measure: Literal["mutual_information", "entropy"]) -> None:
+    from bayeslora.prediction.generation.picture import uncertainty_picture
+    from bayeslora.system.files import atomic_file
+
+    with atomic_file(path) as aside:
+        aside.write_bytes(uncertainty_picture(records, measure))
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    """The text, and below it its unsure spans."""
+    spans = [f"  {span['value']:.3f} nats: {span['text'].strip()!r}" for span in record["unsure"]]
+    return "\n".join([str(record["text"]).strip(), *(["unsure:", *spans] if spans else [])])

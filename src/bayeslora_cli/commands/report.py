@@ -1,0 +1,29 @@
+"""bayeslora report."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora_cli.commands.base import Command
+
+
+class Report(Command):
+    """Draws the report of a comparison."""
+
+    name: ClassVar[str] = "report"
+    description: ClassVar[str] = "Tables and pictures of a comparison: report.html, report.md, pictures/."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The results and where to write."""
+        parser.add_argument("results", type=str, help="Results file of a comparison, or the folder with results.jsonl.")
+        parser.add_argument(
+            "--output_dir", type=str | None, default=None, help="Default: the folder of the results file."
+        )
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints where the report is."""
+        from bayeslora.report import write_report
+
+        print(f"report: {write_report(options.results, options.output_dir)}")

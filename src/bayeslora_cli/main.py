@@ -1,0 +1,127 @@
+"""The command line `bayeslora`; its commands are the files of `bayeslora_cli.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+
+from safetensors import SafetensorError
+
+from bayeslora import __version__
+from bayeslora.methods import Method
+from bayeslora.options.classes import permit
+from bayeslora.options.parsing import Parser
+from bayeslora.system.files import disk_is_full
+from bayeslora.system.processes import is_launched, is_main, main_speaks, world_size
+from bayeslora.tasks import allow_task
+from bayeslora_cli.commands import command_classes
+
+__all__ = ["main"]
+
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, LookupError, ArithmeticError, RuntimeError, SafetensorError)
+"""What wrong input, a broken file or a failed run raise; with BAYESLORA_DEBUG=1 the traceback is shown."""
+
+_ALONE = (
+    "Call it without torchrun or accelerate launch; train, evaluate and predict take several processes, and the cells "
+    "of a comparison are spread by `bayeslora compare --executor ray`."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `bayeslora` command; exits with 2 for a wrong call and 1 for a run that failed."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("bayeslora").setLevel(logging.INFO if is_main() else logging.WARNING)
+    # Renamings inside PEFT and transformers that a user of the command can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # It says for each layer and forward that int8 products go through float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    description = "Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003)."
+    parser = Parser(prog="bayeslora", description=description, version=__version__)
+    subcommands = parser.add_subcommands(required=True, dest="command")
+    commands = {command.name: command() for command in command_classes()}
+    parsers = {name: Parser(description=command.description) for name, command in commands.items()}
+    for name, command in commands.items():
+        command.add_arguments(parsers[name])
+        _add_permissions(parsers[name])
+        subcommands.add_subcommand(name, parsers[name], help=command.description)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _import_named(given)
+    except (ImportError, TypeError, ValueError) as error:
+        parser.error(str(error), error)
+    try:
+        parsed = parser.parse_args(given)
+    except SystemExit as stopped:
+        if stopped.code:
+            _name_configs(given)
+        raise
+    command = commands[parsed.command]
+    try:
+        if is_launched() and not command.distributed:
+            raise ValueError(f"bayeslora {command.name} runs in one process, but {world_size()} were started. {_ALONE}")
+        with main_speaks():
+            command.run(parsed[parsed.command], parsers[parsed.command])
+    except _EXPECTED as error:
+        if os.environ.get("BAYESLORA_DEBUG"):
+            raise
+        print(f"error: {_explained(error)}", file=sys.stderr)
+        _name_configs(given)
+        raise SystemExit(1) from error
+
+
+def _explained(error: BaseException) -> str:
+    """What went wrong, with the remedy where only the system has spoken."""
+    if not disk_is_full(error):
+        return str(error)
+    return (
+        f"the disk is full ({error}). What was there before is whole. Free some space and give the same command again; "
+        "a training goes on at its last checkpoint with --resume true."
+    )
+
+
+def _name_configs(given: Sequence[str]) -> None:
+    """Say which files options came from: an error in one names the option, and it may be any of them."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", action="append", default=[])
+    if configs := files.parse_known_args(given)[0].config:
+        print(f"Options were read from {', '.join(configs)}.", file=sys.stderr)
+
+
+def _add_permissions(parser: Parser) -> None:
+    for kind in ("method", "task"):
+        parser.add_argument(
+            f"--allow_{kind}",
+            type=str,
+            action="append",
+            help=f"Dotted path of a {kind} outside of bayeslora that a config or run may name. May be given again.",
+        )
+
+
+def _import_named(arguments: Sequence[str]) -> None:
+    """Import the methods and tasks that the call names, before a file is read: only they and what is built in may stand
+    in one.
+
+    Raises:
+        ImportError, TypeError, ValueError: One that is allowed cannot be imported, or is something else.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--allow_method", "--allow_task", "--method", "--task.name"):
+        named.add_argument(option, action="append", default=[])
+    found = vars(named.parse_known_args(arguments)[0])
+    for path in found["allow_method"]:
+        permit(Method, path)
+    for path in (*found["allow_task"], *found["task.name"]):
+        allow_task(path)
+    for path in found["method"]:
+        # What is no path of a class the parser explains.
+        with suppress(ImportError, TypeError):
+            permit(Method, path)
+
+
+if __name__ == "__main__":
+    main()
