@@ -14,10 +14,10 @@ import torch
 from bayeslora.experiments.comparison import Cell, Header, Items, Predictions, Results, results
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.growth import without_storage
-from bayeslora.options.differences import at_defaults
 from bayeslora.options.parsing import config_parser, instantiate
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.config import describe
+from bayeslora.runs.differences import at_defaults
 
 torch.set_num_threads(1)
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.growth import grown
 from bayeslora.methods import Lora
-from bayeslora.options.differences import at_defaults
 from bayeslora.runs import Run, Trained, load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig, describe
+from bayeslora.runs.differences import at_defaults
 from bayeslora.runs.loading import uses_chat_template
 from bayeslora.scoring import Classification, Cloze, Letter, class_token_ids
 from bayeslora.scoring.chat import chat_frame

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayeslora.options.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.options.ranges import check_options
 from bayeslora.runs.config import RunConfig, describe
 from bayeslora.runs.config_files import dump_config, read_config
+from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.system.files import last_complete_checkpoint, write_json
 from bayeslora.system.processes import is_main, wait
 from bayeslora.system.reading import read_json

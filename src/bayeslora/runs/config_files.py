@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from bayeslora.options.differences import BEFORE
 from bayeslora.options.parsing import config_parser, parse_file
 from bayeslora.runs.config import RunConfig, describe_method
+from bayeslora.runs.differences import BEFORE
 from bayeslora.system.files import atomic_file
 
 __all__ = ["dump_config", "parse_config", "read_config", "write_config"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora.options.differences import completed, differences, same_meaning
+from bayeslora.runs.differences import completed, differences, same_meaning
 
 __all__ = ["grown", "without_storage"]
 

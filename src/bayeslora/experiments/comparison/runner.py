@@ -15,7 +15,7 @@ from bayeslora.experiments.comparison.places import Place, chosen_rate, is_ready
 from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.records import Header, Stage
 from bayeslora.experiments.comparison.results import Results
-from bayeslora.options.differences import at_defaults
+from bayeslora.runs.differences import at_defaults
 
 __all__ = ["compare"]
 

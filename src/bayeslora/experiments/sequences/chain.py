@@ -15,9 +15,9 @@ from bayeslora.experiments.sequences.config import ChainConfig
 from bayeslora.experiments.sequences.sketch import draw_sketch
 from bayeslora.experiments.sequences.tables import markdown_table, three_decimals
 from bayeslora.models.heads import require_supplied
-from bayeslora.options.differences import differences
 from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
 from bayeslora.runs.beginning import check_finished
+from bayeslora.runs.differences import differences
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache

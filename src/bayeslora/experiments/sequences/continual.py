@@ -23,9 +23,9 @@ from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.sequences.config import ContinualConfig
 from bayeslora.methods import Method
 from bayeslora.methods.sd_lora import SdLoraConfig
-from bayeslora.options.differences import at_defaults
 from bayeslora.runs import Run, load_run, task_items, train
 from bayeslora.runs.beginning import check_finished
+from bayeslora.runs.differences import at_defaults
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Item
