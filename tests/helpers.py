@@ -9,7 +9,7 @@ from torch import Tensor
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.posteriors import Posterior
 from bayeslora.posteriors.weights.base import Noise
-from bayeslora.posteriors.weights.inducing import InducingFamily
+from bayeslora.posteriors.weights.inducing import InducingWeights
 from bayeslora.posteriors.weights.whitening import inducing_diagonal
 
 Parameters = dict[str, Tensor]
@@ -47,7 +47,7 @@ def posterior_parameters(q: Posterior, seed: int, scale: float = 0.4, stack: Seq
 
 
 def factor_parameters(
-    family: InducingFamily, seed: int, scale: float = 0.3, stack: Sequence[int] = (), weight: Tensor | None = None
+    family: InducingWeights, seed: int, scale: float = 0.3, stack: Sequence[int] = (), weight: Tensor | None = None
 ) -> Parameters:
     """Parameters of a factor away from the start; from a rank-one `weight`, which every family can embed."""
     source = generator(seed)
@@ -65,19 +65,19 @@ def noise_of(*parts: Tensor, uniform: Tensor | None = None, number: Tensor | Non
     return Noise(numbers, shapes, uniform, torch.arange(draws) if number is None else number)
 
 
-def noise_like(family: InducingFamily, source: torch.Generator, samples: int, stack: Sequence[int] = ()) -> Noise:
+def noise_like(family: InducingWeights, source: torch.Generator, samples: int, stack: Sequence[int] = ()) -> Noise:
     """Noise of some draws in float64."""
     parts = [normal(source, samples, *stack, prod(shape)) for shape in family.noise_shapes]
     uniform = torch.rand(samples, generator=source, dtype=torch.float64)
     return Noise(torch.cat(parts, dim=-1), family.noise_shapes, uniform, torch.arange(samples))
 
 
-def noise_from_rows(family: InducingFamily, rows: Tensor) -> Noise:
+def noise_from_rows(family: InducingWeights, rows: Tensor) -> Noise:
     """Noise whose numbers are the rows of a matrix `[samples, numbers]`."""
     return Noise(rows, family.noise_shapes, torch.zeros(len(rows), dtype=rows.dtype), torch.arange(len(rows)))
 
 
-def noise_count(family: InducingFamily) -> int:
+def noise_count(family: InducingWeights) -> int:
     return sum(prod(shape) for shape in family.noise_shapes)
 
 
@@ -93,7 +93,7 @@ def affine_map(function: Callable[[Tensor], Tensor], count: int) -> tuple[Tensor
     return offset, matrix
 
 
-def weight_map(family: InducingFamily, parameters: Parameters) -> tuple[Tensor, Tensor]:
+def weight_map(family: InducingWeights, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """vec W = offset + matrix @ noise, rows of W one after the other."""
 
     def weights(rows: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def covariance_of(name: str, parameters: Parameters) -> Tensor:
 class Projections:
     """Q and P of both sides by the textbook formulas, with explicit inverses."""
 
-    def __init__(self, family: InducingFamily, parameters: Parameters):
+    def __init__(self, family: InducingWeights, parameters: Parameters):
         if family.bases == "free":
             row, column = parameters["row_basis"], parameters["column_basis"]
         else:
@@ -157,7 +157,7 @@ class Projections:
         return both @ covariance @ both.mT
 
 
-def factor_of(family: InducingFamily, seed: int = 0, scale: float = 0.3) -> RandomFactor:
+def factor_of(family: InducingWeights, seed: int = 0, scale: float = 0.3) -> RandomFactor:
     """A module away from the start, float32."""
     parameters = factor_parameters(family, seed, scale)
     factor = RandomFactor(family, torch.zeros(family.rows, family.columns))
@@ -165,7 +165,7 @@ def factor_of(family: InducingFamily, seed: int = 0, scale: float = 0.3) -> Rand
     return factor
 
 
-def float_noise(family: InducingFamily, seed: int, samples: int = 1) -> Noise:
+def float_noise(family: InducingWeights, seed: int, samples: int = 1) -> Noise:
     """Noise of one factor in float32."""
     noise = noise_like(family, generator(seed), samples)
     return noise._replace(numbers=noise.numbers.float(), uniform=noise.uniform.float())

@@ -16,7 +16,7 @@ from bayeslora import BayesianLoraConfig
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.stack import forget, materialise, stacked_kl
 from bayeslora.posteriors.weights.base import KL
-from bayeslora.posteriors.weights.inducing import InducingFamily
+from bayeslora.posteriors.weights.inducing import InducingWeights
 from bayeslora.posteriors.weights.whitening import inducing_diagonal, whiten, whiten_identity
 from bayeslora.training.elbo import negative_elbo
 from helpers import (
@@ -59,29 +59,29 @@ MODULE_OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def family_of(bases: str, side: str, rows: int, columns: int, inducing: int, **options: Any) -> InducingFamily:
+def family_of(bases: str, side: str, rows: int, columns: int, inducing: int, **options: Any) -> InducingWeights:
     """A family whose residual is far from both of its limits."""
     fields: dict[str, Any] = {"prior_std": 0.7, "inducing_diagonal": 0.6, "posterior_std": 0.8, **options}
     if fields.get("posterior") == "ensemble":
         fields["posterior_options"] = (("members", 3),)
     if fields.get("posterior") == "flow":
         fields["posterior_options"] = (("hidden", 5), ("transforms", 2))
-    return InducingFamily(rows, columns, side, inducing, bases=bases, **fields)  # type: ignore[arg-type]
+    return InducingWeights(rows, columns, side, inducing, bases=bases, **fields)  # type: ignore[arg-type]
 
 
-def with_std(family: InducingFamily, parameters: Parameters, log_std: float) -> Parameters:
+def with_std(family: InducingWeights, parameters: Parameters, log_std: float) -> Parameters:
     assert family.posterior == "diagonal"
     return {**parameters, "v_log_std": torch.full_like(parameters["v_log_std"], log_std)}
 
 
-def vec_mean(family: InducingFamily, parameters: Parameters) -> Tensor:
+def vec_mean(family: InducingWeights, parameters: Parameters) -> Tensor:
     """E[vec W] by the formula."""
     sides = Projections(family, parameters)
     update = family.prior_std * sides.row.mT @ parameters["v_loc"] @ sides.column
     return (parameters["mean"] + update if family.mean == "lora" else update).flatten()
 
 
-def vec_covariance(family: InducingFamily, parameters: Parameters) -> Tensor:
+def vec_covariance(family: InducingWeights, parameters: Parameters) -> Tensor:
     """Cov[vec W] by the formula."""
     sides = Projections(family, parameters)
     explained = sides.transported(covariance_of(family.posterior, parameters))
@@ -294,7 +294,7 @@ def test_the_divergence_is_zero_where_q_is_the_prior(posterior, mean):
     assert family.kl(moved, noise_like(family, generator(0), 1)).total > 1e-3
 
 
-def learned(bound: float, start: float = 0.1, **options: Any) -> InducingFamily:
+def learned(bound: float, start: float = 0.1, **options: Any) -> InducingWeights:
     return family_of(
         "lora", "B", 5, 2, 2, learn_residual_scale=True, residual_scale=start, maximum_residual_scale=bound, **options
     )
@@ -474,7 +474,7 @@ def test_bayesian_linear_regression_is_recovered(side, rows, columns):
     average over the points +-sqrt(n) e_j of the n noise numbers is its exact expectation.
     """
     inducing, deviation, examples = max(rows, columns), 0.5, 12
-    family = InducingFamily(
+    family = InducingWeights(
         rows,
         columns,
         side,  # type: ignore[arg-type]
@@ -535,7 +535,7 @@ def test_bayesian_linear_regression_is_recovered(side, rows, columns):
 # --- the module ----------------------------------------------------------------------------------------------------
 
 
-def families_for_module(**options: Any) -> list[InducingFamily]:
+def families_for_module(**options: Any) -> list[InducingWeights]:
     return [family_of("lora", *case, **options) for case in TALL_AND_WIDE]
 
 
@@ -647,7 +647,7 @@ def test_the_divergence_after_a_forward_is_that_of_the_parameters_as_they_are_no
 @pytest.mark.parametrize("posterior", FAMILIES)
 def test_parameters_are_named_flat_and_have_two_dimensions(posterior, options):
     for side, rows, columns in (("A", 2, 5), ("B", 5, 2)):
-        family = InducingFamily(rows, columns, side, 2, posterior=posterior, residual_scale=0.5, **options)
+        family = InducingWeights(rows, columns, side, 2, posterior=posterior, residual_scale=0.5, **options)
         factor = RandomFactor(family, torch.zeros(rows, columns))
         assert (factor.in_features, factor.out_features) == (columns, rows)
         assert factor.parameters_by_name.keys() == dict(factor.named_parameters()).keys()
@@ -842,7 +842,7 @@ def test_only_explicit_noise_counts_in_eval_mode():
 
 
 def test_the_prior_of_the_mean_adds_its_negative_log_density_without_the_constant():
-    flat, proper = (InducingFamily(2, 6, "A", 2, mean_std=std) for std in (None, 0.3))
+    flat, proper = (InducingWeights(2, 6, "A", 2, mean_std=std) for std in (None, 0.3))
     parameters = factor_parameters(flat, 0)
     difference = proper.kl(parameters, None).inducing - flat.kl(parameters, None).inducing
     density = torch.distributions.Normal(0.0, 0.3)
@@ -853,7 +853,7 @@ def test_the_prior_of_the_mean_adds_its_negative_log_density_without_the_constan
 
 
 def test_without_a_mean_function_there_is_no_mean_to_have_a_prior():
-    family = InducingFamily(2, 6, "A", 2, mean="inducing", bases="free", mean_std=0.3)
+    family = InducingWeights(2, 6, "A", 2, mean="inducing", bases="free", mean_std=0.3)
     parameters = factor_parameters(family, 0)
     torch.testing.assert_close(family.kl(parameters, None).inducing, family.q.kl(parameters, None))
 

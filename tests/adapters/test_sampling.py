@@ -533,9 +533,9 @@ def test_weights_are_computed_once_per_forward(monkeypatch: pytest.MonkeyPatch) 
     from bayeslora.posteriors.weights import inducing
 
     model, calls = bayesian(), []
-    sample_weight = inducing.InducingFamily.sample_weight
+    sample_weight = inducing.InducingWeights.sample_weight
     monkeypatch.setattr(
-        inducing.InducingFamily,
+        inducing.InducingWeights,
         "sample_weight",
         lambda self, *args: (calls.append(self), sample_weight(self, *args))[1],
     )

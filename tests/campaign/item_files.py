@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from test_cli import items
+
 from campaign.calls import call
 from campaign.outcome import Attempt, judged
 from campaign.world import World
-from test_cli import items
 
 Rows = list[dict[str, Any]]
 Named = list[tuple[str, ...]]

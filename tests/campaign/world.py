@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from test_cli import items, write_items
 
 from conftest import byte_level_tokenizer, tiny_llama
-from test_cli import items, write_items
 
 
 @dataclass(frozen=True)

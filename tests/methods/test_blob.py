@@ -13,12 +13,12 @@ from torch.distributions import Normal, kl_divergence
 import bayeslora
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import hold_draw, random_factors
-from bayeslora.methods.blob import Blob, BlobConfig, BlobFamily
+from bayeslora.methods.blob import Blob, BlobConfig, BlobWeights
 from conftest import distance, perturb, seeded, tiny_llama, tokens
 from helpers import affine_map, as_leaves, draw_of, float_noise, generator, gradients, noise_from_rows, normal
 
 EPSILON = 0.05
-FAMILY = BlobFamily(3, 5, std=EPSILON**2, prior_std=0.2)
+FAMILY = BlobWeights(3, 5, std=EPSILON**2, prior_std=0.2)
 
 
 def parameters(*stack: int, seed: int = 0) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def blob(**options: Any) -> nn.Module:
 
 
 def test_start_is_that_of_the_paper() -> None:
-    family = BlobFamily(40, 50, std=EPSILON**2)
+    family = BlobWeights(40, 50, std=EPSILON**2)
     weight = torch.randn(40, 50, generator=generator(1))
     with seeded(0):
         start = family.initial(weight)
@@ -82,7 +82,7 @@ def test_kl_gradient_of_the_root() -> None:
 
 
 def flipout_factor(flipout: bool = True) -> RandomFactor:
-    family = BlobFamily(3, 5, flipout=flipout)
+    family = BlobWeights(3, 5, flipout=flipout)
     factor = RandomFactor(family, torch.zeros(3, 5))
     factor.load_state_dict({name: value.float() for name, value in parameters().items()})
     return factor.train()
@@ -190,7 +190,7 @@ def trained_parameters_of(model: nn.Module) -> dict[str, Tensor]:
 
 def test_options_reach_the_posterior() -> None:
     factor = random_factors(blob(epsilon=0.2, prior_std=0.7, flipout=False))[0]
-    assert factor.family == BlobFamily(4, 32, std=0.2**2, prior_std=0.7, flipout=False)
+    assert factor.family == BlobWeights(4, 32, std=0.2**2, prior_std=0.7, flipout=False)
     assert factor.root_std.min() > 0.14 and 0.19 < factor.root_std.max() <= 0.2
 
 

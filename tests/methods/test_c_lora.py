@@ -24,7 +24,7 @@ from torch.distributions import kl_divergence as reference_kl
 from bayeslora import kl_divergence, negative_elbo, sampling
 from bayeslora.adapters.sampling import hold_draw, random_modules
 from bayeslora.methods.c_lora import CLora, CLoraConfig, ContextualFactor, real_tokens
-from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.gaussian import GaussianWeights
 from bayeslora.training.trainer import variational_parameters
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_bert, tiny_llama, tokens
 from helpers import generator, noise_of, normal
@@ -35,7 +35,7 @@ RANK, OUT = 3, 5
 def factor(seed: int = 0, **options: Any) -> ContextualFactor:
     """Away from its start, in float64 and eval mode."""
     source = generator(seed)
-    module = ContextualFactor(normal(source, OUT, RANK), GaussianFamily(RANK, RANK, std=0.2, **options), hidden=6)
+    module = ContextualFactor(normal(source, OUT, RANK), GaussianWeights(RANK, RANK, std=0.2, **options), hidden=6)
     module.double()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -92,7 +92,7 @@ def test_draws_add_the_noise_of_their_number() -> None:
 
 def test_flipout_gives_each_row_signs_of_its_own() -> None:
     """Of one inner dimension nothing but the sign is left."""
-    module = ContextualFactor(torch.ones(1, 1), GaussianFamily(1, 1, std=0.2, flipout=True)).train()
+    module = ContextualFactor(torch.ones(1, 1), GaussianWeights(1, 1, std=0.2, flipout=True)).train()
     value = torch.ones(400, 2, 1)
     module.set_noise(noise_of(torch.full((1, 1, 1), 1.5)))
     with seeded(0):
@@ -100,7 +100,7 @@ def test_flipout_gives_each_row_signs_of_its_own() -> None:
     torch.testing.assert_close(found.abs(), torch.full((400, 2), 0.2 * 1.5))
     assert torch.equal(found[:, 0], found[:, 1])
     assert abs(found[:, 0].sign().mean().item()) < 0.2
-    module.family = GaussianFamily(1, 1, std=0.2)
+    module.family = GaussianWeights(1, 1, std=0.2)
     torch.testing.assert_close(module(value)[..., 0], torch.full((400, 2), 1.3))
 
 
@@ -126,7 +126,7 @@ def test_kl_is_the_mean_over_rows_of_the_mean_over_tokens() -> None:
 def test_kl_at_the_start_is_that_of_the_prior() -> None:
     value = normal(generator(1), 2, 4, RANK).float()
     for std in (0.2, 0.1):
-        module = ContextualFactor(torch.zeros(OUT, RANK), GaussianFamily(RANK, RANK, std=std, prior_std=0.2))
+        module = ContextualFactor(torch.zeros(OUT, RANK), GaussianWeights(RANK, RANK, std=std, prior_std=0.2))
         assert module.kl().total == 0, "before any forward"
         module(value)
         expected = RANK**2 * reference_kl(Normal(0.0, std), Normal(0.0, 0.2)).item()
@@ -137,7 +137,7 @@ def test_omega_depends_on_the_input() -> None:
     module = factor()
     log_std = module.distribution(normal(generator(3), 2, RANK))["log_std"]
     assert distance(log_std[0], log_std[1]) > 0.1
-    start = ContextualFactor(torch.zeros(OUT, RANK), GaussianFamily(RANK, RANK, std=0.3))
+    start = ContextualFactor(torch.zeros(OUT, RANK), GaussianWeights(RANK, RANK, std=0.3))
     torch.testing.assert_close(start.distribution(torch.randn(2, RANK))["log_std"].exp(), torch.full((2, 3, 3), 0.3))
 
 
@@ -364,7 +364,7 @@ def test_training_lowers_the_loss_and_repeats(tmp_path: Path) -> None:
 
 
 def test_half_precision_inputs_keep_their_type() -> None:
-    module = ContextualFactor(torch.ones(OUT, RANK), GaussianFamily(RANK, RANK, std=0.2))
+    module = ContextualFactor(torch.ones(OUT, RANK), GaussianWeights(RANK, RANK, std=0.2))
     assert module(torch.ones(1, 2, RANK, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert module.kl().total.dtype == torch.float32
     assert isinstance(module, nn.Module)

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence as reference_kl
 
 from bayeslora import random_factors, sampling
 from bayeslora.adapters.sampling import hold_draw
-from bayeslora.methods.dalorra import Dalorra, DalorraConfig, MaskedRowsFamily
+from bayeslora.methods.dalorra import Dalorra, DalorraConfig, MaskedRowsWeights
 from bayeslora.posteriors.weights.base import Noise
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_llama, tokens
 from helpers import generator, noise_of, normal
@@ -49,20 +49,20 @@ def masks(weights: Tensor, values: dict[str, Tensor]) -> Tensor:
 
 def test_draws_are_bernoulli() -> None:
     values = parameters()
-    found = masks(MaskedRowsFamily(ROWS, COLUMNS).sample_weight(values, noise()), values)
+    found = masks(MaskedRowsWeights(ROWS, COLUMNS).sample_weight(values, noise()), values)
     assert set(found.unique().tolist()) == {0.0, 1.0}
     probability = values["mask_logit"].sigmoid().squeeze(1)
     error = (probability * (1 - probability) / DRAWS).sqrt()
     assert ((found.mean(0) - probability).abs() < 4 * error).all()
     assert torch.corrcoef(found.T).fill_diagonal_(0).abs().max() < 0.03, "rows must have masks of their own"
-    mean = MaskedRowsFamily(ROWS, COLUMNS).mean_weight(values)
+    mean = MaskedRowsWeights(ROWS, COLUMNS).mean_weight(values)
     torch.testing.assert_close(mean, probability.unsqueeze(1) * values["mean"])
 
 
 @pytest.mark.parametrize("temperature", [0.1, 2 / 3, 2.0])
 def test_relaxed_masks_follow_the_concrete_distribution(temperature: float) -> None:
     """P(z < x) = sigmoid(temperature logit(x) - phi), equation 17 of arXiv 1611.00712 integrated."""
-    values, family = parameters(), MaskedRowsFamily(ROWS, COLUMNS, temperature=temperature)
+    values, family = parameters(), MaskedRowsWeights(ROWS, COLUMNS, temperature=temperature)
     relaxed = masks(family.training_weight(values, noise()), values)
     assert ((relaxed >= 0) & (relaxed <= 1)).all()
     for at in (0.05, 0.3, 0.5, 0.8, 0.99):
@@ -71,7 +71,7 @@ def test_relaxed_masks_follow_the_concrete_distribution(temperature: float) -> N
 
 
 def test_drawn_masks_are_the_rounded_relaxed_ones() -> None:
-    values, family = parameters(), MaskedRowsFamily(ROWS, COLUMNS)
+    values, family = parameters(), MaskedRowsWeights(ROWS, COLUMNS)
     relaxed, drawn = (
         masks(draw(values, noise(200)), values) for draw in (family.training_weight, family.sample_weight)
     )
@@ -81,17 +81,17 @@ def test_drawn_masks_are_the_rounded_relaxed_ones() -> None:
 def test_extreme_noise_stays_finite() -> None:
     values = {name: value.float().requires_grad_() for name, value in parameters().items()}
     extreme = noise_of(torch.tensor([-12.0, 12.0]).reshape(2, 1, 1).expand(2, ROWS, 1))
-    family = MaskedRowsFamily(ROWS, COLUMNS)
+    family = MaskedRowsWeights(ROWS, COLUMNS)
     family.training_weight(values, extreme).sum().backward()
     assert all(value.grad is not None and value.grad.isfinite().all() for value in values.values())
 
 
 def test_kl_is_that_of_bernoulli_distributions() -> None:
-    values, family = parameters(), MaskedRowsFamily(ROWS, COLUMNS, prior_probability=0.3)
+    values, family = parameters(), MaskedRowsWeights(ROWS, COLUMNS, prior_probability=0.3)
     expected = reference_kl(Bernoulli(logits=values["mask_logit"]), Bernoulli(torch.tensor(0.3).double())).sum()
     torch.testing.assert_close(family.kl(values, None).total, expected)
     assert expected > 0
-    start = MaskedRowsFamily(ROWS, COLUMNS, probability=0.3, prior_probability=0.3).initial(values["mean"])
+    start = MaskedRowsWeights(ROWS, COLUMNS, probability=0.3, prior_probability=0.3).initial(values["mean"])
     assert family.kl(start, None).total.abs() < 1e-6
     far = {**values, "mask_logit": torch.tensor([[-200.0], [200.0], [0.0], [0.0]])}
     bound = torch.tensor([0.7, 0.3]).log().sum().neg()
@@ -102,7 +102,7 @@ def test_kl_is_that_of_bernoulli_distributions() -> None:
 
 def test_the_mean_starts_at_the_given_matrix() -> None:
     weight = normal(generator(2), ROWS, COLUMNS).float()
-    family = MaskedRowsFamily(ROWS, COLUMNS, probability=0.7)
+    family = MaskedRowsWeights(ROWS, COLUMNS, probability=0.7)
     torch.testing.assert_close(family.mean_weight(family.initial(weight)), weight)
 
 

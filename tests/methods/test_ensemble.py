@@ -14,7 +14,7 @@ import bayeslora
 from bayeslora.adapters.sampling import hold_draw, random_factors
 from bayeslora.methods.ensemble import DeepEnsemble, EnsembleConfig
 from bayeslora.methods.lora import Lora
-from bayeslora.posteriors.weights.members import MembersFamily
+from bayeslora.posteriors.weights.members import MembersWeights
 from bayeslora.scoring import ChoiceBatch
 from conftest import distance, logits_of, perturb, seeded, tiny_llama
 from helpers import generator, normal
@@ -58,7 +58,7 @@ def batch() -> ChoiceBatch:
 
 
 def test_a_draw_is_the_member_of_its_number() -> None:
-    family = MembersFamily(2, 4, members=3)
+    family = MembersWeights(2, 4, members=3)
     members = normal(generator(0), 5, 3, 2, 4)
     noise = bayeslora.factors.Noise(torch.zeros(4, 0), (), torch.zeros(4), torch.tensor([0, 2, 3, 7]))
     found = family.sample_weight({"members": members}, noise)

@@ -12,14 +12,14 @@ from torch.distributions import Normal, kl_divergence
 
 import bayeslora
 from bayeslora.adapters.sampling import random_factors
-from bayeslora.methods.blob import BlobFamily
+from bayeslora.methods.blob import BlobWeights
 from bayeslora.methods.mean_field import MeanField, MeanFieldConfig
-from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.gaussian import GaussianWeights
 from bayeslora.training.elbo import negative_elbo
 from conftest import distance, logits_of, seeded, tiny_llama, tokens
 from helpers import affine_map, generator, noise_from_rows, normal
 
-FAMILY = GaussianFamily(3, 5, std=0.1, prior_std=0.2)
+FAMILY = GaussianWeights(3, 5, std=0.1, prior_std=0.2)
 
 
 def parameters(*stack: int) -> dict[str, Tensor]:
@@ -61,8 +61,8 @@ def test_kl_is_that_of_independent_gaussians() -> None:
     torch.testing.assert_close(FAMILY.kl(values, None).total, expected.sum((-2, -1)))
 
 
-@pytest.mark.parametrize("kind", [GaussianFamily, BlobFamily])
-def test_optimum_for_linear_regression(kind: type[GaussianFamily]) -> None:
+@pytest.mark.parametrize("kind", [GaussianWeights, BlobWeights])
+def test_optimum_for_linear_regression(kind: type[GaussianWeights]) -> None:
     """With a Gaussian likelihood the best mean-field posterior is known.
 
     Its means are the exact posterior's, and its precisions the diagonal of the exact precision.

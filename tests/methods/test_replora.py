@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.deploy.export import export_run
-from bayeslora.methods.replora import GeneratedFactor, GeneratedFamily, RepLora, RepLoraConfig, drop_networks
+from bayeslora.methods.replora import GeneratedFactor, GeneratedWeights, RepLora, RepLoraConfig, drop_networks
 from bayeslora.runs import load_run, train
 from conftest import distance, logits_of, perturb, seeded, tiny_llama
 
@@ -61,7 +61,7 @@ def test_weights_are_the_output_of_the_network() -> None:
 @pytest.mark.parametrize("side", ["A", "B"])
 def test_any_factor_is_an_exact_start(side: Any) -> None:
     weight = torch.randn((RANK, 30) if side == "A" else (30, RANK), generator=torch.Generator().manual_seed(1))
-    family = GeneratedFamily(*weight.shape, side=side, latent_size=LATENT, hidden_size=RANK)
+    family = GeneratedWeights(*weight.shape, side=side, latent_size=LATENT, hidden_size=RANK)
     with seeded(3):
         assert distance(family.mean_weight(family.initial(weight)), weight) < 1e-4
     assert torch.equal(family.mean_weight(family.initial(torch.zeros_like(weight))), torch.zeros_like(weight))

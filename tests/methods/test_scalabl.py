@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
 from bayeslora import from_lora, kl_divergence, random_factors, sampling
-from bayeslora.methods.scalabl import ScalaBL, ScalaBLConfig, ScaledRowsFamily, orthogonal_rows
+from bayeslora.methods.scalabl import ScalaBL, ScalaBLConfig, ScaledRowsWeights, orthogonal_rows
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_llama
 from helpers import generator, noise_of, normal
 
@@ -37,7 +37,7 @@ def parameters(seed: int = 0, stack: tuple[int, ...] = (2,)) -> dict[str, torch.
 
 
 def test_draws_scale_the_rows() -> None:
-    family, values = ScaledRowsFamily(ROWS, COLUMNS), parameters(stack=())
+    family, values = ScaledRowsWeights(ROWS, COLUMNS), parameters(stack=())
     noise = normal(generator(1), 5, ROWS, 1)
     found = family.sample_weight(values, noise_of(noise))
     for draw, number in zip(found, noise, strict=True):
@@ -47,7 +47,7 @@ def test_draws_scale_the_rows() -> None:
 
 
 def test_kl_is_from_posterior_to_prior() -> None:
-    family, values = ScaledRowsFamily(ROWS, COLUMNS, prior_std=0.7), parameters()
+    family, values = ScaledRowsWeights(ROWS, COLUMNS, prior_std=0.7), parameters()
     q, p = Normal(values["s_loc"], values["s_log_std"].exp()), Normal(0.0, 0.7)
     found = family.kl(values, None)
     torch.testing.assert_close(found.total, reference_kl(q, p).sum((-2, -1)))
@@ -60,7 +60,7 @@ def test_kl_is_from_posterior_to_prior() -> None:
 def test_the_start_is_the_given_matrix() -> None:
     weight = normal(generator(2), ROWS, COLUMNS).float()
     weight[1] = 0
-    family = ScaledRowsFamily(ROWS, COLUMNS, std=0.3)
+    family = ScaledRowsWeights(ROWS, COLUMNS, std=0.3)
     start = family.initial(weight)
     torch.testing.assert_close(family.mean_weight(start), weight)
     torch.testing.assert_close(start["mean"].norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))

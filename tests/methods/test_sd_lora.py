@@ -42,7 +42,7 @@ def layers(model: nn.Module) -> dict[str, Any]:
 def current(layer: Any) -> tuple[Tensor, Tensor]:
     """A_t and B_t: parameters of their own, or the mean of their posterior (tested with its family)."""
     factors = layer.lora_A["default"], layer.lora_B["default"]
-    if type(factors[0].family.current).__name__ == "PointFamily":
+    if type(factors[0].family.current).__name__ == "PointWeights":
         return factors[0].mean.detach(), factors[1].mean.detach()
     a, b = (factor.family.current.mean_weight(factor.parameters_by_name).detach() for factor in factors)
     return a, b

@@ -17,7 +17,7 @@ from bayeslora import kl_divergence, predict, sampling
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import random_factors
 from bayeslora.methods import Lora, Method, Training
-from bayeslora.methods.tfb import Tfb, TfbFamily, _inverse, _pairs, _subset, _to_svd_form, largest_sigma
+from bayeslora.methods.tfb import Tfb, TfbWeights, _inverse, _pairs, _subset, _to_svd_form, largest_sigma
 from bayeslora.models import load_base_model
 from bayeslora.runs import Trained, load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
@@ -120,7 +120,7 @@ def one_layer(weight_b: Tensor, columns: int = 5) -> tuple[RandomFactor, nn.Line
     other = nn.Linear(rank, outputs, bias=False)
     other.weight.data = weight_b.float()
     with seeded(2):
-        factor = RandomFactor(TfbFamily(rank, columns), torch.randn(rank, columns))
+        factor = RandomFactor(TfbWeights(rank, columns), torch.randn(rank, columns))
     return factor, other
 
 

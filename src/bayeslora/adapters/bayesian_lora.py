@@ -11,7 +11,7 @@ from torch import nn
 from bayeslora.adapters.config import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.posteriors import get_posterior
-from bayeslora.posteriors.weights.inducing import InducingFamily
+from bayeslora.posteriors.weights.inducing import InducingWeights
 
 __all__ = ["BayesianLoraConfig"]
 
@@ -115,7 +115,7 @@ class BayesianLoraConfig(RandomLoraConfig):
         side: Literal["A", "B"] = "A" if part == "lora_A" else "B"
         return RandomFactor(self.family(side, module.out_features, module.in_features), module.weight.data)
 
-    def family(self, side: Literal["A", "B"], rows: int, columns: int) -> InducingFamily:
+    def family(self, side: Literal["A", "B"], rows: int, columns: int) -> InducingWeights:
         """q(W) of one factor `[rows, columns]`.
 
         Raises:
@@ -128,7 +128,7 @@ class BayesianLoraConfig(RandomLoraConfig):
                 f"num_inducing={inducing} needs bases='free': with bases='lora' it is the rank of the layer ({rank})."
             )
         position = 0 if side == "A" else 1
-        return InducingFamily(
+        return InducingWeights(
             rows,
             columns,
             side,

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bayeslora.adapters.random_module import RandomModule, check_sample_major, random_signs, set_plainly
 from bayeslora.adapters.stack import Held, Stack
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
 __all__ = ["RandomFactor"]
 
@@ -29,7 +29,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 @lru_cache(maxsize=1024)
-def _shared(family: Family) -> Family:
+def _shared(family: WeightPosterior) -> WeightPosterior:
     """One object for equal families: factors are stacked by it at every forward."""
     return family
 
@@ -47,7 +47,7 @@ class RandomFactor(RandomModule):
 
     bias = None
 
-    def __init__(self, family: Family, weight: Tensor):
+    def __init__(self, family: WeightPosterior, weight: Tensor):
         super().__init__()
         self.family = _shared(family)
         self.location = family.location

@@ -15,13 +15,13 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.ranges import StandardDeviation
-from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
-__all__ = ["Blob", "BlobConfig", "BlobFamily"]
+__all__ = ["Blob", "BlobConfig", "BlobWeights"]
 
 
 @dataclass(frozen=True)
-class BlobFamily(GaussianFamily):
+class BlobWeights(GaussianWeights):
     """A Gaussian whose standard deviation is the square of a parameter, Omega = G^2.
 
     Args:
@@ -73,9 +73,9 @@ class BlobConfig(RandomLoraConfig):
             return None
         return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
 
-    def family(self, rows: int, columns: int) -> BlobFamily:
+    def family(self, rows: int, columns: int) -> BlobWeights:
         """q(A) of a factor `[rows, columns]`."""
-        return BlobFamily(rows, columns, std=self.epsilon**2, prior_std=self.prior_std, flipout=self.flipout)
+        return BlobWeights(rows, columns, std=self.epsilon**2, prior_std=self.prior_std, flipout=self.flipout)
 
 
 class Blob(VariationalMethod):

@@ -16,7 +16,7 @@ from bayeslora.adapters.random_module import RandomModule, check_sample_major, r
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.ranges import Size, StandardDeviation
 from bayeslora.posteriors.weights.base import KL
-from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.gaussian import GaussianWeights
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
 __all__ = ["CLora", "CLoraConfig", "ContextualFactor", "real_tokens"]
@@ -41,7 +41,7 @@ class ContextualFactor(RandomModule):
     local: ClassVar[bool] = True
     location = ("matrix",)
 
-    def __init__(self, weight: Tensor, family: GaussianFamily, hidden: int = 64):
+    def __init__(self, weight: Tensor, family: GaussianWeights, hidden: int = 64):
         super().__init__()
         self.family = family
         rank = weight.shape[1]
@@ -239,9 +239,9 @@ class CLoraConfig(RandomLoraConfig):
             return None
         return ContextualFactor(module.weight.data, self.family(module.in_features), self.hidden)
 
-    def family(self, rank: int) -> GaussianFamily:
+    def family(self, rank: int) -> GaussianWeights:
         """q(E) given its mean and standard deviation."""
-        return GaussianFamily(rank, rank, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
+        return GaussianWeights(rank, rank, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
 
 
 class CLora(VariationalMethod):

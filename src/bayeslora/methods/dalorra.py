@@ -15,13 +15,13 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.ranges import AtLeastZero, Positive, Range
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
-__all__ = ["Dalorra", "DalorraConfig", "MaskedRowsFamily"]
+__all__ = ["Dalorra", "DalorraConfig", "MaskedRowsWeights"]
 
 
 @dataclass(frozen=True)
-class MaskedRowsFamily(Family):
+class MaskedRowsWeights(WeightPosterior):
     """W = diag(z) A with a deterministic A and independent masks z ~ Bernoulli(sigmoid(phi)) of its rows.
 
     Args:
@@ -119,9 +119,9 @@ class DalorraConfig(RandomLoraConfig):
             return None
         return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
 
-    def family(self, rows: int, columns: int) -> MaskedRowsFamily:
+    def family(self, rows: int, columns: int) -> MaskedRowsWeights:
         """q(A) of a factor `[rows, columns]`."""
-        return MaskedRowsFamily(
+        return MaskedRowsWeights(
             rows,
             columns,
             probability=self.probability,

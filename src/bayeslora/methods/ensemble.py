@@ -14,7 +14,7 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method
 from bayeslora.options.ranges import Size
-from bayeslora.posteriors.weights.members import MembersFamily
+from bayeslora.posteriors.weights.members import MembersWeights
 
 __all__ = ["DeepEnsemble", "EnsembleConfig"]
 
@@ -51,7 +51,7 @@ class EnsembleConfig(RandomLoraConfig):
         """Both factors: each member's A starts at random as PEFT's does, its B where PEFT's does (zero)."""
         if part == "lora_dropout" or not isinstance(module, nn.Linear):
             return None
-        family = MembersFamily(module.out_features, module.in_features, members=self.members)
+        family = MembersWeights(module.out_features, module.in_features, members=self.members)
         factor = RandomFactor(family, module.weight.data)
         if part == "lora_A":
             with torch.no_grad():

@@ -17,13 +17,13 @@ from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import random_factors
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.options.ranges import Positive, Range, StandardDeviation
-from bayeslora.posteriors.weights.gaussian import FixedGaussianFamily
+from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 
-__all__ = ["Ivon", "IvonConfig", "IvonFamily", "optimizer_class", "posterior_std"]
+__all__ = ["Ivon", "IvonConfig", "IvonWeights", "optimizer_class", "posterior_std"]
 
 
 @dataclass(frozen=True)
-class IvonFamily(FixedGaussianFamily):
+class IvonWeights(FixedGaussianWeights):
     """A Gaussian whose standard deviations come from the optimizer, which also perturbs the means while training.
 
     It has no KL in the loss: the optimizer's own update holds the prior.
@@ -56,7 +56,7 @@ class IvonConfig(RandomLoraConfig):
         """Both factors."""
         if part == "lora_dropout" or not isinstance(module, nn.Linear):
             return None
-        family = IvonFamily(module.out_features, module.in_features, std=self.initial_std)
+        family = IvonWeights(module.out_features, module.in_features, std=self.initial_std)
         return RandomFactor(family, module.weight.data)
 
 

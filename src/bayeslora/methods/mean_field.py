@@ -12,7 +12,7 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.ranges import AtLeastZero, StandardDeviation
-from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
 __all__ = ["MeanField", "MeanFieldConfig"]
 
@@ -46,9 +46,9 @@ class MeanFieldConfig(RandomLoraConfig):
             return None
         return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
 
-    def family(self, rows: int, columns: int) -> GaussianFamily:
+    def family(self, rows: int, columns: int) -> GaussianWeights:
         """q(W) of a factor `[rows, columns]`."""
-        return GaussianFamily(rows, columns, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
+        return GaussianWeights(rows, columns, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
 
 
 class MeanField(VariationalMethod):

@@ -17,16 +17,16 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.options.ranges import Size
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["GeneratedFactor", "GeneratedFamily", "RepLora", "RepLoraConfig", "drop_networks", "share_latents"]
+__all__ = ["GeneratedFactor", "GeneratedWeights", "RepLora", "RepLoraConfig", "drop_networks", "share_latents"]
 
 _NETWORK = ("hidden_weight", "hidden_bias")
 
 
 @dataclass(frozen=True)
-class GeneratedFamily(Family):
+class GeneratedWeights(WeightPosterior):
     """A point mass: a factor computed by a network with one hidden layer from a latent vector for each rank.
 
         hidden = gelu(latent hidden_weight + hidden_bias)          [r, hidden_size]
@@ -95,7 +95,7 @@ class GeneratedFamily(Family):
 class GeneratedFactor(RandomFactor):
     """`lora_A` or `lora_B` as the output of a network, parts of which other factors may share."""
 
-    family: GeneratedFamily
+    family: GeneratedWeights
 
     def embed(self, weight: Tensor) -> None:
         """Restart the head such that the factor is `weight`; what is shared stays."""
@@ -144,7 +144,7 @@ class RepLoraConfig(RandomLoraConfig):
         """Both factors."""
         if part == "lora_dropout" or not isinstance(module, nn.Linear):
             return None
-        family = GeneratedFamily(
+        family = GeneratedWeights(
             module.out_features,
             module.in_features,
             side="A" if part == "lora_A" else "B",

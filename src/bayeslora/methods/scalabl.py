@@ -15,14 +15,14 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.ranges import AtLeastZero, StandardDeviation
-from bayeslora.posteriors.weights.base import KL, Family, Noise
-from bayeslora.posteriors.weights.gaussian import GaussianFamily
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
+from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
-__all__ = ["ScalaBL", "ScalaBLConfig", "ScaledRowsFamily"]
+__all__ = ["ScalaBL", "ScalaBLConfig", "ScaledRowsWeights"]
 
 
 @dataclass(frozen=True)
-class ScaledRowsFamily(Family):
+class ScaledRowsWeights(WeightPosterior):
     """W = diag(s) F with a deterministic frame F and independent Gaussian scales s of its rows.
 
     Args:
@@ -42,9 +42,9 @@ class ScaledRowsFamily(Family):
         """Check the values."""
         self.scales()
 
-    def scales(self) -> GaussianFamily:
+    def scales(self) -> GaussianWeights:
         """q(s), s as a column `[rows, 1]`."""
-        return GaussianFamily(self.rows, 1, std=self.std, prior_std=self.prior_std)
+        return GaussianWeights(self.rows, 1, std=self.std, prior_std=self.prior_std)
 
     @property
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -108,9 +108,9 @@ class ScalaBLConfig(RandomLoraConfig):
             weight = orthogonal_rows(weight)
         return RandomFactor(self.family(module.out_features, module.in_features), weight)
 
-    def family(self, rows: int, columns: int) -> ScaledRowsFamily:
+    def family(self, rows: int, columns: int) -> ScaledRowsWeights:
         """q(A) of a factor `[rows, columns]`."""
-        return ScaledRowsFamily(rows, columns, std=self.std, prior_std=self.prior_std)
+        return ScaledRowsWeights(rows, columns, std=self.std, prior_std=self.prior_std)
 
 
 def orthogonal_rows(weight: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from bayeslora.adapters.starts import open_adapter, with_new
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.models.heads import saved_modules
-from bayeslora.posteriors.weights.base import Family
-from bayeslora.posteriors.weights.directions import DirectionsFamily
-from bayeslora.posteriors.weights.point import PointFamily
+from bayeslora.posteriors.weights.base import WeightPosterior
+from bayeslora.posteriors.weights.directions import DirectionsWeights
+from bayeslora.posteriors.weights.point import PointWeights
 
 __all__ = ["BayesianSdLora", "BayesianSdLoraConfig", "SdLora", "SdLoraConfig"]
 
@@ -56,12 +56,12 @@ class SdLoraConfig(RandomLoraConfig):
         rows, columns = module.out_features, module.in_features
         side: Literal["A", "B"] = "A" if part == "lora_A" else "B"
         own = (rows // self.tasks, columns) if side == "A" else (rows, columns // self.tasks)
-        family = DirectionsFamily(rows, columns, side=side, current=self.current(side, *own), tasks=self.tasks)
+        family = DirectionsWeights(rows, columns, side=side, current=self.current(side, *own), tasks=self.tasks)
         return RandomFactor(family, module.weight.data)
 
-    def current(self, side: Literal["A", "B"], rows: int, columns: int) -> Family:
+    def current(self, side: Literal["A", "B"], rows: int, columns: int) -> WeightPosterior:
         """The family of the current task's factor."""
-        return PointFamily(rows, columns)
+        return PointWeights(rows, columns)
 
 
 @register("BAYES_SD_LORA")
@@ -69,7 +69,7 @@ class SdLoraConfig(RandomLoraConfig):
 class BayesianSdLoraConfig(SdLoraConfig, BayesianLoraConfig):
     """Config of SD-LoRA with the posterior of `BayesianLoraConfig` over the current task's factors."""
 
-    def current(self, side: Literal["A", "B"], rows: int, columns: int) -> Family:
+    def current(self, side: Literal["A", "B"], rows: int, columns: int) -> WeightPosterior:
         """q(W) of the current task's factor."""
         return self.family(side, rows, columns)
 

@@ -18,17 +18,17 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, Training
 from bayeslora.options.ranges import Count, Positive, Size
-from bayeslora.posteriors.weights.gaussian import FixedGaussianFamily
+from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 from bayeslora.prediction.predictive import predict
 from bayeslora.scoring import ChoiceBatch
 
-__all__ = ["Tfb", "TfbConfig", "TfbFamily", "largest_sigma"]
+__all__ = ["Tfb", "TfbConfig", "TfbWeights", "largest_sigma"]
 
 logger = logging.getLogger("bayeslora")
 
 
 @dataclass(frozen=True)
-class TfbFamily(FixedGaussianFamily):
+class TfbWeights(FixedGaussianWeights):
     """A Gaussian with one standard deviation per row, which no optimizer trains; 0 until the search has found it."""
 
     fixed: ClassVar[tuple[str, ...]] = ("std",)
@@ -52,7 +52,7 @@ class TfbConfig(RandomLoraConfig):
         """A alone; B stays deterministic."""
         if part != "lora_A" or not isinstance(module, nn.Linear):
             return None
-        return RandomFactor(TfbFamily(module.out_features, module.in_features), module.weight.data)
+        return RandomFactor(TfbWeights(module.out_features, module.in_features), module.weight.data)
 
 
 class Tfb(Method):

@@ -14,7 +14,7 @@ from bayeslora.adapters.sampling import find_draws, random_factors, random_modul
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.lora_file import adapter_config, lora_tensors, write_lora
 from bayeslora.deploy.export.rounding import Spread
-from bayeslora.posteriors.weights.members import MembersFamily
+from bayeslora.posteriors.weights.members import MembersWeights
 
 __all__ = ["export_mean", "export_samples", "mean_warnings", "require_draws", "require_mean"]
 
@@ -160,4 +160,4 @@ def _tied_warnings(model: PeftModel) -> list[str]:
 def _members(model: PeftModel) -> int | None:
     """Members of an ensemble of adapters; None for another posterior."""
     families = [factor.family for factor in random_factors(model)]
-    return next((family.members for family in families if isinstance(family, MembersFamily)), None)
+    return next((family.members for family in families if isinstance(family, MembersWeights)), None)

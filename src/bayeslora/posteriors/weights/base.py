@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["KL", "Family", "Noise"]
+__all__ = ["KL", "Noise", "WeightPosterior"]
 
 
 class KL(NamedTuple):
@@ -33,7 +33,7 @@ class Noise(NamedTuple):
     numbers: Tensor
     """Standard normal `[samples, ..., count]`: all that a factor needs for a draw, side by side."""
     shapes: tuple[tuple[int, ...], ...]
-    """What they are cut into: `Family.noise_shapes`."""
+    """What they are cut into: `WeightPosterior.noise_shapes`."""
     uniform: Tensor
     """One number in [0, 1) per draw `[samples]`, shared by all factors of a model."""
     number: Tensor
@@ -47,7 +47,7 @@ class Noise(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Family(ABC):
+class WeightPosterior(ABC):
     """A family of distributions over a factor W `[rows, columns]`.
 
     It holds no tensors: it is what is fixed about one factor shape, and the pure functions of its parameters. Those

@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
-__all__ = ["INITIAL_MAGNITUDE", "DirectionsFamily"]
+__all__ = ["INITIAL_MAGNITUDE", "DirectionsWeights"]
 
 INITIAL_MAGNITUDE = 0.8
 """Of every magnitude, as in the authors' code."""
 
 
 @dataclass(frozen=True)
-class DirectionsFamily(Family):
+class DirectionsWeights(WeightPosterior):
     """The factors of t tasks side by side, such that B A is the sum of the tasks' updates.
 
         A = [A_1; ...; A_t]                    [t r, in]
@@ -36,7 +36,7 @@ class DirectionsFamily(Family):
     """
 
     side: Literal["A", "B"]
-    current: Family
+    current: WeightPosterior
     tasks: int = 1
 
     @property

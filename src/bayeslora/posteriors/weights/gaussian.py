@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["FixedGaussianFamily", "GaussianFamily"]
+__all__ = ["FixedGaussianWeights", "GaussianWeights"]
 
 
 @dataclass(frozen=True)
-class GaussianFamily(Family):
+class GaussianWeights(WeightPosterior):
     """q(W) = N(mean, diag(std^2)) with prior N(0, prior_std^2) on every weight.
 
     Args:
@@ -73,7 +73,7 @@ class GaussianFamily(Family):
 
 
 @dataclass(frozen=True)
-class FixedGaussianFamily(GaussianFamily):
+class FixedGaussianWeights(GaussianWeights):
     """A Gaussian whose standard deviations are set when training has ended; until then the mean alone is at work.
 
     A subclass names its standard deviations in `fixed`.

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from bayeslora.posteriors import Posterior, get_posterior
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import DIAGONAL_FLOOR, Whitening, whiten, whiten_identity
 
-__all__ = ["InducingFamily"]
+__all__ = ["InducingWeights"]
 
 Bases = Literal["lora", "free"]
 Mean = Literal["lora", "inducing"]
@@ -27,7 +27,7 @@ Side = Literal["A", "B"]
 
 
 @dataclass(frozen=True)
-class InducingFamily(Family):
+class InducingWeights(WeightPosterior):
     """q(W) of one factor shape: what is fixed about it, and the functions of its parameters.
 
     A factor W `[rows, columns]` has the sample

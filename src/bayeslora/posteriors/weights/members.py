@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["MembersFamily"]
+__all__ = ["MembersWeights"]
 
 
 @dataclass(frozen=True)
-class MembersFamily(Family):
+class MembersWeights(WeightPosterior):
     """K factors with equal weight: draw number s is member s mod K in every factor of the model.
 
     Args:

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Family, Noise
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["PointFamily"]
+__all__ = ["PointWeights"]
 
 
 @dataclass(frozen=True)
-class PointFamily(Family):
+class PointWeights(WeightPosterior):
     """W is its mean: plain LoRA as a family, where another family is made of one."""
 
     draws_in_training: ClassVar[bool] = False
