@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.posteriors import Posterior
+from bayeslora.posteriors import InducingPosterior
 from bayeslora.posteriors.weights.base import Noise
 from bayeslora.posteriors.weights.inducing import InducingWeights
 from bayeslora.posteriors.weights.whitening import inducing_diagonal
@@ -39,7 +39,7 @@ def perturbed(parameters: Parameters, source: torch.Generator, scale: float, sta
     return {name: value + scale * normal(source, *stack, *value.shape) for name, value in sorted(parameters.items())}
 
 
-def posterior_parameters(q: Posterior, seed: int, scale: float = 0.4, stack: Sequence[int] = ()) -> Parameters:
+def posterior_parameters(q: InducingPosterior, seed: int, scale: float = 0.4, stack: Sequence[int] = ()) -> Parameters:
     """Parameters of q(V) away from the start."""
     source = generator(seed)
     start = seeded(lambda: q.initial(normal(source, q.rows, q.columns)), seed)

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from measure import Work, environment, paired, ratios, save
 from peft import LoraConfig, get_peft_model
-from prediction import REFERENCE, Setting
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_step import LORA, step_of
 from transformers import AutoModelForCausalLM
 
 import bayeslora
 from bayeslora.models import load_base_model
+from prediction import REFERENCE, Setting
 
 CONFIGS: dict[str, Callable[..., LoraConfig]] = {
     REFERENCE: LoraConfig,

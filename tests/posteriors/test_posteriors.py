@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from zuko.flows import MaskedAutoregressiveTransform
 
-from bayeslora.posteriors import Ensemble, Flow, Posterior, get_posterior, posterior_names
+from bayeslora.posteriors import Ensemble, Flow, InducingPosterior, get_posterior, posterior_names
 from helpers import (
     FAMILIES,
     GAUSSIANS,
@@ -49,7 +49,7 @@ def reference_kl(name: str, parameters: Parameters) -> Tensor:
     return kl_divergence(MultivariateNormal(flat, covariance_of(name, parameters)), prior)
 
 
-def no_noise(q: Posterior, *stack: int) -> Tensor:
+def no_noise(q: InducingPosterior, *stack: int) -> Tensor:
     return torch.zeros(1, *stack, *q.noise_shape, dtype=torch.float64)
 
 

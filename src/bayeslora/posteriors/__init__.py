@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bayeslora.posteriors.base import Posterior
+from bayeslora.posteriors.base import InducingPosterior
 from bayeslora.posteriors.diagonal import Diagonal
 from bayeslora.posteriors.ensemble import Ensemble
 from bayeslora.posteriors.flow import Flow
@@ -17,8 +17,8 @@ __all__ = [
     "Ensemble",
     "Flow",
     "Full",
+    "InducingPosterior",
     "MatrixNormal",
-    "Posterior",
     "get_posterior",
     "posterior_names",
 ]
@@ -26,16 +26,16 @@ __all__ = [
 
 def posterior_names() -> list[str]:
     """Names of the families, as `BayesianLoraConfig(posterior=...)` takes them."""
-    return sorted(family.name for family in Posterior.__subclasses__())
+    return sorted(family.name for family in InducingPosterior.__subclasses__())
 
 
-def get_posterior(name: str, rows: int, columns: int, std: float, **options: Any) -> Posterior:
+def get_posterior(name: str, rows: int, columns: int, std: float, **options: Any) -> InducingPosterior:
     """The family called `name` for V `[rows, columns]`; `options` are the family's own fields.
 
     Raises:
         ValueError: The name is unknown (the message has the nearest right one), or an option is.
     """
-    for family in Posterior.__subclasses__():
+    for family in InducingPosterior.__subclasses__():
         if family.name == name:
             try:
                 return family(rows=rows, columns=columns, std=std, **options)

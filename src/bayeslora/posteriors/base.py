@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["Parameters", "Posterior", "gaussian_kl"]
+__all__ = ["InducingPosterior", "Parameters", "gaussian_kl"]
 
 Parameters = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Posterior(ABC):
+class InducingPosterior(ABC):
     """q(V) over whitened inducing variables V `[rows, columns]`, whose prior is p(V) = N(0, I).
 
     A posterior holds no tensors: it is the set of functions of one family. Its parameters live, one flat tensor per

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors.base import Parameters, Posterior, gaussian_kl
+from bayeslora.posteriors.base import InducingPosterior, Parameters, gaussian_kl
 
 __all__ = ["Diagonal"]
 
 
-class Diagonal(Posterior):
+class Diagonal(InducingPosterior):
     """q(V) = N(loc, diag(std^2)); the default. KL in closed form."""
 
     name: ClassVar[str] = "diagonal"

@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors.base import Parameters, Posterior, log_standard_normal
+from bayeslora.posteriors.base import InducingPosterior, Parameters, log_standard_normal
 
 __all__ = ["Ensemble"]
 
 
 @dataclass(frozen=True)
-class Ensemble(Posterior):
+class Ensemble(InducingPosterior):
     """q(V) = 1/K sum_k delta(V - V_k).
 
     Point masses have no density and so no KL. What `kl` gives instead is the negative prior log-density, averaged

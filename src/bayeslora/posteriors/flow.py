@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.posteriors.base import Parameters, Posterior, log_standard_normal
+from bayeslora.posteriors.base import InducingPosterior, Parameters, log_standard_normal
 
 __all__ = ["Flow"]
 
@@ -45,7 +45,7 @@ class _MaskedAutoregressive(nn.Module):
 
 
 @dataclass(frozen=True)
-class Flow(Posterior):
+class Flow(InducingPosterior):
     """V = T_phi(V0), V0 ~ N(loc, diag(std^2)), T_phi a row-wise masked autoregressive flow that starts as identity.
 
     The KL is a one-sample (or S-sample) Monte Carlo estimate, E[log q0(V0) - log|det J| - log N(T(V0); 0, I)]

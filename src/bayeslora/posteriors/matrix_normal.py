@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors.base import Parameters, Posterior, gaussian_kl
+from bayeslora.posteriors.base import InducingPosterior, Parameters, gaussian_kl
 
 __all__ = ["MatrixNormal", "lower_triangular"]
 
@@ -18,7 +18,7 @@ def lower_triangular(raw: Tensor) -> Tensor:
     return raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
 
 
-class MatrixNormal(Posterior):
+class MatrixNormal(InducingPosterior):
     """q(V) = MN(loc, R R^T, C C^T) with lower triangular R [rows, rows] and C [columns, columns]."""
 
     name: ClassVar[str] = "matrix_normal"

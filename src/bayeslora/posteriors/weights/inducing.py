@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors import Posterior, get_posterior
+from bayeslora.posteriors import InducingPosterior, get_posterior
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import DIAGONAL_FLOOR, Whitening, whiten, whiten_identity
 
@@ -73,7 +73,7 @@ class InducingWeights(WeightPosterior):
     mean_std: float | None = None
     bases: Bases = "lora"
     inducing_diagonal: float = 0.1
-    q: Posterior = field(init=False, repr=False, compare=False)
+    q: InducingPosterior = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Build q(V) once."""
