@@ -9,7 +9,15 @@ import yaml
 from safetensors.torch import load_file
 from test_cli import items, tiny_base, write_items  # noqa: F401
 
-from bayeslora.system.processes import gather_shares, is_launched, join, largest, share, whole, world_size
+from bayeslora.system.processes import (
+    all_reduce_max,
+    full_tensor,
+    gather_items,
+    init_processes,
+    is_launched,
+    shard_items,
+    world_size,
+)
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.main import main
 from conftest import distance, run_python
@@ -186,15 +194,15 @@ def test_commands_for_one_process_refuse_several(monkeypatch, capsys) -> None:
     assert "runs in one process" in capsys.readouterr().err
     assert {command.name for command in command_classes() if command.distributed} == {"train", "evaluate", "predict"}
     with pytest.raises(ValueError, match="cannot share the device 'cuda:1'"):
-        join("cuda:1")
+        init_processes("cuda:1")
 
 
 def test_a_process_of_its_own_has_all_the_work() -> None:
-    assert not is_launched() and join("auto") == "auto"
-    assert share([1, 2, 3]) == gather_shares([1, 2, 3]) == [1, 2, 3]
-    assert largest(2.5) == 2.5 and largest(None) is None
+    assert not is_launched() and init_processes("auto") == "auto"
+    assert shard_items([1, 2, 3]) == gather_items([1, 2, 3]) == [1, 2, 3]
+    assert all_reduce_max(2.5) == 2.5 and all_reduce_max(None) is None
     value = torch.ones(2)
-    assert whole(value) is value
+    assert full_tensor(value) is value
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

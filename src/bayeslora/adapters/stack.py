@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeslora.adapters.random_module import set_plainly
 from bayeslora.posteriors.weights.base import KL, Noise
 from bayeslora.posteriors.weights.whitening import at_least_float32
-from bayeslora.system.processes import is_dtensor, whole
+from bayeslora.system.processes import full_tensor, is_dtensor
 
 if TYPE_CHECKING:
     from bayeslora.adapters.random_factor import RandomFactor
@@ -112,7 +112,7 @@ def _stacked_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
     Between forwards FSDP2 keeps shards of them, and the KL is computed then, by every process alike.
     """
     columns = [factor.parameters_by_name for factor in factors]
-    stacked = {name: torch.stack([whole(column[name]) for column in columns]) for name in columns[0]}
+    stacked = {name: torch.stack([full_tensor(column[name]) for column in columns]) for name in columns[0]}
     return {name: at_least_float32(value) for name, value in stacked.items()}
 
 

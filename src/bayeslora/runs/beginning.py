@@ -16,7 +16,7 @@ from bayeslora.runs.config import RunConfig, describe
 from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.system.files import last_complete_checkpoint, write_json
-from bayeslora.system.processes import is_main, wait
+from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
 
 __all__ = ["check_beginning", "check_config", "check_finished", "check_length", "note_beginning"]
@@ -147,7 +147,7 @@ def note_beginning(config: RunConfig, output: Path, items: Sequence[Any], *, res
             shutil.rmtree(previous, ignore_errors=True)
             checkpoints.rename(previous)
         write_json(checkpoints / _BEGINNING, {"config": describe(config), "train_items": _digest(items)})
-    wait()
+    barrier()
 
 
 def _differences(present: Any, config: RunConfig, same_items: bool, skipped: tuple[str, ...] = ()) -> list[str]:

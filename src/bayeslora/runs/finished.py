@@ -30,7 +30,7 @@ from bayeslora.system.devices import kept_device
 from bayeslora.system.files import check_absent, recover_folder, write_json
 from bayeslora.system.folders import only_writer, recover_parts, replaced_together
 from bayeslora.system.locating import is_hub_run, run_folder
-from bayeslora.system.processes import is_main, wait
+from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
 from bayeslora.tasks import LocalFile, allow_task, load_items
 
@@ -189,7 +189,7 @@ def _evaluate(run: Run, described: TaskConfig, split: str, num_samples: int | No
         metrics["dev"] = {name: run.metrics[name] for name in prediction.metrics() if name in run.metrics}
     if is_main():
         write_evaluation(target, prediction, metrics)
-    wait()
+    barrier()
     return metrics
 
 
@@ -253,7 +253,7 @@ def predict_file(
     rows = list(run.predict(items, num_samples).rows(abstain_above, rule))
     if is_main():
         write_rows(output, rows)
-    wait()
+    barrier()
     return rows
 
 

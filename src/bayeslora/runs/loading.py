@@ -24,7 +24,7 @@ from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.scoring import Classification, Scoring, get_scoring
 from bayeslora.system.devices import choose_device
-from bayeslora.system.processes import join
+from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
 
 __all__ = [
@@ -55,7 +55,7 @@ def load_model(
         config.name,
         kind=scoring.kind,  # type: ignore[arg-type]
         dtype=_dtype(config),
-        device=join(config.device),
+        device=init_processes(config.device),
         revision=config.revision,
         quantization=config.quantization,
         num_labels=num_labels if scoring.kind == "sequence_classification" else None,

@@ -23,7 +23,7 @@ from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import atomic_file
-from bayeslora.system.processes import gather_shares, is_main, is_sharded, largest, share
+from bayeslora.system.processes import all_reduce_max, gather_items, is_main, is_sharded, shard_items
 from bayeslora.tasks import Item
 
 __all__ = ["Prediction", "by_length", "predict_items", "write_rows"]
@@ -126,18 +126,18 @@ def predict_items(
     started, parts = time.perf_counter(), []
     chunks = [order[first : first + config.batch_size] for first in range(0, len(order), config.batch_size)]
     together = is_sharded(model)
-    own = chunks if together else share(chunks)
+    own = chunks if together else shard_items(chunks)
     for chunk in tqdm(own, desc="predict", unit="batch", leave=False, disable=not (progress and is_main())):
         batch = scoring([items[index] for index in chunk]).to(device)
         predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
         parts.append(predictive.cpu())
-    joined = Predictive.concatenate(parts if together else gather_shares(parts))
+    joined = Predictive.concatenate(parts if together else gather_items(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = joined.take(back).tempered(temperature)
     _require_finite(predictive, items)
     cut = sum(items[index].id in scoring.cut for chunk in own for index in chunk)
-    cut = cut if together else sum(gather_shares([cut]))
-    return Prediction(items, predictive, samples, largest(time.perf_counter() - started) or 0.0, cut)
+    cut = cut if together else sum(gather_items([cut]))
+    return Prediction(items, predictive, samples, all_reduce_max(time.perf_counter() - started) or 0.0, cut)
 
 
 def _require_finite(predictive: Predictive, items: Sequence[Item]) -> None:

@@ -31,7 +31,7 @@ from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import save_adapter, write_json
 from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.memory import peak_memory
-from bayeslora.system.processes import is_main, largest, wait, world_size
+from bayeslora.system.processes import all_reduce_max, barrier, is_main, world_size
 from bayeslora.tasks import Splits
 from bayeslora.training.trainer import BayesianLoraTrainer
 
@@ -186,8 +186,8 @@ def training_metrics(
         "model": config.model.name,
         "seed": config.seed,
         "train_examples": examples,
-        "train_seconds": round(largest(seconds) or 0.0, 2),
-        "peak_memory_bytes": largest(peak_memory_bytes),
+        "train_seconds": round(all_reduce_max(seconds) or 0.0, 2),
+        "peak_memory_bytes": all_reduce_max(peak_memory_bytes),
         "trainable_parameters": trainable_parameters(model),
         "history": [entry for entry in trainer.state.log_history if "nll" in entry],
     }
@@ -207,7 +207,7 @@ def write_run(run: Run, output: Path, facts: CardFacts | None = None) -> None:
             write_json(aside / "metrics.json", run.metrics)
     if is_main():
         shutil.rmtree(output / "checkpoints.previous", ignore_errors=True)
-    wait()
+    barrier()
 
 
 def _training(

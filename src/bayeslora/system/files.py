@@ -15,7 +15,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
-from bayeslora.system.processes import is_dtensor, is_main, is_sharded, wait, whole
+from bayeslora.system.processes import barrier, full_tensor, is_dtensor, is_main, is_sharded
 
 __all__ = [
     "atomic_file",
@@ -108,7 +108,7 @@ def save_adapter(model: PeftModel, path: str | Path, **options: Any) -> None:
             model.save_pretrained(str(aside), **options)
             for name, config in model.peft_config.items():
                 sort_sets(aside if name == "default" else aside / name, config)
-    wait()
+    barrier()
 
 
 def sort_sets(folder: str | Path, config: PeftConfig) -> None:
@@ -126,7 +126,7 @@ def sort_sets(folder: str | Path, config: PeftConfig) -> None:
 def _gathered(model: PeftModel) -> dict[str, Tensor]:
     """The state of a sharded model, trained parameters whole, without the frozen ones that are sharded."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state = {name: whole(value) if name in trained else value for name, value in model.state_dict().items()}
+    state = {name: full_tensor(value) if name in trained else value for name, value in model.state_dict().items()}
     return {name: value for name, value in state.items() if not is_dtensor(value)}
 
 

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, distributed, nn
 
 __all__ = [
-    "gather_shares",
+    "all_reduce_max",
+    "barrier",
+    "full_tensor",
+    "gather_items",
+    "init_processes",
     "is_dtensor",
     "is_launched",
     "is_main",
     "is_sharded",
-    "join",
-    "largest",
     "main_speaks",
-    "share",
-    "wait",
-    "whole",
+    "shard_items",
     "world_size",
 ]
 
@@ -41,7 +41,7 @@ def is_launched() -> bool:
     return _from_environment(_WORLD_SIZES, 1) > 1 and _from_environment(_RANKS, -1) >= 0
 
 
-def join(device: str) -> str:
+def init_processes(device: str) -> str:
     """Join the other processes, if this one was started as one of several, and return the device of this one.
 
     Args:
@@ -83,18 +83,18 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait here for all other processes."""
     if _joined():
         distributed.barrier()
 
 
-def share(work: Sequence[T]) -> Sequence[T]:
+def shard_items(work: Sequence[T]) -> Sequence[T]:
     """The part of `work` for this process: every world-size-th piece."""
     return work[distributed.get_rank() :: distributed.get_world_size()] if _joined() else work
 
 
-def gather_shares(results: Sequence[T]) -> list[T]:
+def gather_items(results: Sequence[T]) -> list[T]:
     """Results of the pieces of all processes, in the order of the work that `share` was given."""
     if not _joined():
         return list(results)
@@ -103,7 +103,7 @@ def gather_shares(results: Sequence[T]) -> list[T]:
     return [part[index] for index in range(longest) for part in parts if index < len(part)]
 
 
-def largest(value: float | None) -> float | None:
+def all_reduce_max(value: float | None) -> float | None:
     """The largest value of all processes, None where one does not know it."""
     values = _gather(value) if _joined() else [value]
     return None if None in values else max(entry for entry in values if entry is not None)
@@ -114,7 +114,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(is_dtensor(parameter) for parameter in model.parameters())
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """All of a tensor that FSDP2 has sharded; another one as it is.
 
     Its backward takes this process's share of the gradient and sums nothing over processes: for what every process

@@ -9,7 +9,7 @@ from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import random_modules
 from bayeslora.adapters.stack import stacked_kl
 from bayeslora.posteriors.weights.base import KL
-from bayeslora.system.processes import whole
+from bayeslora.system.processes import full_tensor
 
 __all__ = ["kl_divergence", "kl_weight", "negative_elbo", "weight_penalty"]
 
@@ -76,7 +76,7 @@ def weight_penalty(model: nn.Module, prior_std: float) -> Tensor:
             "prior_std is the prior of plain LoRA factors, and this model trains none: its factors have a distribution "
             "whose prior is an option of the method. Leave train.prior_std out."
         )
-    squares = [whole(weight).float().square().sum() for weight in weights]
+    squares = [full_tensor(weight).float().square().sum() for weight in weights]
     return torch.stack([square.to(squares[0].device) for square in squares]).sum() / (2 * prior_std**2)
 
 
