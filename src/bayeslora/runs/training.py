@@ -37,12 +37,12 @@ from bayeslora.training.trainer import BayesianLoraTrainer
 
 __all__ = [
     "Trained",
+    "build_model",
     "open_trunk_cache",
     "planned_steps",
     "train",
     "training_fields",
     "training_metrics",
-    "untrained",
     "write_run",
 ]
 
@@ -118,7 +118,7 @@ def _train(
     task = with_chat_template(with_classes(config.task, splits.items), config.model)
     config = replace(config, task=task)
     check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
-    model, scoring, width = untrained(config, splits, output)
+    model, scoring, width = build_model(config, splits, output)
     if scoring.chat_template:
         logger.info("prompts are put into the tokenizer's chat template (task.chat_template)")
     if prepare is not None:
@@ -164,7 +164,7 @@ def _train(
     return trained
 
 
-def untrained(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftModel, Scoring, int]:
+def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftModel, Scoring, int]:
     """The model that the training of a run in `output` begins with, what reads its items, and their most choices."""
     task = with_classes(config.task, splits.items)
     width = len(task.classes or ()) or max(len(item.choices) for item in splits.items)

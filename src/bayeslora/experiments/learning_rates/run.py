@@ -20,7 +20,7 @@ from bayeslora.metrics import summary
 from bayeslora.runs import task_items
 from bayeslora.runs.config import describe
 from bayeslora.runs.config_files import dump_config
-from bayeslora.runs.training import untrained
+from bayeslora.runs.training import build_model
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.system.files import atomic_file, write_json
 from bayeslora.system.reading import read_json
@@ -167,7 +167,7 @@ def _curvature(config: SweepConfig, output: Path, task: str, title: str) -> floa
     seed, rate = config.seeds[0], config.grid(title)[0]
     run = config.run(task, title, seed, rate)
     splits = task_items(run.task)
-    model, scoring, _ = untrained(run, splits, cell_folder(output, task, title, rate, seed))
+    model, scoring, _ = build_model(run, splits, cell_folder(output, task, title, rate, seed))
     items, device = splits.train[: config.hint_examples], next(model.parameters()).device
 
     def batches() -> Iterator[ChoiceBatch]:
