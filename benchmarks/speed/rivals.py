@@ -31,7 +31,7 @@ from measure import CLOCKS, Work, common_options, environment, paired, ratios, s
 from torch import nn
 from transformers import BatchEncoding
 
-from bayeslora.methods.base import State, Training
+from bayeslora.methods.base import State, TrainingResult
 from bayeslora.methods.laplace import LaplaceLora
 from bayeslora.models import load_base_model
 from bayeslora.scoring import ChoiceBatch, Letter
@@ -135,8 +135,8 @@ class Own:
 
     def fit(self, batches: list[ChoiceBatch]) -> None:
         """The posterior."""
-        training = Training(lambda: batches, FIT_ITEMS, optimizer=None, trunk_cache=None, seed=0)
-        self.state = self.method.finish(self.setting.plain, training)
+        training = TrainingResult(lambda: batches, FIT_ITEMS, optimizer=None, trunk_cache=None, seed=0)
+        self.state = self.method.fit_posterior(self.setting.plain, training)
 
     def predict(self) -> torch.Tensor:
         """Draws from the Gaussian over the class logits."""

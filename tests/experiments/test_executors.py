@@ -19,7 +19,7 @@ from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.experiments.comparison.places import Place
 from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.runner import compare
-from bayeslora.methods import Lora, Training
+from bayeslora.methods import Lora, TrainingResult
 from bayeslora.methods.base import State
 from bayeslora.runs.config import TaskConfig
 from bayeslora_cli.main import main
@@ -39,11 +39,11 @@ class KilledOnce(Lora):
         super().__init__(**kwargs)
         self.marker, self.always = marker, always
 
-    def finish(self, model: PeftModel, training: Training) -> State:
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         if self.always or not Path(self.marker).exists():
             Path(self.marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().finish(model, training)
+        return super().fit_posterior(model, training)
 
 
 def written(path: Path, base: Path, data: Path, marker: Path) -> Path:  # noqa: F811

@@ -188,7 +188,7 @@ def nll(probabilities: Tensor, part: Sequence[Item]) -> float:
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, whether by the optimizer or in `finish`."""
+    """What training may change, whether by the optimizer or in `fit_posterior`."""
     changes = ("lora_", ".modules_to_save.")
     return {key: value.detach().clone() for key, value in model.state_dict().items() if any(c in key for c in changes)}
 
@@ -332,14 +332,14 @@ def test_prediction_is_a_function_of_its_seed(run: TrainedRun) -> None:
         assert torch.equal(run.samples(seed=3), one)
     # Where the draws are numbered members, another seed gives the same ones.
     random_draws = any(module.noise_shapes for module in random_modules(run.trained.model)) or run.trained.state
-    if run.trained.config.method.samples_used(SAMPLES) and random_draws:
+    if run.trained.config.method.effective_num_samples(SAMPLES) and random_draws:
         assert distance(run.samples(seed=4), one) > 1e-5
 
 
 def test_draws_differ(run: TrainedRun) -> None:
     """A method with samples has uncertainty; one without has none."""
     spread = run.trained.predict(TEST).predictive.samples.exp().std(0, correction=0).max().item()
-    if run.trained.config.method.samples_used(SAMPLES):
+    if run.trained.config.method.effective_num_samples(SAMPLES):
         assert spread > 1e-4
     else:
         assert spread == 0
@@ -399,7 +399,7 @@ def test_eval_mode_is_deterministic(loaded: Run) -> None:
 @pytest.mark.parametrize("num_samples", [0, SAMPLES])
 def test_probabilities(run: TrainedRun, num_samples: int) -> None:
     predictive = run.trained.predict(TEST, num_samples).predictive
-    expected = run.trained.config.method.samples_used(num_samples)
+    expected = run.trained.config.method.effective_num_samples(num_samples)
     assert predictive.samples.shape == (max(1, expected), len(TEST), 4)
     for probabilities in (*predictive.samples.exp(), predictive.probabilities):
         assert distance(probabilities.sum(-1), torch.ones(len(TEST))) < 1e-5
@@ -411,7 +411,7 @@ def test_probabilities(run: TrainedRun, num_samples: int) -> None:
 
 
 def test_a_sample_does_not_depend_on_their_number(run: TrainedRun) -> None:
-    if not run.trained.config.method.samples_used(5):
+    if not run.trained.config.method.effective_num_samples(5):
         pytest.skip("a point estimate")
     many = run.samples(5)
     for fewer in (1, 2):
@@ -498,7 +498,7 @@ def test_accumulated_batches_give_the_same_update(name: str, kind: type[Method],
             warmup=0,
         )
         results.append(train(config, tmp_path / str(size), evaluate_dev=False))
-    # Without the buffers, which `finish` fills: what is found by a search is known to the search's precision only.
+    # Without the buffers, which `fit_posterior` fills: a search finds a number to its precision only.
     whole, parts = (dict(result.model.named_parameters()) for result in results)
     assert_same(parts, whole, 1e-6)
 

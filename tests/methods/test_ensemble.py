@@ -153,7 +153,7 @@ def test_prediction_is_the_mean_of_the_members_predictions(batch: ChoiceBatch) -
     model = different_ensemble()
     alone = torch.stack([bayeslora.predict(exported(model, k), batch, 0).samples[0] for k in range(MEMBERS)])
     for asked in (0, 1, 10):
-        used = METHOD.samples_used(asked)
+        used = METHOD.effective_num_samples(asked)
         for seed in (0, 1):
             found = METHOD.predict(model, batch, used, seed)
             present = alone.isfinite()

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from bayeslora import predict, sampling
 from bayeslora.adapters.sampling import random_factors
-from bayeslora.methods import Training
+from bayeslora.methods import TrainingResult
 from bayeslora.methods.ivon import Ivon, optimizer_class, posterior_std
 from bayeslora.models import load_base_model
 from bayeslora.runs import Trained, load_run, train
@@ -272,9 +272,9 @@ def trained_parameters(trainer: BayesianLoraTrainer) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-def ended(trainer: BayesianLoraTrainer) -> Training:
+def ended(trainer: BayesianLoraTrainer) -> TrainingResult:
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    return Training(lambda: [], 24, optimizer, None, SEED)
+    return TrainingResult(lambda: [], 24, optimizer, None, SEED)
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -405,7 +405,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=True)
     assert largest_difference(trained_parameters(resumed), trained_parameters(straight)) < 1e-7
     for trainer in (straight, resumed):
-        method.finish(trainer.model, ended(trainer))  # type: ignore[arg-type]
+        method.fit_posterior(trainer.model, ended(trainer))  # type: ignore[arg-type]
     for found, expected in zip(random_factors(resumed.model), random_factors(straight.model), strict=True):
         assert distance(found.log_std, expected.log_std) < 1e-6
 
@@ -415,7 +415,7 @@ def test_draws_at_prediction_have_the_optimizers_std(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, method, max_steps=6)
     trainer.train()
     model: Any = trainer.model
-    method.finish(model, ended(trainer))
+    method.fit_posterior(model, ended(trainer))
     # From the optimizer's own record, by position: the Hessian is one vector over all parameters in their order.
     group = ended(trainer).optimizer.param_groups[0]
     assert group["ess"] == 24 and group["weight_decay"] == pytest.approx(1 / 24)
@@ -448,7 +448,7 @@ def test_a_classification_head_is_trained_and_predicts_at_its_mean(tmp_path: Pat
     end = trained_parameters(trainer)
     assert min(distance(end[name], start[name]) for name in head) > 1e-4
     model: Any = trainer.model
-    method.finish(model, ended(trainer))
+    method.fit_posterior(model, ended(trainer))
     assert posterior_std(ended(trainer).optimizer).keys() >= {dict(model.named_parameters())[name] for name in head}
     seen: list[Tensor] = []
     layer = model.base_model.model.classifier.modules_to_save["default"]
@@ -507,7 +507,7 @@ def test_scaled_gradients_are_refused() -> None:
 def test_a_run_without_training_has_no_posterior() -> None:
     method = small()
     with pytest.raises(ValueError, match="learned in training"):
-        method.finish(adapted(method), Training(lambda: [], 24, None, None, SEED))
+        method.fit_posterior(adapted(method), TrainingResult(lambda: [], 24, None, None, SEED))
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from bayeslora.methods import Lora, State, Training
+from bayeslora.methods import Lora, State, TrainingResult
 from bayeslora.methods.laplace import LaplaceLora
 from bayeslora.methods.laplace_approximation import (
     LOGIT_DRAWS,
@@ -373,7 +373,7 @@ def training(model: PeftModel, scoring: Any, train: list[Item], size: int = 4, c
     def batches() -> list[ChoiceBatch]:
         return [scoring(train[first : first + size]) for first in range(0, len(train), size)]
 
-    return Training(batches, len(train), None, cache, 0)
+    return TrainingResult(batches, len(train), None, cache, 0)
 
 
 def predict(method: LaplaceLora, model: nn.Module, batch: ChoiceBatch, state: State | None, samples: int = 5, **more):
@@ -384,7 +384,7 @@ def predict(method: LaplaceLora, model: nn.Module, batch: ChoiceBatch, state: St
 def test_finish_and_predict_on_every_scoring(kind):
     model, scoring = case(kind)
     method = LaplaceLora()
-    state = method.finish(model, training(model, scoring, items(8)))
+    state = method.fit_posterior(model, training(model, scoring, items(8)))
     batch = scoring(items(5, 20))
     predictive = predict(method, model, batch, state)
     assert predictive.samples.shape == (LOGIT_DRAWS, *batch["choice_mask"].shape)
@@ -400,13 +400,13 @@ def test_finish_takes_the_options_and_returns_the_evidence_at_its_best():
     maps = lora_maps(model)
     blocks, log_likelihood = kronecker_blocks(model, maps, work.batches(), rank=2)
     norm = sum(module.weight.double().pow(2).sum().item() for module in maps.values())
-    state = LaplaceLora(kronecker_rank=2).finish(model, work)
+    state = LaplaceLora(kronecker_rank=2).fit_posterior(model, work)
     best = best_prior_precision(norm, eigenvalues(blocks.values()))
     assert state["prior_precision"].item() == pytest.approx(best, rel=1e-4)
     expected = dense_evidence(blocks, log_likelihood, norm, best)
     assert state["log_evidence"].item() == pytest.approx(expected, rel=1e-4)
     assert all(value.shape == (32, 2) for name, value in state.items() if name.endswith("lora_A.default.input_vectors"))
-    number = LaplaceLora(prior_precision=3.0).finish(model, work)
+    number = LaplaceLora(prior_precision=3.0).fit_posterior(model, work)
     assert number["prior_precision"].item() == 3 and number["log_evidence"] != state["log_evidence"]
 
 
@@ -476,7 +476,7 @@ def test_items_are_taken_and_put_together_whatever_their_width(monkeypatch):
 def test_probabilities_are_averaged_not_logits():
     model, scoring = case("cloze")
     method = LaplaceLora(prior_precision=0.01)
-    state = method.finish(model, training(model, scoring, items(8)))
+    state = method.fit_posterior(model, training(model, scoring, items(8)))
     batch = scoring(items(3, 20))
     predictive = predict(method, model, batch, state)
     maps = lora_maps(model)
@@ -491,11 +491,12 @@ def test_probabilities_are_averaged_not_logits():
 def test_a_prediction_depends_on_the_item_alone_and_on_no_number_of_samples():
     model, scoring = case("cloze")
     method = LaplaceLora(prior_precision=1.0)
-    state = method.finish(model, training(model, scoring, items(8)))
+    state = method.fit_posterior(model, training(model, scoring, items(8)))
     test = items(4, 20)
     many = predict(method, model, scoring(test), state, samples=7).probabilities
     assert torch.equal(predict(method, model, scoring(test), state, samples=1).probabilities, many)
-    assert (method.samples_used(0), method.samples_used(7), method.forwards_used(7)) == (0, LOGIT_DRAWS, 1)
+    assert (method.effective_num_samples(0), method.effective_num_samples(7)) == (0, LOGIT_DRAWS)
+    assert method.forwards_used(7) == 1
     for index, item in enumerate(test):
         alone = predict(method, model, scoring([item]), state).probabilities[0]
         torch.testing.assert_close(alone, many[index, : len(alone)], rtol=1e-3, atol=1e-4)
@@ -507,9 +508,9 @@ def test_predictions_do_not_depend_on_what_is_trainable_or_on_the_mode_and_chang
     model, scoring = case("cloze")
     method, batch = LaplaceLora(), scoring(items(3, 20))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    expected = method.finish(model, training(model, scoring, items(8)))
+    expected = method.fit_posterior(model, training(model, scoring, items(8)))
     model.train()
-    state = method.finish(model, training(model, scoring, items(8)))
+    state = method.fit_posterior(model, training(model, scoring, items(8)))
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
     first = predict(method, model, batch, state)
@@ -525,10 +526,10 @@ def test_the_trunk_cache_changes_nothing():
     model, scoring = case("cloze")
     method, cache = LaplaceLora(), TrunkCache(model)
     assert cache.skipped == 2
-    plain = method.finish(model, training(model, scoring, items(8)))
-    fill = method.finish(model, training(model, scoring, items(8), cache=cache))
+    plain = method.fit_posterior(model, training(model, scoring, items(8)))
+    fill = method.fit_posterior(model, training(model, scoring, items(8), cache=cache))
     assert len(cache) == 8
-    served = method.finish(model, training(model, scoring, items(8), cache=cache))
+    served = method.fit_posterior(model, training(model, scoring, items(8), cache=cache))
     batch = scoring(items(3, 20))
     expected = predict(method, model, batch, plain).probabilities
     for state in (fill, served):
@@ -544,7 +545,7 @@ def test_a_large_prior_precision_gives_the_point_estimate():
     gaps = []
     for precision in (1e0, 1e3, 1e10):
         method = LaplaceLora(prior_precision=precision)
-        state = method.finish(model, training(model, scoring, items(8)))
+        state = method.fit_posterior(model, training(model, scoring, items(8)))
         gaps.append(float((predict(method, model, batch, state).probabilities - point).abs().max()))
         assert torch.equal(predict(method, model, batch, None, samples=0).probabilities, point)
     assert gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-4
@@ -572,7 +573,7 @@ def test_last_means_the_last_adapted_layer():
     assert len(names) == 4 and all(".layers.3." in name for name in names)
     assert len(lora_maps(model)) == 8
     assert [name.split(".")[-3] for name in lora_maps(case("head")[0], "last")] == ["lm_head", "lm_head"]
-    state = LaplaceLora(layers="last").finish(model, training(model, scoring, items(8)))
+    state = LaplaceLora(layers="last").fit_posterior(model, training(model, scoring, items(8)))
     assert len(state) == 4 * 4 + 2
     last, every = (predict(LaplaceLora(), model, scoring(items(5, 20)), s) for s in (state, all_of(model)))
     assert (last.mutual_information > 0).all()
@@ -581,9 +582,9 @@ def test_last_means_the_last_adapted_layer():
 
 def all_of(model: PeftModel) -> State:
     scoring = Cloze(byte_level_tokenizer())
-    last = LaplaceLora(layers="last").finish(model, training(model, scoring, items(8)))
+    last = LaplaceLora(layers="last").fit_posterior(model, training(model, scoring, items(8)))
     precision = float(last["prior_precision"])
-    return LaplaceLora(prior_precision=precision).finish(model, training(model, scoring, items(8)))
+    return LaplaceLora(prior_precision=precision).fit_posterior(model, training(model, scoring, items(8)))
 
 
 def test_a_shared_map_counts_all_its_calls():
@@ -610,7 +611,7 @@ def test_what_cannot_be_done_says_why():
     batch = scoring(items(2))
     with pytest.raises(ValueError, match="ask for 0 samples"):
         predict(LaplaceLora(), model, batch, {})
-    state = LaplaceLora().finish(model, training(model, scoring, items(4)))
+    state = LaplaceLora().fit_posterior(model, training(model, scoring, items(4)))
     with pytest.raises(ValueError, match="the adapter and the state of the same run"):
         predict(LaplaceLora(), case("classification")[0], batch, state)
     with pytest.raises(ValueError, match="active LoRA adapter"):

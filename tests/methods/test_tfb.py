@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bayeslora import kl_divergence, predict, sampling
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import random_factors
-from bayeslora.methods import Lora, Method, Training
+from bayeslora.methods import Lora, Method, TrainingResult
 from bayeslora.methods.tfb import Tfb, TfbWeights, _inverse, _pairs, _subset, _to_svd_form, largest_sigma
 from bayeslora.models import load_base_model
 from bayeslora.runs import Trained, load_run, train
@@ -57,8 +57,8 @@ def batches(count: int = 20, size: int = 4) -> list[ChoiceBatch]:
     return [scoring(rows[first : first + size]) for first in range(0, count, size)]
 
 
-def training(trunk_cache: TrunkCache | None = None) -> Training:
-    return Training(batches, 20, None, trunk_cache, SEED)
+def training(trunk_cache: TrunkCache | None = None) -> TrainingResult:
+    return TrainingResult(batches, 20, None, trunk_cache, SEED)
 
 
 def mean_logits(model: nn.Module) -> Tensor:
@@ -100,7 +100,7 @@ def test_finish_keeps_the_function_of_the_mean() -> None:
     model = adapted()
     before = mean_logits(model)
     factors = [a.weight.detach().clone() for a, _ in _pairs(model)]
-    Tfb().finish(model, training())
+    Tfb().fit_posterior(model, training())
     assert distance(mean_logits(model), before) < 1e-5
     assert all(distance(a.weight, old) > 1e-2 for (a, _), old in zip(_pairs(model), factors, strict=True))
 
@@ -227,7 +227,7 @@ def test_found_level_is_the_largest_within_the_tolerance(
     model = adapted()
     method = Tfb(tolerance=tolerance, anchor_examples=None, anchor_samples=4, anchor_labels=labels)  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "bayeslora"):
-        assert method.finish(model, training()) == {}
+        assert method.fit_posterior(model, training()) == {}
     level = sigmas(model)
     assert level.min() > 0 and level.max() / level.min() < 1.001
     logged = re.search(r"sigma_q = (\S+) after \d+ evaluations of the NLL of 20 anchors", caplog.text)
@@ -240,7 +240,7 @@ def test_found_level_is_the_largest_within_the_tolerance(
 def test_the_tolerance_does_not_depend_on_the_number_of_anchors() -> None:
     """The fault of the public code: the change was divided by the number of anchors once more."""
     model = adapted()
-    Tfb(tolerance=0.01, anchor_examples=8, anchor_samples=4).finish(model, training())
+    Tfb(tolerance=0.01, anchor_examples=8, anchor_samples=4).fit_posterior(model, training())
     chosen = _subset(batches(), 8, SEED)
     assert sum(batch.batch_size for batch in chosen) == 8
     assert 0.01 / 1.4 < relative_change(model, 4, chosen) <= 0.01 * (1 + 1e-3)
@@ -259,9 +259,9 @@ def test_anchors_are_a_seeded_draw_of_whole_batches() -> None:
 
 def test_trunk_cache_serves_the_search() -> None:
     plain, cached = adapted(), adapted()
-    Tfb().finish(plain, training())
+    Tfb().fit_posterior(plain, training())
     cache = TrunkCache(cached)
-    Tfb().finish(cached, training(cache))
+    Tfb().fit_posterior(cached, training(cache))
     assert len(cache) == 20
     assert distance(sigmas(cached), sigmas(plain)) < 0.02 * sigmas(plain).max()
 
@@ -270,7 +270,7 @@ def test_an_untrained_adapter_is_refused() -> None:
     with seeded(1):
         model = Tfb(r=4, target_modules=["q_proj"]).adapt(tiny_llama(vocab_size=320), "causal_lm")
     with pytest.raises(ValueError, match=r"B is zero in all layers.*init_from"):
-        Tfb().finish(model, training())
+        Tfb().fit_posterior(model, training())
 
 
 @pytest.mark.parametrize(

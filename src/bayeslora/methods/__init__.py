@@ -10,7 +10,7 @@ import pkgutil
 from bayeslora.methods.base import (
     Method,
     State,
-    Training,
+    TrainingResult,
     VariationalMethod,
     lora_parameters,
     trainable_parameters,
@@ -24,7 +24,7 @@ __all__ = [
     "Lora",
     "Method",
     "State",
-    "Training",
+    "TrainingResult",
     "VariationalMethod",
     "lora_parameters",
     "method_classes",

@@ -25,7 +25,15 @@ from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["TASK_TYPES", "Method", "State", "Training", "VariationalMethod", "lora_parameters", "trainable_parameters"]
+__all__ = [
+    "TASK_TYPES",
+    "Method",
+    "State",
+    "TrainingResult",
+    "VariationalMethod",
+    "lora_parameters",
+    "trainable_parameters",
+]
 
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
@@ -35,7 +43,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingResult:
     """A training run at its end, for methods that go on from there."""
 
     batches: Callable[[], Iterable[ChoiceBatch]]
@@ -77,7 +85,7 @@ class Method(ABC):
     train_samples: int = 1
     """Draws per training forward; the loss is their mean."""
     needs_items: ClassVar[bool] = False
-    """Whether `finish` or `predict` reads batches of items with choices, so that texts will not do."""
+    """Whether `fit_posterior` or `predict` reads batches of items with choices, so that texts will not do."""
 
     def __init__(
         self,
@@ -170,7 +178,7 @@ class Method(ABC):
         """Arguments for `BayesianLoraTrainer` beyond the usual ones."""
         return {}
 
-    def finish(self, model: PeftModel, training: Training) -> State:
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """What is left to do when the adapter is trained: it may change `model`, and returns what else to keep."""
         return {}
 
@@ -186,13 +194,13 @@ class Method(ABC):
         """The predictive distribution of `batch`; `num_samples` 0 asks for the point estimate."""
         return predict(model, batch, num_samples=num_samples, seed=seed, trunk_cache=trunk_cache)
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """How many posterior samples a prediction asked for `num_samples` is made of; 0: a point estimate."""
         return num_samples
 
     def forwards_used(self, num_samples: int) -> int:
         """How many forwards of an item a prediction asked for `num_samples` takes; at least one."""
-        return max(1, self.samples_used(num_samples))
+        return max(1, self.effective_num_samples(num_samples))
 
 
 class VariationalMethod(Method):

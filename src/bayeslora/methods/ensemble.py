@@ -97,6 +97,6 @@ class DeepEnsemble(Method):
         """All members in each forward."""
         return {"train_samples": self.train_samples}
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """Always K."""
         return self.members

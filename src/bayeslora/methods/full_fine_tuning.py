@@ -67,7 +67,7 @@ class FullFineTuning(Method):
             _take_over(adapted, started)
         return adapted
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """Always 0."""
         return 0
 

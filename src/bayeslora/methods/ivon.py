@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import random_factors
-from bayeslora.methods.base import Method, State, Training
+from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Positive, Range, StandardDeviation
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 
@@ -150,7 +150,7 @@ class Ivon(Method):
         }
         return {"optimizer_cls_and_kwargs": (optimizer_class(), options)}
 
-    def finish(self, model: PeftModel, training: Training) -> State:
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """Write the optimizer's standard deviations into the adapter.
 
         Raises:

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bayeslora.methods.base import Method, State, Training
+from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.methods.laplace_approximation import (
     LOGIT_DRAWS,
     GaussianLogits,
@@ -77,7 +77,7 @@ class LaplaceLora(Method):
         self.prior_precision = prior_precision
         self.kronecker_rank = kronecker_rank
 
-    def finish(self, model: PeftModel, training: Training) -> State:
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """The posterior: prior precision, log evidence (nats), and the eigendecomposition of each map's curvature.
 
         Raises:
@@ -131,7 +131,7 @@ class LaplaceLora(Method):
         root = covariance_root(covariance.cpu())
         return GaussianLogits(logits.detach().cpu(), root.to(logits.dtype), seed)
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """0 for the point estimate; else the points of the integral over the logits, however many are asked for."""
         return LOGIT_DRAWS if num_samples else 0
 
@@ -151,8 +151,8 @@ def _state(blocks: Mapping[str, KroneckerBlock], precision: float, evidence: flo
 def _posterior(state: State | None, device: torch.device) -> tuple[dict[str, KroneckerBlock], float]:
     if not state or _PRIOR_PRECISION not in state:
         raise ValueError(
-            "Laplace-LoRA needs the posterior that finish returned (posterior.safetensors of the run folder) as state, "
-            "but there is none; give it, or ask for 0 samples, the point estimate."
+            "Laplace-LoRA needs the posterior that fit_posterior returned (posterior.safetensors of the run folder) as "
+            "state, but there is none; give it, or ask for 0 samples, the point estimate."
         )
     parts: dict[str, dict[str, Tensor]] = {}
     for key in sorted(state.keys() - {_PRIOR_PRECISION, _LOG_EVIDENCE}):

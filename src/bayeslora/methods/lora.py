@@ -14,6 +14,6 @@ class Lora(Method):
 
     name: ClassVar[str] = "lora"
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """Always 0."""
         return 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.methods.base import Method, State, Training
+from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import at_least_float32
@@ -186,15 +186,15 @@ class RepLora(Method):
         return adapted
 
     def trains(self, config: PeftConfig) -> bool:
-        """As the base class; `finish` leaves a plain LoRA adapter."""
+        """As the base class; `fit_posterior` leaves a plain LoRA adapter."""
         return type(config) is LoraConfig or super().trains(config)
 
-    def finish(self, model: PeftModel, training: Training) -> State:
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """Compute A and B and drop the networks."""
         drop_networks(model)
         return {}
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """Always 0."""
         return 0
 

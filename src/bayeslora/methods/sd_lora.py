@@ -104,7 +104,7 @@ class SdLora(Method):
                 return self._next_task(model, kind, before, folder)
         return super().adapt(model, kind)
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """Always 0."""
         return 0
 
@@ -151,7 +151,7 @@ class BayesianSdLora(SdLora, BayesianLora):
     name: ClassVar[str] = "bayesian_sd_lora"
     config_class: ClassVar[type[LoraConfig]] = BayesianSdLoraConfig
 
-    def samples_used(self, num_samples: int) -> int:
+    def effective_num_samples(self, num_samples: int) -> int:
         """All."""
         return num_samples
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.methods.base import Method, State, Training
+from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Count, Positive, Size
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 from bayeslora.prediction.predictive import predict
@@ -99,7 +99,7 @@ class Tfb(Method):
         self.anchor_samples = anchor_samples
         self.anchor_labels = anchor_labels
 
-    def finish(self, model: PeftModel, training: Training) -> State:
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """Turn each layer into its SVD form and set the standard deviations; the mean's function stays the same.
 
         Raises:
@@ -141,7 +141,7 @@ class Tfb(Method):
         )
         return {}
 
-    def _labels(self, model: PeftModel, batch: ChoiceBatch, training: Training) -> Tensor:
+    def _labels(self, model: PeftModel, batch: ChoiceBatch, training: TrainingResult) -> Tensor:
         if self.anchor_labels == "predicted":
             return predict(model, batch, 0, trunk_cache=training.trunk_cache).log_probabilities.argmax(-1)
         if batch.labels is None:

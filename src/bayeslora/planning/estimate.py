@@ -60,7 +60,7 @@ class Estimator:
     def __init__(self, base: Callable[..., Any], method: Method, shape: Shape, num_samples: int):
         self._base, self.method, self.shape = base, method, shape
         # Of draws that take no forward of their own (Laplace's logits) none is planned for.
-        self.num_samples = min(method.samples_used(num_samples), method.forwards_used(num_samples))
+        self.num_samples = min(method.effective_num_samples(num_samples), method.forwards_used(num_samples))
         self._models: dict[tuple[bool, int | None], Any] = {}
         self._traced: dict[tuple[Any, ...], int] = {}
         self.weights = Weights.of(self.model)

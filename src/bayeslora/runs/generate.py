@@ -68,7 +68,7 @@ def generate_records(
             f"this run has a {run.scoring.kind} head and writes no text; generate needs a run that was trained with "
             "task.scoring cloze or letter."
         )
-    samples = run.config.method.samples_used(run.config.num_samples if num_samples is None else num_samples)
+    samples = run.config.method.effective_num_samples(run.config.num_samples if num_samples is None else num_samples)
     seed = run.config.seed if seed is None else seed
     tokenizer = run.scoring.tokenizer
     records: list[dict[str, Any]] = []

@@ -109,7 +109,7 @@ def predict_items(
         items: Any number of them.
         trunk_cache: Serves the frozen layers' output.
         num_samples: Draws; default: the config's.
-        state: What the method's `finish` returned.
+        state: What the method's `fit_posterior` returned.
         temperature: Divides the log-probabilities.
         seed: Of the draws; default: the config's.
         progress: Whether to show a progress bar.
@@ -119,7 +119,7 @@ def predict_items(
         ValueError: `num_samples` is out of its range.
     """
     check_value(num_samples, Draws | None, "num_samples")
-    samples = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
+    samples = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
     seed = config.seed if seed is None else seed
     order = by_length(items)
     device = next(model.parameters()).device

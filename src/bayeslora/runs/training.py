@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments, set_seed
 
-from bayeslora.methods import Training, trainable_parameters
+from bayeslora.methods import TrainingResult, trainable_parameters
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.config import RunConfig
@@ -132,7 +132,7 @@ def _train(
     with peak_memory(trainer.args.device) as memory:
         if config.train.epochs or config.train.max_steps:
             trainer.train(resume_from_checkpoint=resume)
-        state = config.method.finish(model, _training(config, trainer, scoring, splits, trunk_cache))
+        state = config.method.fit_posterior(model, _training(config, trainer, scoring, splits, trunk_cache))
     seconds = time.perf_counter() - started
     if trunk_cache is not None:
         logger.info("%s", trunk_cache.summary())
@@ -212,7 +212,7 @@ def write_run(run: Run, output: Path, facts: CardFacts | None = None) -> None:
 
 def _training(
     config: RunConfig, trainer: BayesianLoraTrainer, scoring: Scoring, splits: Splits, trunk_cache: TrunkCache | None
-) -> Training:
+) -> TrainingResult:
     size, device = config.batch_size, trainer.args.device
 
     def batches() -> Iterator[ChoiceBatch]:
@@ -220,7 +220,7 @@ def _training(
             yield scoring(splits.train[first : first + size]).to(device)
 
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    return Training(batches, len(splits.train), optimizer, trunk_cache, config.seed)
+    return TrainingResult(batches, len(splits.train), optimizer, trunk_cache, config.seed)
 
 
 def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | None = None) -> TrunkCache | None:

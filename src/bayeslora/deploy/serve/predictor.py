@@ -41,7 +41,7 @@ class Predictor:
             run, config=replace(config, num_samples=samples, batch_size=settings.batch_size or config.batch_size)
         )
         self.settings = settings
-        self.default = Draws(config.method.samples_used(samples), config.seed)
+        self.default = Draws(config.method.effective_num_samples(samples), config.seed)
         self.rule = None if settings.coverage is None else calibrated_on_dev(self.run, settings.coverage)
 
     @property
@@ -79,7 +79,7 @@ class Predictor:
             raise Refused(422, "too_many_samples", text, field="num_samples")
         samples = self.default.num_samples
         if num_samples is not None:
-            samples = self.run.config.method.samples_used(num_samples)
+            samples = self.run.config.method.effective_num_samples(num_samples)
         draws = Draws(samples, self.default.seed if seed is None else seed)
         if self.rule is not None and draws != self.default:
             field = "num_samples" if draws.num_samples != self.default.num_samples else "seed"

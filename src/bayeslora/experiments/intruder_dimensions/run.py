@@ -83,7 +83,7 @@ def diagnose(
     run, knows_task = load_adapter(source, base_model, device)
     config = run.config
     seed = config.seed if seed is None else seed
-    draws = config.method.samples_used(config.num_samples if num_samples is None else num_samples)
+    draws = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
     if scoring is not None:
         _read_by(run, scoring)
     layers = layer_spectra(run.model, draws, seed, top=top, threshold=threshold)

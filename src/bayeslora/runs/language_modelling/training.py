@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from bayeslora.methods import Method, Training
+from bayeslora.methods import Method, TrainingResult
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.language_modelling.evaluation import predict_texts
@@ -76,7 +76,7 @@ def _train(config: RunConfig, output: Path, resume: bool, overwrite: bool, evalu
         if config.train.epochs or config.train.max_steps:
             trainer.train(resume_from_checkpoint=resume)
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        state = config.method.finish(model, Training(_no_items, tokens, optimizer, None, config.seed))
+        state = config.method.fit_posterior(model, TrainingResult(_no_items, tokens, optimizer, None, config.seed))
     seconds = time.perf_counter() - started
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
     metrics |= {"train_rows": len(rows), "train_tokens": tokens}
