@@ -16,7 +16,7 @@ from bayeslora.experiments.comparison.cells import Outcome
 from bayeslora.experiments.comparison.config import CompareConfig, RowConfig
 from bayeslora.experiments.comparison.executors import Executor, RayExecutor
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.places import Place
+from bayeslora.experiments.comparison.planned_cells import PlannedCell
 from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.methods import Lora, TrainingResult
@@ -87,45 +87,45 @@ def cluster() -> Iterator[None]:
 
 
 class Scripted(Executor):
-    """Two places at a time; the last that was submitted ends first, and some fail."""
+    """Two planned cells at a time; the last that was submitted ends first, and some fail."""
 
     device, slots = "nothing", 2
     failing: tuple[str, ...] = ()
 
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
-        self.items, self.running, self.log = items, list[Place](), list[str]()
+        self.items, self.running, self.log = items, list[PlannedCell](), list[str]()
         Scripted.last = self
 
-    def submit(self, place: Place) -> None:
-        self.running.append(place)
+    def submit(self, planned: PlannedCell) -> None:
+        self.running.append(planned)
         assert len(self.running) <= self.slots
-        self.log.append(f"+ {place.title} {place.stage} {place.learning_rate:g} {place.seed}")
+        self.log.append(f"+ {planned.title} {planned.stage} {planned.learning_rate:g} {planned.seed}")
 
     def next(self) -> Outcome:
-        place = self.running.pop()
-        self.log.append(f"- {place.title} {place.stage} {place.learning_rate:g} {place.seed}")
-        if place.stage in self.failing:
-            return Outcome.failed(place, RuntimeError("no luck"))
-        return Outcome(place=place, cells=[self.cell(place)], scores="fine", seconds=1.0)
+        planned = self.running.pop()
+        self.log.append(f"- {planned.title} {planned.stage} {planned.learning_rate:g} {planned.seed}")
+        if planned.stage in self.failing:
+            return Outcome.failed(planned, RuntimeError("no luck"))
+        return Outcome(planned=planned, cells=[self.cell(planned)], scores="fine", seconds=1.0)
 
     def close(self) -> None:
         assert not self.running
 
-    def cell(self, place: Place) -> Cell:
+    def cell(self, planned: PlannedCell) -> Cell:
         # The higher the rate the better on dev.
-        splits = self.items.splits[place.task]
-        parts = {"dev": splits.dev} if place.stage == "selection" else {"dev": splits.dev, "test": splits.test}
-        right = 0.4 + place.learning_rate
+        splits = self.items.splits[planned.task]
+        parts = {"dev": splits.dev} if planned.stage == "selection" else {"dev": splits.dev, "test": splits.test}
+        right = 0.4 + planned.learning_rate
         rows = {
             name: [[right if n == item.label else (1 - right) / 2 for n in range(3)] for item in items]
             for name, items in parts.items()
         }
         return Cell(
-            task=place.task,
-            method=place.title,
-            seed=place.seed,
-            learning_rate=place.learning_rate,
-            stage=place.stage,
+            task=planned.task,
+            method=planned.title,
+            seed=planned.seed,
+            learning_rate=planned.learning_rate,
+            stage=planned.stage,
             num_samples=0,
             train_seconds=1.0,
             predict_seconds=1.0,

@@ -12,7 +12,7 @@ import torch
 
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.places import Place
+from bayeslora.experiments.comparison.planned_cells import PlannedCell
 from bayeslora.experiments.comparison.records import Cell, Predictions, Stage
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
@@ -30,10 +30,10 @@ __all__ = ["CellComputer", "Outcome", "cell_folder", "cell_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a place.
+    """What became of a planned cell.
 
     Attributes:
-        place: With its learning rate.
+        planned: With its learning rate.
         cells: Its cell; before it, what was derived from it. Empty where it failed.
         scores: The most important ones in words.
         seconds: How long it took.
@@ -41,7 +41,7 @@ class Outcome:
         traceback: Where the error came from.
     """
 
-    place: Place
+    planned: PlannedCell
     cells: Sequence[Cell] = ()
     scores: str = ""
     seconds: float = 0.0
@@ -49,11 +49,11 @@ class Outcome:
     traceback: str = ""
 
     @classmethod
-    def failed(cls, place: Place, error: BaseException, seconds: float = 0.0) -> Outcome:
-        """That of a place which raised `error`."""
+    def failed(cls, planned: PlannedCell, error: BaseException, seconds: float = 0.0) -> Outcome:
+        """That of a planned cell which raised `error`."""
         # Where in the program the disk was full tells nobody anything.
         text = "" if disk_is_full(error) else "".join(traceback.format_exception(error))
-        return cls(place=place, seconds=seconds, failure=f"{type(error).__name__}: {error}", traceback=text)
+        return cls(planned=planned, seconds=seconds, failure=f"{type(error).__name__}: {error}", traceback=text)
 
 
 def cell_folder(output: Path, task: str, title: str, learning_rate: float, seed: int) -> Path:
@@ -74,49 +74,49 @@ class CellComputer:
         self.config, self.output, self.items = config, output, items
         self._caches: dict[int | None, TrunkCache] = {}
 
-    def attempt(self, place: Place) -> Outcome:
-        """Compute the cell of a place whose learning rate is known; an error becomes part of the outcome."""
+    def attempt(self, planned: PlannedCell) -> Outcome:
+        """Compute a planned cell whose learning rate is known; an error becomes part of the outcome."""
         started = time.perf_counter()
         try:
-            cells, scores = self._compute(place)
+            cells, scores = self._compute(planned)
         # One broken method must not cost the others their hours.
         except Exception as error:
-            return Outcome.failed(place, error, time.perf_counter() - started)
-        return Outcome(place=place, cells=cells, scores=scores, seconds=time.perf_counter() - started)
+            return Outcome.failed(planned, error, time.perf_counter() - started)
+        return Outcome(planned=planned, cells=cells, scores=scores, seconds=time.perf_counter() - started)
 
-    def _compute(self, place: Place) -> tuple[list[Cell], str]:
-        """The cells of a place, its own last, and its scores in words."""
+    def _compute(self, planned: PlannedCell) -> tuple[list[Cell], str]:
+        """The cells of a planned one, its own last, and its scores in words."""
         started = time.perf_counter()
         try:
-            trained = self._trained(place)
+            trained = self._trained(planned)
         except NonFiniteLossError as error:
-            if place.stage == "final":
+            if planned.stage == "final":
                 raise
             # A rate that is too high is a result of the selection.
-            return [_diverged(place, error, time.perf_counter() - started)], "diverged"
-        final, splits = place.stage == "final", self.items.splits[place.task]
+            return [_diverged(planned, error, time.perf_counter() - started)], "diverged"
+        final, splits = planned.stage == "final", self.items.splits[planned.task]
         parts = {"dev": splits.dev}
         if final:
             parts |= {"test": splits.test}
-            parts |= {f"ood:{name}": items for name, items in self.items.outside(place.task)}
+            parts |= {f"ood:{name}": items for name, items in self.items.outside(planned.task)}
         predictions = {name: trained.predict(items) for name, items in parts.items()}
-        assert place.learning_rate is not None
-        cell = cell_of(trained, predictions, place.task, place.title, place.learning_rate, place.stage)
+        assert planned.learning_rate is not None
+        cell = cell_of(trained, predictions, planned.task, planned.title, planned.learning_rate, planned.stage)
         if not final:
             return [cell], _scores(predictions["dev"])
         sampled, deterministic = self._cost(trained, splits.test)
         items = len(splits.test[: self.config.cost_examples])
         cell = replace(cell, predict_seconds=sampled, deterministic_seconds=deterministic, predict_items=items)
         # The row's own cell comes last: where it is there, the derived one is.
-        derived = [_tempered(cell, predictions)] if self.config.rows[place.title].temperature else []
+        derived = [_tempered(cell, predictions)] if self.config.rows[planned.title].temperature else []
         return [*derived, cell], _scores(predictions["test"])
 
-    def _trained(self, place: Place) -> Run:
+    def _trained(self, planned: PlannedCell) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""
-        rate = place.learning_rate
+        rate = planned.learning_rate
         assert rate is not None
-        run = self.config.run(place.task, place.title, place.seed, rate)
-        folder = cell_folder(self.output, place.task, place.title, rate, place.seed)
+        run = self.config.run(planned.task, planned.title, planned.seed, rate)
+        folder = cell_folder(self.output, planned.task, planned.title, rate, planned.seed)
         layers = self.config.adapter.last_layers
         cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
         if done:
@@ -163,15 +163,15 @@ def cell_of(
     )
 
 
-def _diverged(place: Place, error: NonFiniteLossError, seconds: float) -> Cell:
+def _diverged(planned: PlannedCell, error: NonFiniteLossError, seconds: float) -> Cell:
     """A cell without predictions."""
-    assert place.learning_rate is not None
+    assert planned.learning_rate is not None
     return Cell(
-        task=place.task,
-        method=place.title,
-        seed=place.seed,
-        learning_rate=place.learning_rate,
-        stage=place.stage,
+        task=planned.task,
+        method=planned.title,
+        seed=planned.seed,
+        learning_rate=planned.learning_rate,
+        stage=planned.stage,
         num_samples=0,
         train_seconds=seconds,
         predict_seconds=0.0,

@@ -68,7 +68,7 @@ class CompareConfig:
             that task; read with the scoring of the task trained on.
         out_of_distribution_from: Titles of the tasks whose adapters predict them; default: all.
         rows: Rows of the table by title.
-        adapter: Rank, scale and place of the adapters, the same for every method.
+        adapter: Rank, scale and planned of the adapters, the same for every method.
         train: Optimisation, the same for every method but for its learning rate and what its row says.
         learning_rates: Grid from which each row's rate is chosen on the dev split of each task, with the first seed.
         select_by: Dev score that decides: nll or accuracy (ties: the lower nll).

@@ -11,7 +11,7 @@ from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.executors import Executor, LocalExecutor
 from bayeslora.experiments.comparison.growth import without_storage
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.places import Place, chosen_rate, is_ready, wanted_places
+from bayeslora.experiments.comparison.planned_cells import PlannedCell, chosen_rate, is_ready, planned_cells
 from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.records import Header, Stage
 from bayeslora.experiments.comparison.results import Results
@@ -56,7 +56,7 @@ def compare(
             for task in config.tasks:
                 for record in items.records(task):
                     results.append(record)
-            failed = _compute_missing(wanted_places(config, stages), config, results, workers)
+            failed = _compute_missing(planned_cells(config, stages), config, results, workers)
     if failed:
         raise RuntimeError(
             f"{len(failed)} cells failed: {'; '.join(failed)}. The others are in {output / 'results.jsonl'}; run the "
@@ -65,39 +65,41 @@ def compare(
     return Results.read(output / "results.jsonl")
 
 
-def _compute_missing(wanted: Iterable[Place], config: CompareConfig, results: Results, workers: Executor) -> list[str]:
+def _compute_missing(
+    wanted: Iterable[PlannedCell], config: CompareConfig, results: Results, workers: Executor
+) -> list[str]:
     """Have the wanted cells computed that the file lacks; returns what failed."""
-    waiting, running = list(wanted), set[Place]()
+    waiting, running = list(wanted), set[PlannedCell]()
     progress, failed = Progress(len(waiting)), list[str]()
     while waiting or running:
-        # A place with its rate known takes the place of the one that waited.
-        while len(running) < workers.slots and (place := _next_ready(waiting, running)) is not None:
-            waiting.remove(place)
+        # A cell with its rate known takes the place of the one that waited.
+        while len(running) < workers.slots and (planned := _next_ready(waiting, running)) is not None:
+            waiting.remove(planned)
             try:
-                rate = chosen_rate(place, config, results)
+                rate = chosen_rate(planned, config, results)
             except RuntimeError as error:
-                failed.append(f"{place} ({type(error).__name__}: {error})")
-                progress.step(str(place), "failed")
+                failed.append(f"{planned} ({type(error).__name__}: {error})")
+                progress.step(str(planned), "failed")
                 continue
-            if results.find(place.task, place.title, place.seed, rate, place.stage) is not None:
+            if results.find(planned.task, planned.title, planned.seed, rate, planned.stage) is not None:
                 progress.skip()
                 continue
-            running.add(place.at(rate))
-            workers.submit(place.at(rate))
+            running.add(planned.at(rate))
+            workers.submit(planned.at(rate))
         if not running:
             continue
         outcome = workers.next()
-        running.remove(outcome.place)
-        # A kill in the middle of the write can have left the first of the place's cells.
+        running.remove(outcome.planned)
+        # A kill in the middle of the write can have left the first of the cells that belong together.
         results.append(*(cell for cell in outcome.cells if results.find(*cell.key) is None))
         if outcome.failure is not None:
-            logger.error("%s failed\n%s", outcome.place, outcome.traceback)
-            failed.append(f"{outcome.place} ({outcome.failure})")
-        progress.step(str(outcome.place), outcome.scores if outcome.failure is None else "failed", outcome.seconds)
+            logger.error("%s failed\n%s", outcome.planned, outcome.traceback)
+            failed.append(f"{outcome.planned} ({outcome.failure})")
+        progress.step(str(outcome.planned), outcome.scores if outcome.failure is None else "failed", outcome.seconds)
     return failed
 
 
-def _next_ready(waiting: list[Place], running: set[Place]) -> Place | None:
-    """The first place that need not wait for a selection."""
-    open_places = {*waiting, *running}
-    return next((place for place in waiting if is_ready(place, open_places)), None)
+def _next_ready(waiting: list[PlannedCell], running: set[PlannedCell]) -> PlannedCell | None:
+    """The first cell that need not wait for a selection."""
+    open_cells = {*waiting, *running}
+    return next((planned for planned in waiting if is_ready(planned, open_cells)), None)

@@ -9,7 +9,7 @@ from typing import Self
 from bayeslora.experiments.comparison.cells import Outcome
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.places import Place
+from bayeslora.experiments.comparison.planned_cells import PlannedCell
 
 __all__ = ["Executor"]
 
@@ -25,7 +25,7 @@ class Executor(ABC):
 
     @abstractmethod
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
-        """Be ready for places."""
+        """Be ready for planned cells."""
 
     @property
     @abstractmethod
@@ -35,15 +35,15 @@ class Executor(ABC):
     @property
     @abstractmethod
     def slots(self) -> int:
-        """How many places to submit before one has ended, at least 1."""
+        """How many planned cells to submit before one has ended, at least 1."""
 
     @abstractmethod
-    def submit(self, place: Place) -> None:
-        """Ask for the cell of a place whose learning rate is known."""
+    def submit(self, planned: PlannedCell) -> None:
+        """Ask for a planned cell whose learning rate is known."""
 
     @abstractmethod
     def next(self) -> Outcome:
-        """Wait for one of the submitted places to end."""
+        """Wait for one of the submitted planned cells to end."""
 
     @abstractmethod
     def close(self) -> None:

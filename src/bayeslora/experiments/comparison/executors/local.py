@@ -10,7 +10,7 @@ from bayeslora.experiments.comparison.cells import CellComputer, Outcome
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.executors.base import Executor
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.places import Place
+from bayeslora.experiments.comparison.planned_cells import PlannedCell
 from bayeslora.runs.config import ModelConfig
 from bayeslora.system.devices import choose_device
 
@@ -24,16 +24,16 @@ class LocalExecutor(Executor):
 
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
         self._computer = CellComputer(config, output, items)
-        self._submitted: list[Place] = []
+        self._submitted: list[PlannedCell] = []
 
     @property
     def device(self) -> str:
         """The GPU, or the number of CPU threads."""
         return device_in_words(self._computer.config.model)
 
-    def submit(self, place: Place) -> None:
+    def submit(self, planned: PlannedCell) -> None:
         """Note it."""
-        self._submitted.append(place)
+        self._submitted.append(planned)
 
     def next(self) -> Outcome:
         """Compute the first that was submitted."""

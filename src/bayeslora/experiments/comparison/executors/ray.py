@@ -12,7 +12,7 @@ from bayeslora.experiments.comparison.cells import CellComputer, Outcome
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.executors.base import Executor
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.places import Place
+from bayeslora.experiments.comparison.planned_cells import PlannedCell
 
 __all__ = ["RayExecutor"]
 
@@ -66,7 +66,7 @@ class RayExecutor(Executor):
         self._task = task.options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False)
         # In a tuple Ray hands on the reference, so that a worker fetches the comparison once and not with each cell.
         self._comparison = (uuid.uuid4().hex, self._ray.put((config, output.absolute(), items)), os.getcwd())
-        self._running: dict[Any, Place] = {}
+        self._running: dict[Any, PlannedCell] = {}
 
     @property
     def device(self) -> str:
@@ -79,18 +79,18 @@ class RayExecutor(Executor):
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return max(1, 2 * sum(self._room(node) for node in nodes))
 
-    def submit(self, place: Place) -> None:
+    def submit(self, planned: PlannedCell) -> None:
         """Start a task."""
-        self._running[self._task.remote(self._comparison, place)] = place
+        self._running[self._task.remote(self._comparison, planned)] = planned
 
     def next(self) -> Outcome:
         """The outcome of the task that ends first; a failed one where Ray has given it up."""
         (reference,), _ = self._ray.wait(list(self._running), num_returns=1)
-        place = self._running.pop(reference)
+        planned = self._running.pop(reference)
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return Outcome.failed(place, error)
+            return Outcome.failed(planned, error)
         return outcome
 
     def close(self) -> None:
@@ -141,8 +141,8 @@ _computers: dict[str, CellComputer] = {}
 """In a worker: that of the comparison under way, whose cells share what the frozen layers computed."""
 
 
-def _attempt(comparison: tuple[str, Any, str], place: Place) -> Outcome:
-    """A task: the outcome of a place."""
+def _attempt(comparison: tuple[str, Any, str], planned: PlannedCell) -> Outcome:
+    """A task: the outcome of a planned cell."""
     key, reference, folder = comparison
     if key not in _computers:
         _computers.clear()
@@ -150,4 +150,4 @@ def _attempt(comparison: tuple[str, Any, str], place: Place) -> Outcome:
         if os.path.isdir(folder):
             os.chdir(folder)
         _computers[key] = CellComputer(*_import_ray().get(reference))
-    return _computers[key].attempt(place)
+    return _computers[key].attempt(planned)
