@@ -60,7 +60,7 @@ def batch() -> ChoiceBatch:
 def test_a_draw_is_the_member_of_its_number() -> None:
     family = MembersWeights(2, 4, members=3)
     members = normal(generator(0), 5, 3, 2, 4)
-    noise = bayeslora.factors.Noise(torch.zeros(4, 0), (), torch.zeros(4), torch.tensor([0, 2, 3, 7]))
+    noise = bayeslora.posteriors.weights.Noise(torch.zeros(4, 0), (), torch.zeros(4), torch.tensor([0, 2, 3, 7]))
     found = family.sample_weight({"members": members}, noise)
     assert torch.equal(found, torch.stack([members[:, number] for number in (0, 2, 0, 1)]))
     assert torch.equal(family.mean_weight({"members": members}), members[:, 0])

@@ -58,7 +58,7 @@ def is_ready(planned: PlannedCell, open_cells: Collection[PlannedCell]) -> bool:
 
 
 def chosen_rate(planned: PlannedCell, config: CompareConfig, results: Results) -> float:
-    """The learning rate of a planned cell: its own, or the one of its row's grid with the best dev score of the selection.
+    """The learning rate of a planned cell: its own, or that of its row with the best dev score in the selection.
 
     Raises:
         RuntimeError: No selection cell of the row could be computed.
