@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -20,6 +19,7 @@ from bayeslora.system.files import disk_is_full
 from bayeslora.system.processes import is_launched, is_main, main_speaks, world_size
 from bayeslora.tasks import allow_task
 from bayeslora_cli.commands import command_classes
+from bayeslora_cli.verbosity import VERBOSE, hide_messages, is_verbose
 
 __all__ = ["main"]
 
@@ -36,10 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `bayeslora` command; exits with 2 for a wrong call and 1 for a run that failed."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bayeslora").setLevel(logging.INFO if is_main() else logging.WARNING)
-    # Renamings inside PEFT and transformers that a user of the command can do nothing about.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # It says for each layer and forward that int8 products go through float16.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not is_verbose(given):
+        hide_messages()
     description = "Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003)."
     parser = Parser(prog="bayeslora", description=description, version=__version__)
     subcommands = parser.add_subcommands(required=True, dest="command")
@@ -47,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsers = {name: Parser(description=command.description) for name, command in commands.items()}
     for name, command in commands.items():
         command.add_arguments(parsers[name])
-        _add_permissions(parsers[name])
+        _add_common(parsers[name])
         subcommands.add_subcommand(name, parsers[name], help=command.description)
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _import_named(given)
     except (ImportError, TypeError, ValueError) as error:
@@ -92,7 +90,9 @@ def _name_configs(given: Sequence[str]) -> None:
         print(f"Options were read from {', '.join(configs)}.", file=sys.stderr)
 
 
-def _add_permissions(parser: Parser) -> None:
+def _add_common(parser: Parser) -> None:
+    """The options of every command."""
+    parser.add_argument(*VERBOSE, action="store_true", help="Show warnings of other libraries that are hidden.")
     for kind in ("method", "task"):
         parser.add_argument(
             f"--allow_{kind}",
