@@ -1,0 +1,112 @@
+"""Option vectors: what the middle layers of a model hold at each choice's own tokens.
+
+A choice is read behind its question, and no choice sees another: packed as cloze scoring packs them, or one row for
+each choice where a model would not read packed ones right. An item gives a tensor [choices + 1, layers, poolings,
+hidden]; row 0 is the question, the others are its choices; the poolings are the mean over the tokens and the last one.
+Layers above the last one that is read do not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
+from bayeslora.scoring.cloze import ClozeBatch
+from bayeslora.scoring.unpacked import UnpackedBatch
+
+__all__ = ["POOLINGS", "option_vectors", "read_layers"]
+
+POOLINGS = ("mean", "last")
+
+_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+
+
+def read_layers(model: nn.Module, depths: Sequence[float] = _DEPTHS) -> list[int]:
+    """How many layers lie below each place that is read, at these shares of the depth.
+
+    Raises:
+        ValueError: The model has no transformer layers that are known.
+    """
+    count = len(outermost_layers(model))
+    if not count:
+        raise ValueError(f"{type(model).__name__} has no transformer layers that are known, so there is none to read.")
+    return sorted({max(1, round(depth * count)) for depth in depths})
+
+
+def option_vectors(model: nn.Module, batch: ClozeBatch, layers: Sequence[int]) -> list[Tensor]:
+    """The vectors of each item [choices + 1, layers, poolings, hidden], on the CPU, in the model's own number type.
+
+    Args:
+        model: A causal language model, in eval mode or not.
+        batch: Of `Cloze`.
+        layers: Of `read_layers`, rising.
+    """
+    suited = batch.suited_to(model)
+    with evaluating(model), torch.no_grad():
+        hidden = torch.stack(_hidden(model, suited, layers), 2)
+    pooled = _unpacked(suited, hidden) if isinstance(suited, UnpackedBatch) else _packed(batch, hidden)
+    counts = batch["choice_mask"].sum(-1).tolist()
+    return [item[: count + 1].to(hidden.dtype).cpu() for item, count in zip(pooled, counts, strict=True)]
+
+
+class _Stop(Exception):
+    """Ends a forward whose further layers nobody reads."""
+
+
+def _hidden(model: nn.Module, batch: Any, layers: Sequence[int]) -> list[Tensor]:
+    """Hidden states [rows, tokens, hidden] behind these numbers of layers."""
+    every, found = outermost_layers(model), []
+    numbers = {id(layer): number + 1 for number, layer in enumerate(every)}
+
+    def run(layer: nn.Module, own: Any, *args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        if numbers[id(layer)] in layers:
+            found.append(output if isinstance(output, Tensor) else output[0])
+            if len(found) == len(layers):
+                raise _Stop
+        return output
+
+    with suppress(_Stop), forwards_replaced(every, run):
+        batch.likelihood(model)
+    return found
+
+
+def _packed(batch: ClozeBatch, hidden: Tensor) -> Tensor:
+    """[items, choices + 1, layers, poolings, hidden] of rows [padding | question | choice 1 | ...]."""
+    choice, longest, tokens = batch["choice"], batch["choice"].shape[1], hidden.shape[1]
+    place = torch.arange(tokens, device=hidden.device)
+    group = torch.full((len(hidden), tokens), -1, device=hidden.device)
+    group[:, tokens - longest :] = choice
+    begin = tokens - batch["lengths"].unsqueeze(1)
+    group = torch.where(place < begin, -1, group + 1)  # 0: the question, 1, 2, ...: the choices, -1: padding.
+    return _pooled(hidden, nn.functional.one_hot(group + 1, batch["choice_mask"].shape[1] + 2)[..., 1:].bool())
+
+
+def _unpacked(batch: UnpackedBatch, hidden: Tensor) -> Tensor:
+    """The same of rows [question | choice | padding], one for each choice; the question is that of the first."""
+    inside = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    inside.scatter_(1, batch["answer"], batch["real"])
+    first = torch.where(batch["real"].any(-1), batch["answer"][:, 0], 0).unsqueeze(1)
+    question = torch.arange(hidden.shape[1], device=hidden.device) < first
+    pooled = _pooled(hidden, torch.stack([question, inside], -1)).unflatten(0, (-1, batch.rows_per_item))
+    return torch.cat([pooled[:, :1, 0], pooled[:, :, 1]], 1)
+
+
+def _pooled(hidden: Tensor, member: Tensor) -> Tensor:
+    """Mean and last of the tokens of each group, [rows, groups, layers, poolings, hidden], in float32.
+
+    Args:
+        hidden: [rows, tokens, layers, hidden].
+        member: [rows, tokens, groups], whether a token belongs to a group.
+    """
+    count = member.sum(1).clamp_min(1)
+    mean = torch.einsum("btg,btld->bgld", member.float(), hidden.float()) / count[:, :, None, None]
+    place = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(-1)
+    last = torch.where(member, place, 0).amax(1)
+    ends = hidden[torch.arange(len(hidden), device=hidden.device).unsqueeze(1), last].float()
+    return torch.stack([mean, ends], 3)
