@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import bayeslora
-from bayeslora.adapters.sampling import hold_draw, random_modules
+from bayeslora.adapters.draws import hold_draw, random_modules
 from bayeslora.methods import method_classes, trainable_parameters
 from bayeslora.models import load_base_model
 from bayeslora.system.memory import peak_memory

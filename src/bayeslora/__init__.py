@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 # Each file of a method registers its adapter type with PEFT, which then loads adapters of all of them.
 from bayeslora import methods as methods
 from bayeslora.adapters import BayesianLoraConfig, RandomLoraConfig, RandomLoraModel
+from bayeslora.adapters.draws import random_factors
 from bayeslora.adapters.from_lora import from_lora
-from bayeslora.adapters.sampling import random_factors, sampling
+from bayeslora.adapters.sampling import sampling
 from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import Classification, Cloze, Letter
 from bayeslora.training.elbo import kl_divergence, negative_elbo

@@ -6,7 +6,7 @@ from peft import get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import bayeslora
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.methods.mean_field import MeanFieldConfig
 from conftest import LAYERS, MODELS, VOCABULARY, seeded
 

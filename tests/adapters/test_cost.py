@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import bayeslora
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.adapters.stack import materialise
 from bayeslora.methods.blob import BlobConfig
 from bayeslora.methods.mean_field import MeanFieldConfig

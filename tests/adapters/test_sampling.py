@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayeslora import predict, random_factors, sampling
+from bayeslora.adapters.draws import find_draws, hold_draw
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import find_draws, hold_draw
 from conftest import (
     CAUSAL,
     LAYERS,

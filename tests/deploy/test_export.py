@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import bayeslora
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.deploy.export import RECORD, export_mean, export_merged, export_run, export_samples
 from bayeslora.deploy.export.rounding import Spread, relative_error
 from bayeslora.methods.blob import BlobConfig

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import bayeslora
+from bayeslora.adapters.draws import hold_draw, random_factors
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import hold_draw, random_factors
 from bayeslora.methods.blob import Blob, BlobConfig, BlobWeights
 from conftest import distance, perturb, seeded, tiny_llama, tokens
 from helpers import affine_map, as_leaves, draw_of, float_noise, generator, gradients, noise_from_rows, normal

@@ -22,10 +22,10 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
 from bayeslora import kl_divergence, negative_elbo, sampling
-from bayeslora.adapters.sampling import hold_draw, random_modules
+from bayeslora.adapters.draws import hold_draw, random_modules
 from bayeslora.methods.c_lora import CLora, CLoraConfig, ContextualFactor, real_tokens
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
-from bayeslora.training.trainer import variational_parameters
+from bayeslora.training.parameter_groups import variational_parameters
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_bert, tiny_llama, tokens
 from helpers import generator, noise_of, normal
 

@@ -22,8 +22,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from bayeslora import kl_divergence, predict, sampling
+from bayeslora.adapters.draws import find_draws, hold_draw, random_modules
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import find_draws, hold_draw, random_modules
 from bayeslora.methods import Method, VariationalMethod, method_classes
 from bayeslora.models import load_base_model
 from bayeslora.runs import Run, Trained, load_run, train
@@ -32,7 +32,7 @@ from bayeslora.runs.config_files import dump_config, parse_config
 from bayeslora.scoring import ChoiceBatch, Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Item
-from bayeslora.training.trainer import smoothed_cross_entropy
+from bayeslora.training.cross_entropy import smoothed_cross_entropy
 from conftest import byte_level_tokenizer, distance, perturb, seeded, tiny_llama
 
 METHODS = {one.name: one for one in method_classes() if one.__module__.startswith("bayeslora.methods.")}

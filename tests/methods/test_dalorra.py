@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli
 from torch.distributions import kl_divergence as reference_kl
 
 from bayeslora import random_factors, sampling
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.methods.dalorra import Dalorra, DalorraConfig, MaskedRowsWeights
 from bayeslora.posteriors.weights.base import Noise
 from conftest import TARGETS, distance, logits_of, perturb, seeded, tiny_llama, tokens

@@ -11,7 +11,7 @@ from test_trainer import assert_same, collator, items, step_logs, trained_parame
 from torch import Tensor, nn
 
 import bayeslora
-from bayeslora.adapters.sampling import hold_draw, random_factors
+from bayeslora.adapters.draws import hold_draw, random_factors
 from bayeslora.methods.ensemble import DeepEnsemble, EnsembleConfig
 from bayeslora.methods.lora import Lora
 from bayeslora.posteriors.weights.members import MembersWeights

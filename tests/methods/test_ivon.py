@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from bayeslora import predict, sampling
-from bayeslora.adapters.sampling import random_factors
+from bayeslora.adapters.draws import random_factors
 from bayeslora.methods import TrainingResult
 from bayeslora.methods.ivon import Ivon, optimizer_class, posterior_std
 from bayeslora.models import load_base_model
@@ -23,7 +23,8 @@ from bayeslora.runs import Trained, load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import Classification, Cloze
 from bayeslora.tasks import Item
-from bayeslora.training.trainer import BayesianLoraTrainer, _sampled_weights
+from bayeslora.training.parameter_groups import sampled_weights
+from bayeslora.training.trainer import BayesianLoraTrainer
 from conftest import byte_level_tokenizer, distance, seeded, tiny_bert, tiny_llama, wordpiece_tokenizer
 
 SEED = 3
@@ -495,10 +496,10 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scaled_gradients_are_refused() -> None:
     weight = nn.Parameter(torch.ones(2))
     wrapped = SimpleNamespace(optimizer=optimizer_of([weight]), scaler=object())
-    with pytest.raises(ValueError, match="float16 training scales"), _sampled_weights(wrapped):
+    with pytest.raises(ValueError, match="float16 training scales"), sampled_weights(wrapped):
         pass
     wrapped.scaler = None
-    with _sampled_weights(wrapped):
+    with sampled_weights(wrapped):
         assert weight.tolist() != [1.0, 1.0]
         weight.sum().backward()
     assert wrapped.optimizer.state["count"] == 1

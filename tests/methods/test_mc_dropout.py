@@ -11,8 +11,8 @@ from test_trainer import assert_same, items, step_logs, trained_parameters, trai
 from torch import Tensor, nn
 
 import bayeslora
+from bayeslora.adapters.draws import random_modules
 from bayeslora.adapters.from_lora import from_lora
-from bayeslora.adapters.sampling import random_modules
 from bayeslora.methods.mc_dropout import AdapterDropout, MonteCarloDropout, MonteCarloDropoutConfig
 from bayeslora.posteriors.weights.base import Noise
 from conftest import distance, logits_of, perturb, seeded, tiny_bert, tiny_llama, tokens

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import bayeslora
-from bayeslora.adapters.sampling import random_factors
+from bayeslora.adapters.draws import random_factors
 from bayeslora.methods.blob import BlobWeights
 from bayeslora.methods.mean_field import MeanField, MeanFieldConfig
 from bayeslora.posteriors.weights.gaussian import GaussianWeights

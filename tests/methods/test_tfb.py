@@ -14,8 +14,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from bayeslora import kl_divergence, predict, sampling
+from bayeslora.adapters.draws import random_factors
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import random_factors
 from bayeslora.methods import Lora, Method, TrainingResult
 from bayeslora.methods.tfb import Tfb, TfbWeights, _inverse, _pairs, _subset, _to_svd_form, largest_sigma
 from bayeslora.models import load_base_model

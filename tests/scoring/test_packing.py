@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from bayeslora import predict, sampling
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.methods.laplace_approximation import lora_maps, record
 from bayeslora.scoring import Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.scoring.unpacked import UnpackedBatch
-from bayeslora.training.trainer import smoothed_cross_entropy
+from bayeslora.training.cross_entropy import smoothed_cross_entropy
 from conftest import byte_level_tokenizer, config_for, distance, perturb, seeded, tiny_llama
 
 SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "initializer_range": 0.2, "pad_token_id": 0}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayeslora import predict, sampling
-from bayeslora.adapters.sampling import find_draws
+from bayeslora.adapters.draws import find_draws
 from bayeslora.methods.c_lora import CLoraConfig
 from bayeslora.models.layers import outermost_layers
 from bayeslora.scoring import Cloze, Letter

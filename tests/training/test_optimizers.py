@@ -29,7 +29,8 @@ from bayeslora.training.optimizers.lora_rite import inverse_root
 from bayeslora.training.optimizers.oplora import LowRank, alternating_sweep, tangent_gradient, truncate
 from bayeslora.training.optimizers.pairs import parameter_groups
 from bayeslora.training.optimizers.reflora import refactoring, scalar_refactoring
-from bayeslora.training.trainer import BayesianLoraTrainer, variational_parameters
+from bayeslora.training.parameter_groups import variational_parameters
+from bayeslora.training.trainer import BayesianLoraTrainer
 from conftest import VOCABULARY, seeded, tiny_llama
 
 NAMES = sorted(PAIR_OPTIMIZERS)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from bayeslora import kl_divergence
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.training.sft import BayesianSFTTrainer
 
 SEED = 3

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from bayeslora import kl_divergence, negative_elbo, predict, random_factors
-from bayeslora.adapters.sampling import hold_draw
+from bayeslora.adapters.draws import hold_draw
 from bayeslora.scoring import Classification, Cloze
 from bayeslora.system.files import last_complete_checkpoint
 from bayeslora.tasks import Item
 from bayeslora.training.elbo import kl_weight
-from bayeslora.training.trainer import BayesianLoraTrainer, NonFiniteLossError, variational_parameters
+from bayeslora.training.parameter_groups import variational_parameters
+from bayeslora.training.trainer import BayesianLoraTrainer, NonFiniteLossError
 from conftest import (
     byte_level_tokenizer,
     config_for,

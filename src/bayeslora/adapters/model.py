@@ -12,10 +12,10 @@ from torch import nn
 
 from bayeslora.adapters.base_model_check import check_fingerprint, fingerprint
 from bayeslora.adapters.checks import check_targets
+from bayeslora.adapters.draws import Draws
 from bayeslora.adapters.merging import separate, untie
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.random_module import RandomModule
-from bayeslora.adapters.sampling import Draws
 from bayeslora.adapters.targets import default_targets
 from bayeslora.models.modalities import leave_out
 from bayeslora.posteriors.weights.base import Noise

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.draws import random_factors
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import random_factors
 from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Positive, Range, StandardDeviation
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayeslora.adapters.sampling import find_draws, hold_draw
+from bayeslora.adapters.draws import find_draws, hold_draw
 from bayeslora.methods import Method
 from bayeslora.models.layers import outermost_layers
 from bayeslora.planning.memory import Budget, Memory, Weights

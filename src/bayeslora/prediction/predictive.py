@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters.sampling import find_draws
+from bayeslora.adapters.draws import find_draws
 from bayeslora.models.layers import evaluating, layers_below, layers_from_first, run_once, text_config
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from bayeslora.adapters.draws import find_draws
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import find_draws
 from bayeslora.models.layers import base_model, forwards_replaced, layers_below, outermost_layers, text_config
 
 __all__ = ["head_of_positions", "head_of_words", "last_positions"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bayeslora.adapters.draws import random_modules
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import random_modules
 from bayeslora.adapters.stack import stacked_kl
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.system.processes import full_tensor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from bayeslora.adapters.random_module import RandomModule
-from bayeslora.adapters.sampling import find_draws, hold_draw
+from bayeslora.adapters.draws import find_draws, hold_draw
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import last_complete_checkpoint, sort_sets
 from bayeslora.training.checkpoints import NamedCheckpoints
+from bayeslora.training.cross_entropy import smoothed_cross_entropy
 from bayeslora.training.elbo import kl_divergence, kl_weight, negative_elbo, weight_penalty
 from bayeslora.training.log_sums import LogSums
 from bayeslora.training.non_finite import NonFiniteLossError, likely_cause
 from bayeslora.training.num_observations import count_target_tokens, has_token_labels, row_count, rows_have_token_labels
-from bayeslora.training.optimizers import build_optimizer
+from bayeslora.training.parameter_groups import ParameterGroups, sampled_weights
 
 __all__ = ["BayesianLoraTrainer", "ELBOTrainerMixin", "NonFiniteLossError"]
 
 
-class ELBOTrainerMixin(NamedCheckpoints):
+class ELBOTrainerMixin(ParameterGroups, NamedCheckpoints):
     """Makes a Trainer minimise mean NLL + beta * KL / N for models with Bayesian-LoRA adapters.
 
     Put it before the Trainer: `class MyTrainer(ELBOTrainerMixin, Trainer)`. The parent's loss is the mean NLL; for a
@@ -139,7 +139,7 @@ class ELBOTrainerMixin(NamedCheckpoints):
             hold_draw(model, seed=self.args.seed, step=state.global_step, num_samples=self.train_samples)
             self._drawn_step = state.global_step
             self._log_sums.begin_step()
-        with _sampled_weights(self.optimizer):
+        with sampled_weights(self.optimizer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
@@ -244,11 +244,6 @@ class ELBOTrainerMixin(NamedCheckpoints):
         except TypeError:
             return self.num_observations
 
-    @property
-    def _module(self) -> nn.Module:
-        assert isinstance(self.model, nn.Module)
-        return self.model
-
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of a step and their number of items; choices are counted as items, not as tokens."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -276,42 +271,6 @@ class ELBOTrainerMixin(NamedCheckpoints):
             logs.update(self._log_sums.means(self._mean_of_processes))
             self._log_sums.clear()
         super().log(logs, *args, **kwargs)
-
-    # --- optimizer -------------------------------------------------------------------------------------------------
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay, where it is switched on, is for LoRA means and other weights, not for q(V), Z, D or lambda."""
-        variational = {name for name, _ in variational_parameters(model)}
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if name not in variational]
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The parent's optimizer, with groups of their own for variational parameters where they have a rate."""
-        fresh = self.optimizer is None
-        if fresh and self.optimizer_name != "adamw":
-            self.optimizer = self._pair_optimizer()
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and self.posterior_learning_rate is not None:
-            chosen = {id(p) for _, p in variational_parameters(self._module)}
-            for group in list(optimizer.param_groups):
-                moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-                if moved:
-                    optimizer.add_param_group({**group, "params": moved, "lr": self.posterior_learning_rate})
-        self.optimizer = optimizer
-        return optimizer
-
-    def _pair_optimizer(self) -> torch.optim.Optimizer:
-        arguments = self.args
-        given = {
-            "lr": arguments.learning_rate,
-            "betas": (arguments.adam_beta1, arguments.adam_beta2),
-            "eps": arguments.adam_epsilon,
-            "weight_decay": arguments.weight_decay,
-            "decayed": self.get_decay_parameter_names(self._module),
-            "fused": True if arguments.optim == "adamw_torch_fused" else None,
-        }
-        return build_optimizer(self.optimizer_name, self._module, **{**given, **self.optimizer_options})
 
     # --- life of a run ---------------------------------------------------------------------------------------------
 
@@ -373,49 +332,3 @@ class ELBOTrainerMixin(NamedCheckpoints):
 
 class BayesianLoraTrainer(ELBOTrainerMixin, Trainer):
     """transformers' Trainer with the ELBO; plain PEFT adapters train in it as usual (their KL is zero)."""
-
-
-@contextmanager
-def _sampled_weights(optimizer: Any) -> Iterator[None]:
-    """The optimizer's own perturbation of the weights, if it has one (IVON: arXiv 2402.17641).
-
-    Raises:
-        ValueError: Float16 training scales the loss, and such an optimizer would read the scaled gradients.
-    """
-    inner = getattr(optimizer, "optimizer", optimizer)
-    context = getattr(inner, "sampled_params", None)
-    if context is None:
-        yield
-        return
-    if getattr(optimizer, "scaler", None) is not None:
-        raise ValueError(
-            f"{type(inner).__name__} notes the gradients of the backward pass, which float16 training scales; train in "
-            "bfloat16 or float32."
-        )
-    with context(train=True):
-        yield
-
-
-def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy [rows] in nats of logits [rows, choices], whose -inf mark choices that an item does not have.
-
-    The target is (1 - smoothing) on the label plus smoothing spread evenly over the item's choices.
-    """
-    log_probabilities = torch.log_softmax(logits, -1)
-    nll = nn.functional.nll_loss(log_probabilities, labels, reduction="none")
-    if smoothing == 0:
-        return nll
-    available = logits > -torch.inf
-    uniform = -log_probabilities.masked_fill(~available, 0).sum(-1) / available.sum(-1)
-    return (1 - smoothing) * nll + smoothing * uniform
-
-
-def variational_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters of all random factors, such as q(V), Z, D and lambda; not their LoRA means."""
-    return [
-        (f"{prefix}.{name}", parameter)
-        for prefix, module in model.named_modules()
-        if isinstance(module, RandomModule)
-        for name, parameter in module.named_parameters(recurse=False)
-        if name not in module.location
-    ]

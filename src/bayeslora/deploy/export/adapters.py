@@ -8,9 +8,10 @@ from typing import Any
 
 from peft import PeftModel
 
+from bayeslora.adapters.draws import find_draws, random_factors, random_modules
 from bayeslora.adapters.merging import shared_layers
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import find_draws, random_factors, random_modules, sampling
+from bayeslora.adapters.sampling import sampling
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.lora_file import adapter_config, lora_tensors, write_lora
 from bayeslora.deploy.export.rounding import Spread

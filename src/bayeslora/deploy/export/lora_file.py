@@ -13,9 +13,9 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bayeslora.adapters.draws import random_factors
 from bayeslora.adapters.files import is_factor
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import random_factors
 from bayeslora.adapters.stack import forget, materialise
 from bayeslora.adapters.starts import changes_base
 from bayeslora.deploy.export.folder import Dtype

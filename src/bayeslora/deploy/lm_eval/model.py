@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.adapters.sampling import find_draws, sampling
+from bayeslora.adapters.draws import find_draws
+from bayeslora.adapters.sampling import sampling
 from bayeslora.prediction.generation import generate
 from bayeslora.prediction.likelihood import (
     LIKELIHOODS,

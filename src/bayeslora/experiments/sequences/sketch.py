@@ -9,8 +9,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from bayeslora.adapters.noise import generator
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.sampling import generator
 
 __all__ = ["draw_sketch"]
 

@@ -18,7 +18,9 @@ from transformers import (
     StopStringCriteria,
 )
 
-from bayeslora.adapters.sampling import find_draws, generator, sampling
+from bayeslora.adapters.draws import find_draws
+from bayeslora.adapters.noise import generator
+from bayeslora.adapters.sampling import sampling
 from bayeslora.models.layers import evaluating
 from bayeslora.prediction.generation.prompts import token_pieces
 from bayeslora.prediction.generation.result import Generation

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bayeslora.adapters.sampling import find_draws, sampling
+from bayeslora.adapters.draws import find_draws
+from bayeslora.adapters.sampling import sampling
 from bayeslora.models.layers import evaluating, layers_below, layers_from_first, run_once
 from bayeslora.prediction.likelihood import Likelihood, log_likelihood
 from bayeslora.prediction.predictive import affordable_samples, log_mean_exp

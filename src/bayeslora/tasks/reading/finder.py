@@ -84,7 +84,7 @@ def _key(name: str) -> str:
 
 
 def _built_in() -> dict[str, type[Task]]:
-    package = __name__.rpartition(".")[0]
+    package = "bayeslora.tasks"
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
     # A helper class that several tasks share has no name of its own.
