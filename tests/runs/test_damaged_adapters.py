@@ -94,6 +94,10 @@ def first(found: dict[str, torch.Tensor], part: str = "") -> str:
     return next(name for name in sorted(found) if part in name)
 
 
+def cut_lines(name: str, keep: int) -> Callable[[Path], None]:
+    return lambda run: (run / name).write_text("".join((run / name).read_text().splitlines(True)[:keep])) and None
+
+
 def cut(name: str, keep: int) -> Callable[[Path], None]:
     return lambda run: (run / name).write_bytes((run / name).read_bytes()[:keep]) and None
 
@@ -155,6 +159,7 @@ OF_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
     "metrics []": (content("metrics.json", lambda found: []), r"metrics\.json must hold a JSON object.*, got \[\]"),
     "metrics null": (content("metrics.json", lambda found: None), r"metrics\.json must hold a JSON object.*, got None"),
     "empty metrics": (cut("metrics.json", 0), r"metrics\.json is no valid JSON \(Expecting value"),
+    "a run config cut between options": (cut_lines("config.yaml", -2), r"config\.yaml is cut: its last line"),
     "a broken run config": (lambda run: (run / "config.yaml").write_text("model: [") and None, r"config\.yaml: "),
 }
 

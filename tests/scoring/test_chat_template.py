@@ -134,6 +134,13 @@ def test_letters_that_are_no_token_there_are_refused() -> None:
         class_token_ids(chatty(), ["zebra"], "<s>assistant\n", "")
 
 
+def test_the_remedy_for_letters_that_are_no_token_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring = Letter(chatty(), chat_template=True)
+    monkeypatch.setattr(type(scoring), "separator", property(lambda self: "zebra"))
+    with pytest.raises(ValueError, match=r"must be one token .* chat_template: false does without"):
+        scoring(ITEMS[:1])
+
+
 # --- when it is used -----------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import (
     Gemma3Config,
@@ -540,3 +541,17 @@ def test_scorings_by_name() -> None:
     assert get_scoring("classification") is Classification
     with pytest.raises(ValueError, match="Did you mean 'letter'"):
         get_scoring("leter")
+
+
+def test_choices_of_the_same_tokens_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    scoring = Cloze(tokenizer)
+    with caplog.at_level(logging.WARNING, "bayeslora"):
+        scoring([Item("a", "Which?", ("Yes", "no"), 0)])
+        assert not caplog.records
+        for _ in range(2):
+            scoring([Item("a", "Which?", ("Yes", "yes", "no"), 0)])
+    assert [record.getMessage().split(" are the same")[0] for record in caplog.records] == [
+        "two of the choices ['Yes', 'yes', 'no']"
+    ]

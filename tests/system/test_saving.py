@@ -236,6 +236,19 @@ def test_a_file_is_replaced_at_the_end_of_the_block_only(tmp_path: Path) -> None
     assert os.listdir(path.parent) == ["a.json"]
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next_one_but_not_what_another_writes_now(tmp_path: Path) -> None:
+    left, now, other = (tmp_path / f".{name}.0123abcd" for name in ("a.json", "b.json", "[a].json"))
+    for path in (left, now, other):
+        path.write_text("{")
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    for name in ("a.json", "b.json"):
+        write_json(tmp_path / name, {})
+    assert sorted(os.listdir(tmp_path)) == sorted([other.name, now.name, "a.json", "b.json"])
+    write_json(tmp_path / "[a].json", {})
+    assert not other.exists()
+
+
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"value": 1})

@@ -13,6 +13,10 @@ from bayeslora.runs.config import RunConfig, describe_method
 from bayeslora.runs.differences import BEFORE
 from bayeslora.system.files import atomic_file
 
+_END = "..."
+"""The end of a document in YAML; what a run writes has it, so that a file that was cut is not read with defaults."""
+_WRITTEN = f"# Every option of this run; the file ends with {_END!r}."
+
 __all__ = ["dump_config", "parse_config", "read_config", "write_config"]
 
 
@@ -43,13 +47,20 @@ def dump_config(config: RunConfig) -> str:
 def write_config(config: RunConfig, path: Path) -> None:
     """The config as YAML that `bayeslora train --config` reads."""
     with atomic_file(path) as aside:
-        aside.write_text(dump_config(config), encoding="utf-8")
+        aside.write_text(f"{_WRITTEN}\n{dump_config(config)}{_END}\n", encoding="utf-8")
 
 
 def read_config(path: Path) -> RunConfig:
-    """The config of a run folder's YAML file, as it was meant when it was written."""
+    """The config of a run folder's YAML file, as it was meant when it was written.
+
+    Raises:
+        ValueError: A key or value is wrong, or the end of the file is missing.
+    """
     config = parse_config(path)
-    written: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if text.startswith(_WRITTEN) and text.rstrip().rpartition("\n")[2] != _END:
+        raise ValueError(f"{path} is cut: its last line must be {_END!r}. Take a whole copy, or train the run again.")
+    written: Any = yaml.safe_load(text)
     for name, meant in BEFORE.items():
         if name not in (written.get("task") or {}):
             setattr(config.task, name, meant)

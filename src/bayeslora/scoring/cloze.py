@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch
 
 __all__ = ["Cloze", "ClozeBatch"]
+
+logger = logging.getLogger("bayeslora")
 
 _PROBE_CHOICES = 4
 
@@ -138,6 +141,7 @@ class Cloze(Scoring):
     """Works with small models too; the choices need not be listed in the prompt."""
 
     name: ClassVar[str] = "cloze"
+    _equal_said = False
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
         """Question (another text in its place: `question`) and "Answer:"; as a chat, the question alone."""
@@ -156,8 +160,19 @@ class Cloze(Scoring):
         prompt = self.prompt(item)
         context = self.encode(prompt)
         choices = [self._continuation(prompt, context, choice) for choice in item.choices]
+        if len(set(map(tuple, choices))) < len(choices):
+            self._say_equal(item)
         # Each choice is read behind the question alone, so the longest one decides.
         return self.fitted(item, context, self.max_length - max(map(len, choices))), choices
+
+    def _say_equal(self, item: ChoiceItem) -> None:
+        if not self._equal_said:
+            self._equal_said = True
+            logger.warning(
+                "two of the choices %s are the same tokens to this tokenizer and get the same probability, here and in "
+                "other items; word them differently.",
+                list(item.choices),
+            )
 
     def _continuation(self, prompt: str, context: list[int], choice: str) -> list[int]:
         whole = self.encode(f"{prompt}{self.separator}{choice}")

@@ -59,7 +59,7 @@ class Letter(Scoring):
         rows = [self.fitted(item, self.encode(self.prompt(item)), self.max_length) for item in items]
         ids, attention, positions = pad_left(rows, self.tokenizer.pad_token_id)
         prompt = "Answer:" if self._frame is None else self._frame.prompt(REQUEST)
-        classes = torch.tensor(class_token_ids(self.tokenizer, letters, prompt, self.separator))
+        classes = torch.tensor(self._class_token_ids(letters, prompt))
         return LetterBatch(
             input_ids=ids,
             attention_mask=attention,
@@ -69,6 +69,16 @@ class Letter(Scoring):
             choice_mask=mask,
             **choice_labels(items),
         )
+
+    def _class_token_ids(self, letters: Sequence[str], prompt: str) -> list[int]:
+        try:
+            return class_token_ids(self.tokenizer, letters, prompt, self.separator)
+        except ValueError as error:
+            if self._frame is None:
+                raise
+            raise ValueError(
+                f"{error} The prompt is the model's chat template; chat_template: false does without."
+            ) from error
 
 
 def class_token_ids(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 _PREVIOUS = ".previous"
+_KILLED = 3600
+"""Seconds after which a file that is still aside is nobody's."""
 
 
 @contextmanager
@@ -38,6 +43,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the place of `path` only if the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _forget_killed(path)
     aside = _aside(path)
     # With the permissions that the user's umask leaves, as any new file.
     aside.touch(exist_ok=False)
@@ -50,6 +56,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _forget_killed(path: Path) -> None:
+    """Remove what writers of `path` that were killed left aside; one that is at work has written to its own lately."""
+    pattern = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")
+    for entry in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with suppress(OSError):
+            if pattern.fullmatch(entry.name) and entry.is_file() and time.time() - entry.stat().st_mtime > _KILLED:
+                entry.unlink()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.experiments.sequences.config import ChainConfig
 from bayeslora.options.parsing import add_config, instantiate
-from bayeslora.runs.config import describe
 from bayeslora_cli.commands.base import Command
 
 
@@ -29,6 +28,6 @@ class Chain(Command):
         from bayeslora.experiments.sequences.chain import run_chain
 
         config = instantiate(parser, options, ChainConfig)
-        run_chain(config, options.output_dir, describe(config))
+        run_chain(config, options.output_dir)
         print((Path(options.output_dir) / "chain.md").read_text(encoding="utf-8"), end="")
         print(f"merged model: {Path(options.output_dir) / 'merged'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from bayeslora.experiments.sequences.tables import markdown_table, three_decimal
 from bayeslora.models.heads import require_supplied
 from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
 from bayeslora.runs.beginning import check_finished
-from bayeslora.runs.differences import differences
+from bayeslora.runs.config import describe
+from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
@@ -33,7 +35,7 @@ _STATE = "chain.json"
 _SCORES = ("accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
 
 
-def run_chain(config: ChainConfig, output_dir: str | Path, described: dict[str, Any]) -> list[dict[str, Any]]:
+def run_chain(config: ChainConfig, output_dir: str | Path) -> list[dict[str, Any]]:
     """Train the blocks of a chain and merge them.
 
         W_(k+1) = W_k + (alpha / r) B_k A_k,    one of B_k and A_k Gaussian and frozen, the other trained from zero
@@ -49,7 +51,6 @@ def run_chain(config: ChainConfig, output_dir: str | Path, described: dict[str, 
     Args:
         config: The chain.
         output_dir: Its folder.
-        described: The config as JSON, for chain.json.
 
     Returns:
         One record a block: its number and folder, what its training took, and for each split its scores (`test`,
@@ -61,11 +62,12 @@ def run_chain(config: ChainConfig, output_dir: str | Path, described: dict[str, 
     """
     output = Path(output_dir)
     with only_writer(output):
-        return _run_chain(config, output, described)
+        return _run_chain(config, output)
 
 
-def _run_chain(config: ChainConfig, output: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
-    records = _records(output / _STATE, described)
+def _run_chain(config: ChainConfig, output: Path) -> list[dict[str, Any]]:
+    described = describe(config)
+    records = _records(output / _STATE, described, at_defaults(config))
     cache: TrunkCache | None = None
     for block in range(len(records), config.blocks):
         run = _trained(config, output, block, cache)
@@ -150,8 +152,13 @@ def _write_merged(output: Path, blocks: int) -> None:
     export_merged(last.model, output / "merged", tokenizer=last.scoring.tokenizer, details={"blocks": blocks})
 
 
-def _records(path: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
+def _records(path: Path, described: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, Any]]:
     """The blocks that have ended.
+
+    Args:
+        path: Of chain.json.
+        described: The config.
+        defaults: What options mean that a config of an earlier version does not name.
 
     Raises:
         ValueError: They belong to a chain of another config.
@@ -159,7 +166,8 @@ def _records(path: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
     state = _read(path)
     if state is None:
         return []
-    old, new = ({**config, "blocks": None} for config in (state["config"], described))
+    present = completed(state["config"], described, json.loads(json.dumps(defaults)))
+    old, new = (same_meaning({**config, "blocks": None}) for config in (present, described))
     if found := differences(old, new):
         raise ValueError(
             f"{path} belongs to another chain: {'; '.join(found)}. More blocks can be added; for another change choose "
