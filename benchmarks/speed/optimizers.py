@@ -35,7 +35,7 @@ def optimizers(model: PeftModel) -> dict[str, torch.optim.Optimizer]:
     """AdamW first: everything is compared with it."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(parameters, lr=RATE, fused=True)}
-    for name in PAIR_OPTIMIZERS:
+    for name in PAIR_OPTIMIZERS.names():
         options: dict[str, Any] = {"warmup_steps": 0} if name.startswith("reflora") else {}
         found[name] = build_optimizer(name, model, lr=RATE, fused=True, **options)
     return found

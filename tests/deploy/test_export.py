@@ -669,7 +669,7 @@ def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"num_samples": 3}, "num_samples is for format 'samples'"),
         ({"format": "samples", "draw": 0}, "draw is for format 'merged'"),
-        ({"format": "gguf"}, "format must be 'mean', 'samples' or 'merged'"),
+        ({"format": "gguf"}, "format must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             export_run(tmp_path / "run", tmp_path / "out", **options)

@@ -74,7 +74,7 @@ def cluster() -> Iterator[None]:
     """A Ray of two CPUs on this machine, whose workers can import these tests."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), before.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
     yield

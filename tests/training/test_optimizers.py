@@ -33,7 +33,7 @@ from bayeslora.training.parameter_groups import variational_parameters
 from bayeslora.training.trainer import BayesianLoraTrainer
 from conftest import VOCABULARY, seeded, tiny_llama
 
-NAMES = sorted(PAIR_OPTIMIZERS)
+NAMES = PAIR_OPTIMIZERS.names()
 OUT, IN, RANK = 9, 7, 3
 
 Gradient = Callable[[Tensor, int], Tensor]
@@ -494,7 +494,7 @@ def test_converges_on_a_quadratic_problem(name: str) -> None:
     for _, b in pairs:
         b.data.zero_()
     options = {**OPTIONS[name], "lr": 0.1} | ({"pair_lr": 0.3, "momentum": 0.5} if name == "oplora" else {})
-    optimizer = PAIR_OPTIMIZERS[name](groups(*pairs), **options)
+    optimizer = PAIR_OPTIMIZERS.get(name)(groups(*pairs), **options)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 400)
     losses = []
     for _ in range(400):
@@ -604,8 +604,8 @@ def test_pairs_do_not_depend_on_how_they_are_stacked(name: str) -> None:
     """Two pairs of one shape give what each gives alone, but for the clipping of all together."""
     options = OPTIONS[name] | ({"clip_norm": 0.0} if name == "lora_rite" else {})
     together, alone = [pair(0), pair(1)], [pair(0), pair(1)]
-    optimizer = PAIR_OPTIMIZERS[name](groups(*together), **options)
-    single = [PAIR_OPTIMIZERS[name](groups(one), **options) for one in alone]
+    optimizer = PAIR_OPTIMIZERS.get(name)(groups(*together), **options)
+    single = [PAIR_OPTIMIZERS.get(name)(groups(one), **options) for one in alone]
     for step in range(6):
         for index, (one, other) in enumerate(zip(together, alone, strict=True)):
             for a, b in (one, other):
@@ -620,7 +620,7 @@ def test_pairs_do_not_depend_on_how_they_are_stacked(name: str) -> None:
 def test_a_pair_without_gradients_stays(name: str) -> None:
     first, second = pair(0), pair(1)
     before = [factor.detach().clone() for factor in second]
-    products(PAIR_OPTIMIZERS[name](groups(first, second), weight_decay=0.1), *first, stream, 3)
+    products(PAIR_OPTIMIZERS.get(name)(groups(first, second), weight_decay=0.1), *first, stream, 3)
     assert all(torch.equal(factor, old) for factor, old in zip(second, before, strict=True))
 
 
@@ -631,7 +631,7 @@ def test_factors_smaller_than_the_rank(name: str) -> None:
     b.data.zero_()
     target = normal(5, OUT, 2)
     options = OPTIONS[name] | {"lr": 0.05} | ({"pair_lr": 0.2} if name == "oplora" else {})
-    found = products(PAIR_OPTIMIZERS[name](groups((a, b)), **options), a, b, lambda z, _: z - target, 60)
+    found = products(PAIR_OPTIMIZERS.get(name)(groups((a, b)), **options), a, b, lambda z, _: z - target, 60)
     assert (found[-1] - target).norm() < 0.5 * target.norm()
 
 

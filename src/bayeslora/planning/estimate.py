@@ -16,6 +16,7 @@ from bayeslora.planning.memory import Budget, Memory, Weights
 from bayeslora.planning.shape import Shape
 from bayeslora.planning.tracing import phase_peaks
 from bayeslora.prediction.predictive import affordable_samples, predict
+from bayeslora.scoring import get_scoring
 from bayeslora.training.elbo import kl_divergence, negative_elbo
 
 __all__ = ["Estimator", "Setting"]
@@ -74,7 +75,7 @@ class Estimator:
     def _model(self, checkpointing: bool, layers: int | None = None) -> Any:
         key = (checkpointing, layers)
         if key not in self._models:
-            kind: Any = "sequence_classification" if self.shape.scoring == "classification" else "causal_lm"
+            kind: Any = get_scoring(self.shape.scoring).kind
             model: Any = self.method.adapt(self._base(layers=layers), kind)
             if checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -21,6 +21,7 @@ from bayeslora.planning.memory import Budget, Memory
 from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
 from bayeslora.runs.config import RunConfig, TaskConfig
+from bayeslora.scoring import get_scoring
 from bayeslora.tasks import Item
 
 __all__ = ["Plan", "PlanOptions", "RowPlan", "as_options", "make_plan", "make_plans"]
@@ -206,9 +207,9 @@ def _make_plans(
     choices = max(extent.shape.choices for extent in extents)
 
     def base(scoring: str, layers: int | None = None) -> Any:
-        classifies = scoring == "classification"
-        kind: Any = "sequence_classification" if classifies else "causal_lm"
-        return base_on_meta(architecture, kind, config.model.dtype, choices if classifies else None, layers=layers)
+        kind: Any = get_scoring(scoring).kind
+        width = choices if kind == "sequence_classification" else None
+        return base_on_meta(architecture, kind, config.model.dtype, width, layers=layers)
 
     known: dict[Any, Estimator] = {}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.scoring import ChoiceBatch, Scoring
+from bayeslora.scoring import ChoiceBatch, Letter, Scoring, get_scoring
 from bayeslora.scoring.classification import ClassificationBatch
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.letter import LetterBatch
@@ -24,7 +24,7 @@ class Shape:
     """The largest item of a task.
 
     Args:
-        scoring: "cloze", "letter" or "classification".
+        scoring: Name of the scoring; what is neither a classification nor derived from Letter counts as cloze.
         tokens: Tokens of a row.
         answer_tokens: Tokens of all its choices together (cloze).
         choices: Choices of an item.
@@ -78,9 +78,10 @@ class Shape:
             # at the mask's values, and the meta device has none.
             "attention_mask": self._causal(device).expand(rows, -1, -1, -1),
         }
-        if self.scoring == "letter":
+        kind = get_scoring(self.scoring)
+        if issubclass(kind, Letter):
             return LetterBatch(**common, class_token_ids=torch.arange(self.choices, device=device))
-        if self.scoring == "classification":
+        if kind.takes_classes:
             positions = torch.arange(self.choices, device=device).expand(rows, -1)
             return ClassificationBatch(**common, class_positions=positions)
         answer = {name: whole(self.answer_tokens) for name in ("source", "target", "choice")}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
+from bayeslora.options.registry import Registry
 from bayeslora.posteriors.base import InducingPosterior
 from bayeslora.posteriors.diagonal import Diagonal
 from bayeslora.posteriors.ensemble import Ensemble
@@ -13,6 +13,7 @@ from bayeslora.posteriors.full import Full
 from bayeslora.posteriors.matrix_normal import MatrixNormal
 
 __all__ = [
+    "POSTERIORS",
     "Diagonal",
     "Ensemble",
     "Flow",
@@ -23,10 +24,13 @@ __all__ = [
     "posterior_names",
 ]
 
+POSTERIORS: Registry[InducingPosterior] = Registry(InducingPosterior, __name__)  # type: ignore[type-abstract]
+"""By name."""
+
 
 def posterior_names() -> list[str]:
     """Names of the families, as `BayesianLoraConfig(posterior=...)` takes them."""
-    return sorted(family.name for family in InducingPosterior.__subclasses__())
+    return POSTERIORS.names()
 
 
 def get_posterior(name: str, rows: int, columns: int, std: float, **options: Any) -> InducingPosterior:
@@ -35,13 +39,9 @@ def get_posterior(name: str, rows: int, columns: int, std: float, **options: Any
     Raises:
         ValueError: The name is unknown (the message has the nearest right one), or an option is.
     """
-    for family in InducingPosterior.__subclasses__():
-        if family.name == name:
-            try:
-                return family(rows=rows, columns=columns, std=std, **options)
-            except TypeError as error:
-                # PEFT takes a TypeError for a field that it does not know, and asks again without end.
-                raise ValueError(f"posterior_options do not fit to posterior {name!r}: {error}.") from error
-    nearest = difflib.get_close_matches(name, posterior_names(), n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"posterior must be one of {posterior_names()}, got {name!r}.{hint}")
+    POSTERIORS.check(name, "posterior")
+    try:
+        return POSTERIORS.get(name)(rows=rows, columns=columns, std=std, **options)
+    except TypeError as error:
+        # PEFT takes a TypeError for a field that it does not know, and asks again without end.
+        raise ValueError(f"posterior_options do not fit to posterior {name!r}: {error}.") from error

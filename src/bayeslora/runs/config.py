@@ -20,6 +20,8 @@ from bayeslora.options.ranges import (
     StandardDeviation,
     check_options,
 )
+from bayeslora.scoring import SCORINGS
+from bayeslora.training.optimizers import PAIR_OPTIMIZERS
 
 __all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
 
@@ -84,7 +86,7 @@ class TaskConfig:
     """
 
     name: str = "arc_easy"
-    scoring: Literal["cloze", "letter", "classification", "text"] = "cloze"
+    scoring: Annotated[str, SCORINGS] = "cloze"
     source: Literal["auto", "offline", "hub"] = "auto"
     train_examples: Count | None = None
     dev_examples: Count | None = None
@@ -140,7 +142,7 @@ class TrainConfig:
     max_steps: Count | None = None
     batch_size: Size = 8
     gradient_accumulation_steps: Size = 1
-    optimizer: Literal["adamw", "lora_rite", "reflora", "reflora_scalar", "oplora"] = "adamw"
+    optimizer: Literal["adamw"] | Annotated[str, PAIR_OPTIMIZERS] = "adamw"
     optimizer_options: dict[str, Plain] = field(default_factory=dict)
     learning_rate: Rate = 1e-3
     lr_scheduler: str = "linear"

@@ -10,6 +10,7 @@ from typing import Any
 from bayeslora.methods import Method
 from bayeslora.options.classes import known
 from bayeslora.runs.config import describe
+from bayeslora.scoring import get_scoring
 
 __all__ = ["BEFORE", "at_defaults", "completed", "differences", "same_meaning"]
 
@@ -75,7 +76,7 @@ def same_meaning(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     named = {name: same_meaning(value) for name, value in config.items()}
-    if named.get("chat_template") == "auto" and named.get("scoring") != "letter":
+    if named.get("chat_template") == "auto" and not get_scoring(named.get("scoring", "cloze")).templated_by_default:
         named["chat_template"] = False
     if isinstance(path := named.get("class_path"), str) and (found := known(Method, path)) is not None:
         named["class_path"] = f"{found.__module__}.{found.__qualname__}"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from bayeslora.runs.config import TaskConfig
+from bayeslora.scoring import get_scoring
 from bayeslora.tasks import Item, LocalFile, Splits, Task, get_task
 from bayeslora.tasks.classes import class_texts
 
@@ -82,7 +83,7 @@ def with_classes(config: TaskConfig, items: Iterable[Item]) -> TaskConfig:
     Raises:
         TaskError: The task is read by classification, but its items do not share their choices.
     """
-    if config.scoring != "classification":
+    if not get_scoring(config.scoring).takes_classes:
         return config
     return replace(config, classes=list(class_texts(items, config.classes or config.choices)))
 

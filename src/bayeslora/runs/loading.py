@@ -22,7 +22,7 @@ from bayeslora.models import load_base_model, load_tokenizer
 from bayeslora.models.heads import require_supplied
 from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig
-from bayeslora.scoring import Classification, Scoring, get_scoring
+from bayeslora.scoring import SCORINGS, Scoring, get_scoring
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
@@ -86,8 +86,8 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
     """
     scoring = get_scoring(task.scoring)
     chat = uses_chat_template(task, tokenizer)
-    if issubclass(scoring, Classification):
-        return scoring(tokenizer, max_length, task.classes or task.choices)
+    if scoring.takes_classes:
+        return scoring(tokenizer, max_length, classes=task.classes or task.choices)  # type: ignore[call-arg]
     return scoring(tokenizer, max_length, chat_template=chat)
 
 
@@ -100,11 +100,13 @@ def uses_chat_template(task: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> 
     Raises:
         ValueError: The chat template is asked for with a scoring that has no prompts.
     """
+    scoring = get_scoring(task.scoring)
     if task.chat_template == "auto":
-        return task.scoring == "letter" and bool(tokenizer.chat_template)
-    if task.chat_template and task.scoring not in ("letter", "cloze"):
+        return scoring.templated_by_default and bool(tokenizer.chat_template)
+    if task.chat_template and not scoring.templated:
+        asking = " and ".join(kind.name for kind in reversed(SCORINGS.classes()) if kind.templated)
         raise ValueError(
-            f"task.chat_template is for scoring letter and cloze, which ask a question, not for {task.scoring}"
+            f"task.chat_template is for scoring {asking}, which ask a question, not for {task.scoring}"
             f"{', where task.raw decides' if task.scoring == 'text' else ''}; leave it out."
         )
     return task.chat_template
@@ -114,7 +116,8 @@ def with_chat_template(task: TaskConfig, model: ModelConfig) -> TaskConfig:
     """`task` with whether prompts are put into the chat template of the model's tokenizer written down."""
     if task.chat_template != "auto":
         return task
-    used = task.scoring == "letter" and uses_chat_template(task, load_tokenizer(model.name, model.revision))
+    by_default = get_scoring(task.scoring).templated_by_default
+    used = by_default and uses_chat_template(task, load_tokenizer(model.name, model.revision))
     return replace(task, chat_template=used)
 
 

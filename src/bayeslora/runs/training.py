@@ -26,7 +26,7 @@ from bayeslora.runs.loading import load_model, merge_resolved, with_chat_templat
 from bayeslora.runs.model_card import CardFacts, write_model_card
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
-from bayeslora.scoring import ChoiceBatch, Scoring
+from bayeslora.scoring import ChoiceBatch, Scoring, get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import save_adapter, write_json
 from bayeslora.system.folders import only_writer, replaced_together
@@ -138,7 +138,7 @@ def _train(
         logger.info("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
-    if config.task.scoring == "classification":
+    if scoring.takes_classes:
         metrics["classes"] = config.task.classes
     else:
         metrics["chat_template"] = scoring.chat_template
@@ -236,7 +236,7 @@ def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | N
     """
     options = config.train
     # Batches of classification do not say where an item's tokens lie, and most encoders have dropout at the bottom.
-    if not options.cache_trunk or config.task.scoring == "classification":
+    if not (options.cache_trunk and get_scoring(config.task.scoring).shares_trunk):
         return None
     if shared is not None:
         return shared.rebind(model)

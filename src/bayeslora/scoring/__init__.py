@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-
+from bayeslora.options.registry import Registry
 from bayeslora.scoring.base import ChoiceBatch, Scoring
 from bayeslora.scoring.classification import Classification
 from bayeslora.scoring.cloze import Cloze
 from bayeslora.scoring.letter import Letter, class_token_ids
 from bayeslora.scoring.text import Text
 
-__all__ = ["ChoiceBatch", "Classification", "Cloze", "Letter", "Scoring", "Text", "class_token_ids", "get_scoring"]
+__all__ = [
+    "SCORINGS",
+    "ChoiceBatch",
+    "Classification",
+    "Cloze",
+    "Letter",
+    "Scoring",
+    "Text",
+    "class_token_ids",
+    "get_scoring",
+]
 
+SCORINGS: Registry[Scoring] = Registry(Scoring, __name__)  # type: ignore[type-abstract]
+"""By name, as `task.scoring` has it."""
 
-def get_scoring(name: str) -> type[Scoring]:
-    """The scoring called `name`.
-
-    Raises:
-        ValueError: The name is unknown; the message has the nearest right one.
-    """
-    families = {family.name: family for family in Scoring.__subclasses__()}
-    if name in families:
-        return families[name]
-    nearest = difflib.get_close_matches(name, families, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"scoring must be one of {sorted(families)}, got {name!r}.{hint}")
+get_scoring = SCORINGS.get

@@ -114,6 +114,14 @@ class Scoring(ABC):
     name: ClassVar[str]
     kind: ClassVar[str] = "causal_lm"
     """Head of the model that this scoring reads: "causal_lm" or "sequence_classification"."""
+    templated: ClassVar[bool] = False
+    """Whether its prompts can be put into the tokenizer's chat template."""
+    templated_by_default: ClassVar[bool] = False
+    """Whether they are, where the tokenizer has one and nothing is said."""
+    shares_trunk: ClassVar[bool] = True
+    """Whether the output of frozen layers below the first adapter can be kept from epoch to epoch."""
+    takes_classes: ClassVar[bool] = False
+    """Whether the texts of its head's classes are its argument `classes`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, *, chat_template: bool = False):
         if tokenizer.pad_token_id is None:

@@ -64,6 +64,8 @@ class Classification(Scoring):
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence_classification"
+    shares_trunk: ClassVar[bool] = False
+    takes_classes: ClassVar[bool] = True
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, classes: Sequence[str] | None = None

@@ -141,6 +141,7 @@ class Cloze(Scoring):
     """Works with small models too; the choices need not be listed in the prompt."""
 
     name: ClassVar[str] = "cloze"
+    templated: ClassVar[bool] = True
     _equal_said = False
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:

@@ -43,6 +43,8 @@ class Letter(Scoring):
     """The papers' way: needs a model that can answer with a letter."""
 
     name: ClassVar[str] = "letter"
+    templated: ClassVar[bool] = True
+    templated_by_default: ClassVar[bool] = True
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
         """Question (another text in its place: `question`), lettered choices, "Answer:"; as a chat, a request."""

@@ -24,7 +24,7 @@ class Diagnose(Command):
         add("--tasks", type=list[str] | None, default=None, help="Tasks of the repair; default: the run's own.")
         add(
             "--scoring",
-            type=Literal["cloze", "letter", "classification"] | None,
+            type=str | None,
             default=None,
             help="How the tasks are read; default: as the run does.",
         )

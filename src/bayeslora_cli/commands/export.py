@@ -21,7 +21,7 @@ class Export(Command):
         parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument(
             "--format",
-            type=Literal["mean", "samples", "merged"],
+            type=str,
             default="mean",
             help="Posterior mean or draws as LoRA adapters, or the base model with the mean merged in.",
         )

@@ -6,8 +6,19 @@ llama.cpp divides `lora_alpha` by the rank of each tensor.
 """
 
 from bayeslora.deploy.export.adapters import export_mean, export_samples
+from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import RECORD, Dtype
 from bayeslora.deploy.export.merged import export_merged
-from bayeslora.deploy.export.run import export_run
+from bayeslora.deploy.export.run import FORMATS, export_run
 
-__all__ = ["RECORD", "Dtype", "export_mean", "export_merged", "export_run", "export_samples"]
+__all__ = [
+    "FORMATS",
+    "RECORD",
+    "Dtype",
+    "ExportFormat",
+    "ExportRequest",
+    "export_mean",
+    "export_merged",
+    "export_run",
+    "export_samples",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftModel
 
@@ -12,12 +12,13 @@ from bayeslora.adapters.draws import find_draws, random_factors, random_modules
 from bayeslora.adapters.merging import shared_layers
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import sampling
+from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.lora_file import adapter_config, lora_tensors, write_lora
 from bayeslora.deploy.export.rounding import Spread
 from bayeslora.posteriors.weights.members import MembersWeights
 
-__all__ = ["export_mean", "export_samples", "mean_warnings", "require_draws", "require_mean"]
+__all__ = ["Mean", "Samples", "export_mean", "export_samples", "mean_warnings", "require_draws", "require_mean"]
 
 
 def export_mean(
@@ -103,6 +104,34 @@ def export_samples(
         facts["spread"] = spread.report()
         warnings += spread.warnings() + _tied_warnings(model)
         return write_record(folder, {**facts, **(details or {})}, warnings)
+
+
+class Mean(ExportFormat):
+    """The posterior mean as one LoRA adapter."""
+
+    name: ClassVar[str] = "mean"
+
+    def write(self, request: ExportRequest) -> dict[str, Any]:
+        """As `export_mean`."""
+        return export_mean(request.run.model, request.output_dir, dtype=request.dtype, details=request.details)
+
+
+class Samples(ExportFormat):
+    """Posterior draws as LoRA adapters."""
+
+    name: ClassVar[str] = "samples"
+    options: ClassVar[tuple[str, ...]] = ("num_samples",)
+
+    def write(self, request: ExportRequest) -> dict[str, Any]:
+        """As `export_samples`."""
+        return export_samples(
+            request.run.model,
+            request.output_dir,
+            num_samples=request.num_samples,
+            seed=request.seed,
+            dtype=request.dtype,
+            details=request.details,
+        )
 
 
 def require_mean(model: PeftModel) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -14,12 +15,18 @@ from transformers import PreTrainedTokenizerBase
 from bayeslora.adapters.merging import merged
 from bayeslora.adapters.sampling import sampling
 from bayeslora.deploy.export.adapters import mean_warnings, require_draws, require_mean
+from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.lora_file import adapted_layers, adapter_config, adapter_name
 from bayeslora.deploy.export.rounding import TOLERATED_NOISE, relative_error
 from bayeslora.models.layers import evaluating
+from bayeslora.runs import Run
+from bayeslora.runs.items import class_names, task_items
+from bayeslora.tasks import TaskError
 
-__all__ = ["export_merged"]
+__all__ = ["Merged", "export_merged"]
+
+logger = logging.getLogger("bayeslora")
 
 
 def export_merged(
@@ -84,6 +91,40 @@ def export_merged(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         return write_record(folder, {**facts, **(details or {})}, warnings)
+
+
+class Merged(ExportFormat):
+    """The base model with the mean, or a draw, in it."""
+
+    name: ClassVar[str] = "merged"
+    options: ClassVar[tuple[str, ...]] = ("draw",)
+
+    def write(self, request: ExportRequest) -> dict[str, Any]:
+        """As `export_merged`."""
+        run = request.run
+        return export_merged(
+            run.model,
+            request.output_dir,
+            draw=request.draw,
+            seed=request.seed,
+            dtype=request.dtype,
+            tokenizer=run.scoring.tokenizer,
+            classes=_classes(run) if run.scoring.takes_classes else None,
+            details=request.details,
+        )
+
+
+def _classes(run: Run) -> list[str] | None:
+    """Names of the classes of the run's head, in its order."""
+    known: list[str] | None = run.config.task.classes or run.metrics.get("classes") or run.config.task.choices
+    if known is not None:
+        return known
+    # An older run, which did not write them down.
+    with suppress(TaskError, OSError, ImportError):
+        known = class_names(task_items(run.config.task))
+    if known is None:
+        logger.warning("the names of the classes are not known: the exported config calls them LABEL_0, LABEL_1, ...")
+    return known
 
 
 def _name_classes(config: Any, classes: Sequence[str] | None) -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bayeslora.deploy.export.adapters import export_mean, export_samples
+from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, check_output
-from bayeslora.deploy.export.merged import export_merged
-from bayeslora.runs import Run, load_run
-from bayeslora.runs.items import class_names, task_items
-from bayeslora.tasks import TaskError
+from bayeslora.options.registry import Registry
+from bayeslora.runs import load_run
 
-__all__ = ["export_run"]
+__all__ = ["FORMATS", "export_run"]
+
+FORMATS: Registry[ExportFormat] = Registry(ExportFormat, "bayeslora.deploy.export")  # type: ignore[type-abstract]
+"""By name, as `--format` has it."""
 
 logger = logging.getLogger("bayeslora")
 
@@ -23,7 +23,7 @@ def export_run(
     run: str | Path,
     output_dir: str | Path,
     *,
-    format: Literal["mean", "samples", "merged"] = "mean",
+    format: str = "mean",
     num_samples: int | None = None,
     seed: int | None = None,
     draw: int | None = None,
@@ -35,7 +35,8 @@ def export_run(
     Args:
         run: The run folder.
         output_dir: Folder to write, whole or not at all. An export that is there is replaced.
-        format: "mean" or "samples" (LoRA adapters), or "merged" (the base model with the mean, or a draw, in it).
+        format: "mean" or "samples" (LoRA adapters), "merged" (the base model with the mean, or a draw, in it), or the
+            name of a `bayeslora.deploy.export.ExportFormat` of your own.
         num_samples: Draws of "samples"; default: 8. Of an ensemble always all members.
         seed: Seed of the draws; default: the run's, with which `bayeslora predict` draws.
         draw: Number of the draw for "merged"; default: the mean.
@@ -50,47 +51,20 @@ def export_run(
         FileExistsError: `output_dir` holds something that is no export.
         ValueError: The adapter cannot be exported that way, or an option belongs to another format.
     """
-    if format not in ("mean", "samples", "merged"):
-        raise ValueError(f"format must be 'mean', 'samples' or 'merged', got {format!r}.")
-    for name, value, belongs in (("num_samples", num_samples, "samples"), ("draw", draw, "merged")):
-        if value is not None and format != belongs:
-            raise ValueError(f"{name} is for format {belongs!r}, but format is {format!r}; leave it out.")
+    FORMATS.check(format, "format")
+    kind = FORMATS.get(format)()
+    for name, value in (("num_samples", num_samples), ("draw", draw)):
+        if value is not None and name not in kind.options:
+            belongs = " and ".join(repr(other.name) for other in FORMATS.classes() if name in other.options)
+            raise ValueError(f"{name} is for format {belongs}, but format is {format!r}; leave it out.")
     check_output(output_dir)
     loaded = load_run(run, device=device)
-    config, model = loaded.config, loaded.model
-    seed = config.seed if seed is None else seed
-    details = {"run": str(run), "method": config.method.name, "temperature": loaded.temperature}
+    details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
     if loaded.temperature != 1:
         logger.warning(
             "the run divides log-probabilities by its temperature %.4g, which weights cannot do; do so yourself where "
             "they are served (export.json has it)",
             loaded.temperature,
         )
-    if format == "mean":
-        return export_mean(model, output_dir, dtype=dtype, details=details)
-    if format == "samples":
-        return export_samples(model, output_dir, num_samples=num_samples, seed=seed, dtype=dtype, details=details)
-    tokenizer = loaded.scoring.tokenizer
-    return export_merged(
-        model,
-        output_dir,
-        draw=draw,
-        seed=seed,
-        dtype=dtype,
-        tokenizer=tokenizer,
-        classes=_classes(loaded) if config.task.scoring == "classification" else None,
-        details=details,
-    )
-
-
-def _classes(run: Run) -> list[str] | None:
-    """Names of the classes of the run's head, in its order."""
-    known: list[str] | None = run.config.task.classes or run.metrics.get("classes") or run.config.task.choices
-    if known is not None:
-        return known
-    # An older run, which did not write them down.
-    with suppress(TaskError, OSError, ImportError):
-        known = class_names(task_items(run.config.task))
-    if known is None:
-        logger.warning("the names of the classes are not known: the exported config calls them LABEL_0, LABEL_1, ...")
-    return known
+    seed = loaded.config.seed if seed is None else seed
+    return kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import pkgutil
 from pathlib import Path
 
-from bayeslora.options.classes import known, permit, subclasses
+from bayeslora.options.classes import known, permit
+from bayeslora.options.registry import Registry
 from bayeslora.tasks.base import Task
 from bayeslora.tasks.reading.hints import nearest
 from bayeslora.tasks.reading.item import TaskError
 from bayeslora.tasks.reading.local import LocalFile
 from bayeslora.tasks.reading.rows import READERS
 
+_TASKS: Registry[Task] = Registry(Task, "bayeslora.tasks", outside=False)  # type: ignore[type-abstract]
+"""The built-in ones; others are named by their dotted paths."""
+
 
 def task_names() -> list[str]:
     """Return the names of the built-in tasks, sorted."""
-    return sorted(_built_in())
+    return _TASKS.names()
 
 
 def get_task(name: str) -> Task:
@@ -47,7 +49,7 @@ def get_task(name: str) -> Task:
         return LocalFile(path)
     if "/" in name or os.sep in name:
         return _from_folder(path)
-    tasks = {_key(known): task for known, task in _built_in().items()}
+    tasks = {_key(task.name): task for task in _TASKS.classes()}
     if _key(name) in tasks:
         return tasks[_key(name)]()
     if path.is_dir():
@@ -81,18 +83,6 @@ def _is_file(name: str) -> bool:
 
 def _key(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
-def _built_in() -> dict[str, type[Task]]:
-    package = "bayeslora.tasks"
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
-    # A helper class that several tasks share has no name of its own.
-    return {
-        task.name: task
-        for task in subclasses(Task)  # type: ignore[type-abstract]
-        if vars(task).get("name") and not inspect.isabstract(task) and task.__module__.startswith(f"{package}.")
-    }
 
 
 def _from_folder(folder: Path) -> Task:

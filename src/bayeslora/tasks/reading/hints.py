@@ -1,15 +1,13 @@
-"""The 'did you mean' part of an error message."""
+"""The 'did you mean' inside of an error message."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from bayeslora.options.registry import did_you_mean
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x' or 'y'? " for the nearest known names, or nothing if none is near."""
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(wrong.lower(), by_lower, n=3, cutoff=0.5)
-    if not close:
-        return ""
-    return "did you mean " + " or ".join(repr(by_lower[name]) for name in close) + "? "
+    hint = did_you_mean(wrong, known, number=3, cutoff=0.5).lstrip()
+    return f"d{hint[1:]} " if hint else ""

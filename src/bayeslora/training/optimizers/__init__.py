@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
+from bayeslora.options.registry import Registry
 from bayeslora.training.optimizers.base import PairOptimizer, PairStack
 from bayeslora.training.optimizers.lora_rite import LoraRite
 from bayeslora.training.optimizers.oplora import OpLora
 from bayeslora.training.optimizers.pairs import Pair, lora_pairs, parameter_groups
-from bayeslora.training.optimizers.reflora import RefLora
+from bayeslora.training.optimizers.reflora import RefLora, RefLoraScalar
 
 __all__ = [
     "PAIR_OPTIMIZERS",
@@ -22,17 +22,13 @@ __all__ = [
     "PairOptimizer",
     "PairStack",
     "RefLora",
+    "RefLoraScalar",
     "build_optimizer",
     "lora_pairs",
     "parameter_groups",
 ]
 
-PAIR_OPTIMIZERS: dict[str, Callable[..., PairOptimizer]] = {
-    "lora_rite": LoraRite,
-    "reflora": RefLora,
-    "reflora_scalar": partial(RefLora, scalar=True),
-    "oplora": OpLora,
-}
+PAIR_OPTIMIZERS: Registry[PairOptimizer] = Registry(PairOptimizer, __name__)  # type: ignore[type-abstract]
 """By the names of the command line (`--train.optimizer`)."""
 
 
@@ -44,7 +40,7 @@ def build_optimizer(
     For transformers' Trainer: `Trainer(..., optimizers=(build_optimizer("lora_rite", model, lr=1e-3), None))`.
 
     Args:
-        name: A key of `PAIR_OPTIMIZERS`.
+        name: A name in `PAIR_OPTIMIZERS`.
         model: A PEFT model, plain or with random factors.
         weight_decay: Decoupled weight decay of the pairs and of the parameters in `decayed`.
         decayed: Names of other parameters to decay.
@@ -53,6 +49,5 @@ def build_optimizer(
     Raises:
         ValueError: The name is unknown, the model has no trainable LoRA pair, or a value is out of range.
     """
-    if name not in PAIR_OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(PAIR_OPTIMIZERS)}.")
-    return PAIR_OPTIMIZERS[name](parameter_groups(model, weight_decay, decayed), **options)
+    PAIR_OPTIMIZERS.check(name, "optimizer")
+    return PAIR_OPTIMIZERS.get(name)(parameter_groups(model, weight_decay, decayed), **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class LoraRite(PairOptimizer):
     Raises:
         ValueError: No group holds pairs, or a value is out of range.
     """
+
+    name: ClassVar[str] = "lora_rite"
 
     def __init__(
         self,

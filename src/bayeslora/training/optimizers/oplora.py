@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class OpLora(PairOptimizer):
     Raises:
         ValueError: No group holds pairs, or a value is out of range.
     """
+
+    name: ClassVar[str] = "oplora"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class RefLora(PairOptimizer):
     Raises:
         ValueError: No group holds pairs, or a value is out of range.
     """
+
+    name: ClassVar[str] = "reflora"
 
     def __init__(
         self,
@@ -108,6 +110,15 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     floor = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * values[..., -1:]
     roots = values.maximum(floor).clamp_min(torch.finfo(matrix.dtype).tiny).sqrt().unsqueeze(-2)
     return vectors * roots @ vectors.mT, vectors / roots @ vectors.mT
+
+
+class RefLoraScalar(RefLora):
+    """RefLoRA-S: `RefLora` with `scalar=True`."""
+
+    name: ClassVar[str] = "reflora_scalar"
+
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float = 1e-3, **options: Any):
+        super().__init__(params, lr, **{"scalar": True, **options})
 
 
 def _refactored_gradients(stack: PairStack, grad_a: Tensor, grad_b: Tensor) -> tuple[Tensor, Tensor]:

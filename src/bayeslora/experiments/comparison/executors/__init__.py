@@ -3,5 +3,9 @@
 from bayeslora.experiments.comparison.executors.base import Executor
 from bayeslora.experiments.comparison.executors.local import LocalExecutor
 from bayeslora.experiments.comparison.executors.ray import RayExecutor
+from bayeslora.options.registry import Registry
 
-__all__ = ["Executor", "LocalExecutor", "RayExecutor"]
+__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "RayExecutor"]
+
+EXECUTORS: Registry[Executor] = Registry(Executor, __name__)  # type: ignore[type-abstract]
+"""By name, as `--executor` has it."""

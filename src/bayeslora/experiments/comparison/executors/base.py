@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 from bayeslora.experiments.comparison.cells import Outcome
 from bayeslora.experiments.comparison.config import CompareConfig
@@ -21,7 +22,14 @@ class Executor(ABC):
         config: The comparison.
         output: Its folder.
         items: What is trained on and predicted.
+
+    Attributes:
+        name: What `--executor` calls it.
+        options: Its further arguments, each with its default and what it means: `--<name>_<argument>`.
     """
+
+    name: ClassVar[str]
+    options: ClassVar[Mapping[str, tuple[Any, str]]] = {}
 
     @abstractmethod
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,7 @@ __all__ = ["LocalExecutor", "device_in_words"]
 class LocalExecutor(Executor):
     """Computes a cell when its outcome is asked for."""
 
+    name: ClassVar[str] = "local"
     slots = 1
 
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):

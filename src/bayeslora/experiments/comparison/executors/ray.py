@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bayeslora.experiments.comparison.cells import CellComputer, Outcome
 from bayeslora.experiments.comparison.config import CompareConfig
@@ -42,6 +42,16 @@ class RayExecutor(Executor):
         RuntimeError: Ray cannot be joined or started.
         ValueError: No node of the cluster has the CPUs and GPUs of one cell.
     """
+
+    name: ClassVar[str] = "ray"
+    options: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "address": (
+            "auto",
+            'Ray cluster: "auto" (the one of this machine), host:6379, ray://host:10001, or "local" (start one).',
+        ),
+        "cpus": (1.0, "CPUs of a cell, and its threads."),
+        "gpus": (0.0, "GPUs of a cell; may be a part of one."),
+    }
 
     def __init__(
         self,
