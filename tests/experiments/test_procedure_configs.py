@@ -1,4 +1,4 @@
-"""The procedures' example and benchmark files name options that exist."""
+"""The procedures' examples and studies name options that exist."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from bayeslora.experiments.sequences.config import ChainConfig, ContinualConfig
 from bayeslora.options.parsing import config_parser, instantiate
 
 ROOT = Path(__file__).parents[2]
-FILES = [*(ROOT / "examples" / "procedures").glob("*.yaml"), *(ROOT / "benchmarks" / "procedures").glob("*.yaml")]
+FOLDERS = (ROOT / "examples" / "procedures", ROOT / "studies" / "systems")
+FILES = [path for folder in FOLDERS for name in ("chain", "continual") for path in folder.rglob(f"{name}.yaml")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_configs(path: Path) -> None:
     kind: type[ChainConfig] | type[ContinualConfig] = ChainConfig if "chain" in path.stem else ContinualConfig
     parser = config_parser(kind)

@@ -388,27 +388,21 @@ def test_results_that_were_read_take_no_records(tmp_path):
         reading.items("arc_easy", "dev")
 
 
-COMMITTED = {
-    "minilm": "minilm.yaml",
-    "minilm_rte": "minilm_rte.yaml",
-    "smollm2_arc_easy": "smollm2_arc_easy.yaml",
-    "smollm2_openbookqa": "smollm2_openbookqa.yaml",
-}
+COMMITTED = sorted((Path(__file__).parents[2] / "studies").glob("*/*/comparison.yaml"))
 
 
-@pytest.mark.parametrize("name", COMMITTED)
-def test_a_file_that_is_older_than_some_options_can_be_gone_on_with(name: str, tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_a_file_that_is_older_than_some_options_can_be_gone_on_with(path: Path, tmp_path: Path) -> None:
     parser = config_parser(CompareConfig)
-    parsed = parser.parse_path(str(root / "benchmarks" / "compare" / COMMITTED[name]))
+    parsed = parser.parse_path(str(path))
     config = instantiate(parser, parsed, CompareConfig)
     described, defaults = without_storage(describe(config)), at_defaults(config)
     copy = tmp_path / "results.jsonl"
-    copy.write_bytes((root / "results" / name / "results.jsonl").read_bytes())
+    copy.write_bytes(path.with_name("results.jsonl").read_bytes())
     before = Results.read(copy)
     with Results.open(copy, Header.now(described, "cpu"), defaults) as results:
         assert results.cells() == before.cells()
     described["train"] = described["train"] | {"optimizer": "lora_rite"}
-    copy.write_bytes((root / "results" / name / "results.jsonl").read_bytes())
+    copy.write_bytes(path.with_name("results.jsonl").read_bytes())
     with pytest.raises(ValueError, match="optimizer is "):
         Results.open(copy, Header.now(described, "cpu"), defaults)

@@ -40,9 +40,9 @@ from bayeslora_cli.main import main
 from conftest import TARGETS, byte_level_tokenizer, seeded, tiny_bert, tiny_llama, tiny_llama_classifier
 
 ROOT = Path(__file__).parents[2]
-PAPER = sorted((ROOT / "benchmarks" / "paper").glob("*.yaml"))
-sys.path.insert(0, str(ROOT / "benchmarks" / "planning"))
-import check  # noqa: E402
+PAPER = sorted((ROOT / "studies" / "methods" / "paper").glob("*.yaml"))
+sys.path.insert(0, str(ROOT))
+from studies.cost.plan import measure as check  # noqa: E402
 
 
 def estimator(method: Method, shape: Shape, samples: int = 4, **changes) -> Estimator:
@@ -361,7 +361,7 @@ def test_architectures_have_the_published_number_of_parameters(name: str, parame
 
 
 def test_a_paper_config_is_planned_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = parse_run_or_comparison(ROOT / "benchmarks" / "paper" / "llama2_7b.yaml")
+    config = parse_run_or_comparison(ROOT / "studies" / "methods" / "paper" / "llama2_7b.yaml")
     assert isinstance(config, CompareConfig)
     config.rows = {"bayesian_lora": config.rows["bayesian_lora"]}
     monkeypatch.setattr("datasets.load_dataset", lambda *_: pytest.fail("the Hub was asked"))

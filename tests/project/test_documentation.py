@@ -62,7 +62,7 @@ def test_the_readings_of_this_file_find_what_they_should(tmp_path):
 
 
 def test_committed_results_name_nothing_of_the_machine_that_made_them():
-    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(["git", "ls-files", "studies"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode or not listed.stdout:
         pytest.skip("not a git checkout")
     paths = [ROOT / line for line in listed.stdout.splitlines()]
@@ -136,7 +136,7 @@ def test_the_quickstart_runs_from_top_to_bottom(base, tmp_path, monkeypatch, cap
 
 
 def test_what_the_quickstart_shows_is_what_was_measured():
-    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((ROOT / "studies" / "methods" / "demo" / "seed0" / "results.json").read_text(encoding="utf-8"))
     measured = results["rows"]["Bayesian-LoRA, 6 samples"]
     head, row = re.search(
         r"^\| (accuracy .*) \|\n\|[-|]+\n\| (.*) \|$", prose(DOCS / "quickstart.md"), re.MULTILINE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src" / "bayeslora"
+SOURCES = ROOT / "src"
 
 pytest.importorskip("hatchling", reason="the build backend is not installed; pip install hatchling")
 
@@ -25,11 +25,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources() -> set[str]:
-    files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {f"bayeslora/{path.relative_to(PACKAGE).as_posix()}" for path in files}
+    files = (path for path in SOURCES.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(SOURCES).as_posix() for path in files}
 
 
-def test_the_wheel_holds_the_package_with_its_templates_and_nothing_else(built):
+def test_the_wheel_holds_the_packages_with_their_templates_and_nothing_else(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -48,4 +48,4 @@ def test_the_sdist_holds_what_a_build_needs_and_is_small(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"src/{name}" for name in sources()} <= names
     assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"} <= names
-    assert not [name for name in names if name.startswith(("results", "tests", "docs", "benchmarks"))]
+    assert not [name for name in names if name.startswith(("studies", "tests", "docs", "examples"))]

@@ -22,7 +22,7 @@ BOUNDS = (math.exp(-3), math.exp(5))
 """Within these T is searched. At the upper one predictions are all but uniform, at the lower one all but certain."""
 
 PRIOR_STD = 0.7
-"""Standard deviation of the Gaussian prior on log T, chosen by benchmarks/temperature/prior.py."""
+"""Standard deviation of the Gaussian prior on log T, chosen by studies/settings/temperature/simulate.py."""
 
 FEW_ERRORS = 10
 """With fewer wrong dev items a warning says that they tell little of T."""

@@ -95,7 +95,7 @@ def uses_chat_template(task: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """Whether prompts are put into the chat template of `tokenizer`: what `task` says or, at "auto", for letters.
 
     A letter is what an instruct model answers in a chat, and seldom in a plain text, before it is trained on either;
-    the likelihood of a choice's own words has no clear gain (results/chat_template).
+    the likelihood of a choice's own words has no clear gain (studies/settings/chat_template).
 
     Raises:
         ValueError: The chat template is asked for with a scoring that has no prompts.
