@@ -12,6 +12,7 @@ from bayeslora.adapters.sampling import sampling
 from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import Classification, Cloze, Letter
 from bayeslora.training.elbo import kl_divergence, negative_elbo
+from bayeslora_cli import __version__ as __version__
 
 if TYPE_CHECKING:
     from bayeslora.deploy.hub import push_to_hub
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from bayeslora.tasks import get_task
     from bayeslora.training.sft import BayesianSFTTrainer as BayesianSFTTrainer
     from bayeslora.training.trainer import BayesianLoraTrainer, ELBOTrainerMixin
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BayesianLoraConfig",

@@ -6,25 +6,23 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
+from jsonargparse import Namespace
 
-from bayeslora import __version__
-from bayeslora.methods import Method
-from bayeslora.options.classes import permit
-from bayeslora.options.parsing import Parser
-from bayeslora.system.files import disk_is_full
-from bayeslora.system.processes import is_launched, is_main, main_speaks, world_size
-from bayeslora.tasks import allow_task
-from bayeslora_cli.commands import command_classes
+from bayeslora_cli import __version__
+from bayeslora_cli.light import package_later
+from bayeslora_cli.parser import Parser
 from bayeslora_cli.verbosity import VERBOSE, hide_messages, is_verbose
+
+if TYPE_CHECKING:
+    from bayeslora_cli.commands import Command
 
 __all__ = ["main"]
 
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, LookupError, ArithmeticError, RuntimeError, SafetensorError)
-"""What wrong input, a broken file or a failed run raise; with BAYESLORA_DEBUG=1 the traceback is shown."""
+_DESCRIPTION = "Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003)."
 
 _ALONE = (
     "Call it without torchrun or accelerate launch; train, evaluate and predict take several processes, and the cells "
@@ -35,45 +33,74 @@ _ALONE = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `bayeslora` command; exits with 2 for a wrong call and 1 for a run that failed."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bayeslora").setLevel(logging.INFO if is_main() else logging.WARNING)
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if not is_verbose(given):
         hide_messages()
-    description = "Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003)."
-    parser = Parser(prog="bayeslora", description=description, version=__version__)
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    commands = {command.name: command() for command in command_classes()}
-    parsers = {name: Parser(description=command.description) for name, command in commands.items()}
-    for name, command in commands.items():
-        command.add_arguments(parsers[name])
-        _add_common(parsers[name])
-        subcommands.add_subcommand(name, parsers[name], help=command.description)
+    with package_later() as import_package:
+        from bayeslora_cli.commands import command_classes
+
+        commands = {command.name: command() for command in command_classes()}
+        asked = next((argument for argument in given if not argument.startswith("-")), "")
+        parser, parsed = _parse(given, commands, asked)
+        import_package()
     try:
-        _import_named(given)
-    except (ImportError, TypeError, ValueError) as error:
-        parser.error(str(error), error)
-    try:
-        parsed = parser.parse_args(given)
-    except SystemExit as stopped:
-        if stopped.code:
-            _name_configs(given)
-        raise
-    command = commands[parsed.command]
-    try:
-        if is_launched() and not command.distributed:
-            raise ValueError(f"bayeslora {command.name} runs in one process, but {world_size()} were started. {_ALONE}")
-        with main_speaks():
-            command.run(parsed[parsed.command], parsers[parsed.command])
-    except _EXPECTED as error:
-        if os.environ.get("BAYESLORA_DEBUG"):
+        _run(commands[asked], parsed[asked], parser)
+    except Exception as error:
+        if os.environ.get("BAYESLORA_DEBUG") or not _is_expected(error):
             raise
         print(f"error: {_explained(error)}", file=sys.stderr)
         _name_configs(given)
         raise SystemExit(1) from error
 
 
+def _parse(given: Sequence[str], commands: Mapping[str, Command], asked: str) -> tuple[Parser, Namespace]:
+    """The parser of the command that was asked for, and what it was told; of the others the names are enough."""
+    parser = Parser(prog="bayeslora", description=_DESCRIPTION, version=__version__)
+    parser.asked = asked if asked in commands else ""
+    parser.add_argument(*VERBOSE, action="store_true", help="Show warnings of other libraries that are hidden.")
+    subcommands = parser.add_subcommands(required=True, dest="command")
+    try:
+        # Before a file is read: only what the call names and what is built in may stand in one.
+        _import_named(given)
+        parsers = {
+            name: command.parser() if name == asked else Parser(description=command.description)
+            for name, command in commands.items()
+        }
+    except (ImportError, TypeError, ValueError) as error:
+        parser.error(str(error), error)
+    for name, command in commands.items():
+        _add_common(parsers[name])
+        subcommands.add_subcommand(name, parsers[name], help=command.description)
+    try:
+        return parsers.get(asked, parser), parser.parse_args(list(given))
+    except SystemExit as stopped:
+        if stopped.code:
+            _name_configs(given)
+        raise
+
+
+def _run(command: Command, options: Namespace, parser: Parser) -> None:
+    from bayeslora.system.processes import is_launched, is_main, main_speaks, world_size
+
+    logging.getLogger("bayeslora").setLevel(logging.INFO if is_main() else logging.WARNING)
+    if is_launched() and not command.distributed:
+        raise ValueError(f"bayeslora {command.name} runs in one process, but {world_size()} were started. {_ALONE}")
+    with main_speaks():
+        command.run(options, parser)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether it is what wrong input, a broken file or a failed run raise; of any other the traceback is shown."""
+    from safetensors import SafetensorError
+
+    expected = (ValueError, TypeError, OSError, ImportError, LookupError, ArithmeticError, RuntimeError)
+    return isinstance(error, (*expected, SafetensorError))
+
+
 def _explained(error: BaseException) -> str:
     """What went wrong, with the remedy where only the system has spoken."""
+    from bayeslora.system.files import disk_is_full
+
     if not disk_is_full(error):
         return str(error)
     return (
@@ -103,8 +130,7 @@ def _add_common(parser: Parser) -> None:
 
 
 def _import_named(arguments: Sequence[str]) -> None:
-    """Import the methods and tasks that the call names, before a file is read: only they and what is built in may stand
-    in one.
+    """Import the methods and tasks that the call names.
 
     Raises:
         ImportError, TypeError, ValueError: One that is allowed cannot be imported, or is something else.
@@ -113,6 +139,12 @@ def _import_named(arguments: Sequence[str]) -> None:
     for option in ("--allow_method", "--allow_task", "--method", "--task.name"):
         named.add_argument(option, action="append", default=[])
     found = vars(named.parse_known_args(arguments)[0])
+    if not any(found.values()):
+        return
+    from bayeslora.methods import Method
+    from bayeslora.options.classes import permit
+    from bayeslora.tasks import allow_task
+
     for path in found["allow_method"]:
         permit(Method, path)
     for path in (*found["allow_task"], *found["task.name"]):

@@ -321,8 +321,8 @@ def test_help_has_units_and_defaults(capsys):
     ("arguments", "said"),
     [
         (["--method", "BayesianLra"], "Did you mean 'BayesianLora'?"),
-        (["--method.prior_sd", "0.1"], "Did you mean 'prior_std'?"),
-        (["--trian.epochs", "1"], "Did you mean 'train.epochs'?"),
+        (["--method.prior_sd", "0.1"], "Did you mean 'method.prior_std'?"),
+        (["--trian.epochs", "1"], "Did you mean '--train.epochs'?"),
         (["--task.name", "arc_esy"], "arc_easy"),
         (["--task.name", "missing.jsonl"], "missing.jsonl"),
         (["--task.scoring", "clze"], "cloze"),
@@ -379,7 +379,7 @@ def test_an_unknown_command_has_the_nearest_right_one(capsys):
 
 def test_an_abbreviated_option_is_not_guessed(config, tmp_path, capsys):
     error = fails(capsys, "train", "--config", config, "--output_dir", tmp_path / "run", "--train.epoch", 3)
-    assert "Did you mean 'train.epochs'?" in error
+    assert "Did you mean '--train.epochs'?" in error
     assert not (tmp_path / "run").exists()
 
 

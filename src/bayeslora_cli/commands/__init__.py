@@ -1,4 +1,8 @@
-"""Commands of the command line: one file each; every file of this folder is imported."""
+"""Commands of the command line: one file each.
+
+Every file of this folder is imported to know its name and description, so it imports bayeslora inside its methods only,
+but for modules that are light (`bayeslora_cli.light`).
+"""
 
 from bayeslora.options.registry import Registry
 from bayeslora_cli.commands.base import Command

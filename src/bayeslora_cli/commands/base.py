@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["Command", "add_device", "add_overwrite", "metrics_line"]
+from bayeslora_cli.parser import Parser
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["Command", "ConfigCommand", "add_device", "add_overwrite", "add_switch", "metrics_line"]
 
 
 class Command(ABC):
-    """One subcommand; its file imports what it alone needs inside `run`, so that other commands start without it."""
+    """One subcommand; its file imports what it needs of bayeslora inside `run`, so that every call starts at once."""
 
     name: ClassVar[str]
     description: ClassVar[str]
     distributed: ClassVar[bool] = False
     """Whether several processes (torchrun, accelerate launch) can share the work."""
+
+    def parser(self) -> Parser:
+        """A parser with this command's options."""
+        parser = Parser(description=self.description)
+        self.add_arguments(parser)
+        return parser
 
     @abstractmethod
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -29,6 +40,22 @@ class Command(ABC):
         """Do it, and print what came out; `parser` is the one that parsed `options`."""
 
 
+class ConfigCommand(Command):
+    """A subcommand whose options are the fields of a config class, which a YAML file may hold too (`--config`)."""
+
+    @abstractmethod
+    def config_class(self) -> type[DataclassInstance]:
+        """The config class, imported here."""
+
+    def parser(self) -> Parser:
+        """A parser with the fields of the config, and the other options after them."""
+        from bayeslora.options.parsing import config_parser
+
+        parser = config_parser(self.config_class(), description=self.description)
+        self.add_arguments(parser)
+        return parser
+
+
 def add_device(parser: ArgumentParser) -> None:
     """The option of every command that loads a run."""
     said = "Where to compute: auto, cpu, cuda, cuda:1, mps, ...; default: where the run was trained, if that is here."
@@ -37,7 +64,12 @@ def add_device(parser: ArgumentParser) -> None:
 
 def add_overwrite(parser: ArgumentParser) -> None:
     """The option of every command that could replace what is there."""
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace what is there already.")
+    add_switch(parser, "--overwrite", "Replace what is there already.")
+
+
+def add_switch(parser: ArgumentParser, name: str, said: str) -> None:
+    """An option that is off; its name alone, or with true, turns it on."""
+    parser.add_argument(name, type=bool, nargs="?", const=True, default=False, help=said)
 
 
 def metrics_line(metrics: Mapping[str, Any]) -> str:

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.experiments.sequences.config import ChainConfig
-from bayeslora.options.parsing import add_config, instantiate
-from bayeslora_cli.commands.base import Command
+from bayeslora_cli.commands.base import ConfigCommand
+
+if TYPE_CHECKING:
+    from bayeslora.experiments.sequences.config import ChainConfig
 
 
-class Chain(Command):
+class Chain(ConfigCommand):
     """Trains a chain of blocks."""
 
     name: ClassVar[str] = "chain"
     description: ClassVar[str] = "Draw, train, merge, draw again (RAC-LoRA); goes on where it stopped."
 
+    def config_class(self) -> type[ChainConfig]:
+        """What a file of it holds."""
+        from bayeslora.experiments.sequences.config import ChainConfig
+
+        return ChainConfig
+
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Every field of ChainConfig."""
-        add_config(parser, ChainConfig)
+        """Where to write."""
         parser.add_argument("--output_dir", type=str, required=True, help="Folder for the blocks and the merged model.")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table of the blocks and where the merged model is."""
         from bayeslora.experiments.sequences.chain import run_chain
+        from bayeslora.options.parsing import instantiate
 
-        config = instantiate(parser, options, ChainConfig)
+        config = instantiate(parser, options, self.config_class())
         run_chain(config, options.output_dir)
         print((Path(options.output_dir) / "chain.md").read_text(encoding="utf-8"), end="")
         print(f"merged model: {Path(options.output_dir) / 'merged'}")

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.experiments.comparison.config import CompareConfig
-from bayeslora.experiments.comparison.executors import EXECUTORS
-from bayeslora.options.parsing import add_config, instantiate
-from bayeslora.runs.config import describe
-from bayeslora_cli.commands.base import Command
+from bayeslora_cli.commands.base import ConfigCommand
+
+if TYPE_CHECKING:
+    from bayeslora.experiments.comparison.config import CompareConfig
 
 
-class Compare(Command):
+class Compare(ConfigCommand):
     """Runs a comparison."""
 
     name: ClassVar[str] = "compare"
     description: ClassVar[str] = "Methods x tasks x seeds under one protocol; goes on where it stopped."
 
+    def config_class(self) -> type[CompareConfig]:
+        """What a file of it holds."""
+        from bayeslora.experiments.comparison.config import CompareConfig
+
+        return CompareConfig
+
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Every field of CompareConfig."""
-        add_config(parser, CompareConfig)
+        """Where to write, and how cells are computed."""
+        from bayeslora.experiments.comparison.executors import EXECUTORS
+
         parser.add_argument("--output_dir", type=str, required=True, help="Folder for results.jsonl, report and runs.")
         parser.add_argument(
             "--executor",
@@ -36,10 +42,13 @@ class Compare(Command):
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where the report is."""
+        from bayeslora.experiments.comparison.executors import EXECUTORS
         from bayeslora.experiments.comparison.runner import compare
+        from bayeslora.options.parsing import instantiate
         from bayeslora.report import write_report
+        from bayeslora.runs.config import describe
 
-        config = instantiate(parser, options, CompareConfig)
+        config = instantiate(parser, options, self.config_class())
         kind = EXECUTORS.get(options.executor)
         executor = partial(kind, **{name: options[f"{kind.name}_{name}"] for name in kind.options})
         compare(config, options.output_dir, describe(config), executor)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_overwrite
+from bayeslora_cli.commands.base import Command, add_device, add_overwrite, add_switch
 
 _PICTURED = 8
 
@@ -28,14 +28,14 @@ class Generate(Command):
         add("--picture", type=str | None, default=None, help=f"PNG of the first {_PICTURED} texts, coloured by token.")
         add("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's; 0: the mean.")
         add("--max_new_tokens", type=int, default=64, help="Tokens to generate at most.")
-        add("--do_sample", type=bool, default=False, help="Draw tokens instead of taking the most probable one.")
+        add_switch(parser, "--do_sample", "Draw tokens instead of taking the most probable one.")
         add("--temperature", type=float, default=1.0, help="With do_sample: divides the logits.")
         add("--top_k", type=int, default=0, help="With do_sample: only the k most probable tokens; 0: all.")
         add("--top_p", type=float, default=1.0, help="With do_sample: only the most probable tokens up to this mass.")
         add("--repetition_penalty", type=float, default=1.0, help="Above 1: tokens of the text so far count less.")
         add("--seed", type=int | None, default=None, help="Of draws and tokens; default: the run's.")
         add("--batch_size", type=int, default=8, help="Prompts at once.")
-        add("--raw", type=bool, default=False, help="Take prompts as they are, not as what a user says in a chat.")
+        add_switch(parser, "--raw", "Take prompts as they are, not as what a user says in a chat.")
         add("--unsure_above", type=float, default=0.02, help="Nats above which a token is unsure.")
         add(
             "--unsure_by",

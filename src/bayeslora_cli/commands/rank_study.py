@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.experiments.ranks.config import RankStudyConfig
-from bayeslora.options.parsing import add_config, instantiate
-from bayeslora_cli.commands.base import Command
+from bayeslora_cli.commands.base import ConfigCommand
+
+if TYPE_CHECKING:
+    from bayeslora.experiments.ranks.config import RankStudyConfig
 
 
-class RankStudy(Command):
+class RankStudy(ConfigCommand):
     """Runs a rank study."""
 
     name: ClassVar[str] = "rank-study"
     description: ClassVar[str] = "Several ranks beside full fine-tuning: scores, size, time; goes on where it stopped."
 
+    def config_class(self) -> type[RankStudyConfig]:
+        """What a file of it holds."""
+        from bayeslora.experiments.ranks.config import RankStudyConfig
+
+        return RankStudyConfig
+
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Every field of RankStudyConfig."""
-        add_config(parser, RankStudyConfig)
+        """Where to write."""
         parser.add_argument("--output_dir", type=str, required=True, help="Folder for results, runs and picture.")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""
         from bayeslora.experiments.ranks.run import rank_study
         from bayeslora.experiments.ranks.table import rank_study_table
+        from bayeslora.options.parsing import instantiate
 
-        config = instantiate(parser, options, RankStudyConfig)
+        config = instantiate(parser, options, self.config_class())
         print(rank_study_table(rank_study(config, options.output_dir)))

@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.deploy.serve.settings import Settings
-from bayeslora.options.parsing import instantiate
 from bayeslora_cli.commands.base import Command, add_device
 
 
@@ -19,6 +17,8 @@ class Serve(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the address, and every field of Settings."""
+        from bayeslora.deploy.serve.settings import Settings
+
         parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument(
             "--host", type=str, default="127.0.0.1", help="Address to listen at; the default is reached from here only."
@@ -29,6 +29,9 @@ class Serve(Command):
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the address, and ends with SIGTERM or Ctrl+C."""
+        from bayeslora.deploy.serve.settings import Settings
+        from bayeslora.options.parsing import instantiate
+
         try:
             from bayeslora.deploy.serve.server import serve
         except ModuleNotFoundError as error:

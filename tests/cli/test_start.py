@@ -1,0 +1,108 @@
+"""What the command line imports before it knows that there is something to do."""
+
+import subprocess
+import sys
+
+import pytest
+
+from bayeslora_cli.commands import command_classes
+from bayeslora_cli.commands.base import ConfigCommand
+from bayeslora_cli.hints import Names, hint, nearest
+
+LIGHT = [each.name for each in command_classes() if not issubclass(each, ConfigCommand)]
+HEAVY = ("torch", "transformers", "peft", "numpy", "datasets", "safetensors", "matplotlib", "sklearn")
+
+SCRIPT = """
+import contextlib, io, sys
+from bayeslora_cli.main import main
+for call in {calls}:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main(call.split())
+        except SystemExit as stopped:
+            assert stopped.code == {code}, (call, stopped.code)
+    assert len(said.getvalue().splitlines()) >= {lines}, (call, said.getvalue())
+    found = sorted(set({heavy}) & set(sys.modules))
+    assert not found, (call, found)
+print("light:", len(sys.modules))
+"""
+
+
+def start(calls: list[str], code: int, lines: int) -> int:
+    """The number of modules that are imported after `calls`, each of which ends with `code` and says that much."""
+    script = SCRIPT.format(calls=calls, code=code, lines=lines, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+def test_help_of_commands_without_config_classes_imports_nothing_heavy():
+    assert {"evaluate", "predict", "export", "report", "push", "generate", "diagnose", "plan", "demo", "serve"} < set(LIGHT)
+    assert start(["--help", "", *(f"{name} --help" for name in LIGHT)], code=0, lines=8) < 600
+    assert start(["--version"], code=0, lines=1) < 600
+
+
+def test_wrong_calls_of_such_commands_import_nothing_heavy():
+    calls = ["evalute", "evaluate", "predict --exampels 3", "evaluate r --examples ten", "export r --format zip"]
+    start(calls, code=2, lines=2)
+
+
+TRAIN = [
+    *("config", "model", "model.name", "model.device", "task", "task.name", "task.test_examples", "method", "train"),
+    *("train.epochs", "train.learning_rate", "train.max_steps", "train.batch_size", "seed", "num_samples"),
+    *("batch_size", "output_dir", "resume", "overwrite"),
+]
+METHODS = {"Lora": ["r", "lora_alpha", "prior_std"], "BayesianLora": ["r", "lora_alpha", "inducing_rows"]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        *(("lr", "train.learning_rate"), ("train.lr", "train.learning_rate"), ("epochs", "train.epochs")),
+        *(("rank", "method.r"), ("method.rank", "method.r"), ("samples", "num_samples"), ("dataset", "task.name")),
+        *(("output", "output_dir"), ("out", "output_dir"), ("train-batch-size", "train.batch_size")),
+        ("steps", "train.max_steps"),
+        *(("trian.epochs", "train.epochs"), ("train.epoch", "train.epochs"), ("gpu", "model.device"), ("qqq", None)),
+    ],
+)
+def test_the_nearest_by_meaning_and_by_spelling(wrong, right):
+    names = Names(TRAIN, methods=METHODS)
+    assert nearest(wrong, names.of("option")) == right
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("unrecognized arguments: mine.yaml", " Did you mean '--config mine.yaml'?"),
+        ("unrecognized arguments: --rank 3", " Did you mean '--method.r'?"),
+        ("Parser key \"model\":\nUnable to load config 'tiny'", " Did you mean 'model.name'?"),
+        ('Parser key "method":\n  Expected a dot import path string: bayesian_lora', " Did you mean 'BayesianLora'?"),
+        ("Parser key \"seed\":\n  Expected a <class 'int'>. Got value: x", ""),
+    ],
+)
+def test_hints_on_messages_of_the_parser(message, said):
+    assert hint(message, Names(TRAIN, methods=METHODS)) == said
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("evalute", "there is no command 'evalute'. Did you mean 'evaluate'?\nSee `bayeslora --help`"),
+        ("predict", "missing: run, input, output\nSee `bayeslora predict --help`"),
+        ("evaluate r --examples ten", "examples must be a whole number, got 'ten'."),
+        ("export r --format zip --output_dir x", "format must be one of 'mean', 'samples', 'merged', got 'zip'."),
+        ("evaluate r --num-samples 3", "Did you mean '--num_samples'?"),
+        ("evaluate r --samples=3 --data x", "Did you mean '--num_samples' (for --samples), '--task' (for --data)?"),
+        ("evaluate r extra", "unrecognized arguments: extra\nSee `bayeslora evaluate --help`"),
+        ("predict r --qqq 3", "unrecognized arguments: --qqq 3 Correct its name, or leave it out."),
+        ("", ""),
+    ],
+)
+def test_errors_are_in_the_words_of_the_command_line(call, said, capsys):
+    from bayeslora_cli.main import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(call.split())
+    assert stopped.value.code == (2 if call else 0)
+    assert said in capsys.readouterr().err
