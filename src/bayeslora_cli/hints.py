@@ -50,8 +50,11 @@ _ALSO_CALLED: dict[str, str] = {
 """Names of options, each with what people who come from other tools call it; the likelier stand first."""
 
 _UNKNOWN = {
-    "method option": (r"[Pp]arser key \"method\":\s+Option '([\w.]+)' is not", r"does not accept option '([\w.]+)'"),
-    "option": (r"(?:[Kk]ey|[Oo]ption|[Gg]roup) '([\w.]+)' is not (?:expected|accepted)",),
+    "method option": (r"[Pp]arser key \"method\":\s+Option '([\w.]+)' is not",),
+    "option": (
+        r"(?:[Kk]ey|[Oo]ption|[Gg]roup) '([\w.]+)' is not (?:expected|accepted)",
+        r"does not accept option '([\w.]+)'",
+    ),
     "group": (r"[Pp]arser key \"([\w.]+)\":\s+Unable to load config",),
     "method": (r"dot import path string: ([\w.]+)", r"class_path '([\w.]+)'"),
     "command": (r"invalid choice: '?([\w-]+)'?",),

@@ -23,6 +23,8 @@ def reworded(message: str, command: str = "") -> str:
         return "missing: the command"
     if unknown := re.match(r"argument command: invalid choice: '(.*?)'", message):
         return f"there is no command {unknown[1]!r}."
+    if unknown := re.match(r"Subcommand '\S+' does not accept option '([\w.]+)'", message):
+        return f"there is no option {unknown[1]!r}."
     if key := re.match(r"[Pp]arser key \"([\w.]+)\":\s*(.*)", message, re.DOTALL):
         return _about_option(key[1], key[2]) or message
     return message
