@@ -24,5 +24,12 @@ def test_examples_in_docstrings_give_what_they_say(name):
 
 
 def test_the_main_public_modules_have_examples():
-    expected = {"conformal", "metrics.scores", "objective", "predictive", "sampling", "tasks.finder"}
+    expected = {
+        "adapters.sampling",
+        "metrics.scores",
+        "prediction.conformal",
+        "prediction.predictive",
+        "tasks.reading.finder",
+        "training.elbo",
+    }
     assert {f"bayeslora.{name}" for name in expected} <= set(MODULES)
