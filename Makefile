@@ -47,4 +47,4 @@ notebook: $(VENV)/.documented  ## Run the notebooks again and keep their outputs
 	$(BIN)/python docs/notebooks/execute.py
 
 clean:
-	rm -rf $(VENV) build dist docs/api .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/reference/api .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,5 @@
 """The site: `make docs` builds it into build/docs, without a network connection and without running a notebook."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +48,6 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-def list_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """In the tables of contents of index.md, drop pages that are not there and put those it does not name last."""
-    if docname != "index":
-        return
-    pages = {path.stem for path in HERE.glob("*.md")} - {"index"}
-    named = set(re.findall(r"^(\w+)$", source[0], re.MULTILINE))
-    missing, rest = named - pages - {"other_pages"}, sorted(pages - named)
-    for name in missing:
-        source[0] = re.sub(rf"^{name}\n", "", source[0], flags=re.MULTILINE)
-    source[0] = re.sub(r"^other_pages$", "\n".join(rest), source[0], flags=re.MULTILINE)
-
-
 class LinksOutOfTheSite(SphinxPostTransform):
     """Leaves the text of a link to a folder or a page of the repository that is no part of the site."""
 
@@ -76,6 +63,5 @@ class LinksOutOfTheSite(SphinxPostTransform):
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the two of them."""
-    app.connect("source-read", list_pages)
+    """Connect it."""
     app.add_post_transform(LinksOutOfTheSite)

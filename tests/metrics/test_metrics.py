@@ -568,7 +568,7 @@ def test_a_picture_needs_a_method_and_a_png_name(tmp_path: Path) -> None:
 
 
 def test_the_error_of_two_choices_is_that_of_the_top_choice():
-    """The example of docs/metrics.md, where the error of column 1 is 0.1."""
+    """The example of docs/reference/metrics.md, where the error of column 1 is 0.1."""
     probabilities = torch.tensor([[0.3, 0.7]] * 10 + [[0.7, 0.3]] * 10)
     labels = torch.tensor([1] * 8 + [0] * 2 + [1] * 4 + [0] * 6)
     assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0, abs=1e-6)

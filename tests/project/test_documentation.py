@@ -15,8 +15,15 @@ from conftest import byte_level_tokenizer, tiny_llama
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+STUDIES = ROOT / "studies"
+QUICKSTART = DOCS / "start" / "quickstart.md"
 NOTEBOOK = DOCS / "notebooks" / "calibrated_adapter.ipynb"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(DOCS / "methods").glob("*.md")])
+BUILT = DOCS / "reference" / "api"
+PAGES = sorted(
+    page
+    for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *STUDIES.rglob("*.md"))
+    if BUILT not in page.parents and page.name != "report.md"
+)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -73,10 +80,12 @@ def test_committed_results_name_nothing_of_the_machine_that_made_them():
 
 def test_every_paper_that_is_named_is_in_the_index():
     number = re.compile(r"\b\d{4}\.\d{5}\b")
-    known = set(number.findall((DOCS / "paper_index.md").read_text(encoding="utf-8")))
+    known = set(number.findall((DOCS / "reference" / "paper_index.md").read_text(encoding="utf-8")))
     for path in [*PAGES, *(ROOT / "src").rglob("*.py")]:
         missing = set(number.findall(path.read_text(encoding="utf-8"))) - known
-        assert not missing, f"{path.relative_to(ROOT)} names {sorted(missing)}; add a row to docs/paper_index.md"
+        assert not missing, (
+            f"{path.relative_to(ROOT)} names {sorted(missing)}; add a row to docs/reference/paper_index.md"
+        )
 
 
 def test_versions_agree():
@@ -106,7 +115,7 @@ def test_the_quickstart_runs_from_top_to_bottom(base, tmp_path, monkeypatch, cap
     shrunk = [part for name, value in {**small, **smaller}.items() for part in (f"--{name}", str(value))]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    commands, sections = [], blocks(DOCS / "quickstart.md")
+    commands, sections = [], blocks(QUICKSTART)
     for language, text in sections:
         if language == "json" and '"question"' in text:
             (tmp_path / "items.jsonl").write_text(text, encoding="utf-8")
@@ -128,7 +137,7 @@ def test_the_quickstart_runs_from_top_to_bottom(base, tmp_path, monkeypatch, cap
         "reliability.png",
     }
     record = json.loads((tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    text = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    text = QUICKSTART.read_text(encoding="utf-8")
     assert not [name for name in record if name != "id" and f"`{name}`" not in text]
     assert names["prediction"].probabilities.shape == (4, 4)
     assert (tmp_path / "adapters" / "mine" / "adapter_model.safetensors").is_file()
@@ -136,11 +145,9 @@ def test_the_quickstart_runs_from_top_to_bottom(base, tmp_path, monkeypatch, cap
 
 
 def test_what_the_quickstart_shows_is_what_was_measured():
-    results = json.loads((ROOT / "studies" / "methods" / "demo" / "seed0" / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((STUDIES / "methods" / "demo" / "seed0" / "results.json").read_text(encoding="utf-8"))
     measured = results["rows"]["Bayesian-LoRA, 6 samples"]
-    head, row = re.search(
-        r"^\| (accuracy .*) \|\n\|[-|]+\n\| (.*) \|$", prose(DOCS / "quickstart.md"), re.MULTILINE
-    ).groups()
+    head, row = re.search(r"^\| (accuracy .*) \|\n\|[-|]+\n\| (.*) \|$", prose(QUICKSTART), re.MULTILINE).groups()
     for name, value in zip(head.split(" | "), row.split(" | "), strict=True):
         assert float(value) == pytest.approx(measured[name], abs=5e-4), name
 

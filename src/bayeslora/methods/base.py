@@ -70,7 +70,7 @@ class Method(ABC):
         target_modules: Names of the linear layers to adapt, or "all-linear"; default: query and value. What text does
             not reach, such as a vision tower, is left out.
         last_layers: Adapt only this many layers, counted from the top; default: all.
-        placement: Adapt the upper share of the layers: "top_half" or "top_quarter" (docs/speed.md has what each costs).
+        placement: Adapt the upper share of the layers: "top_half" or "top_quarter" (docs/results/speed.md: the costs).
         modules_to_save: Further modules to train and save whole. Those with weights that the base model's checkpoint
             does not hold, such as a new head, need not be named.
         init_from: Run folder, adapter folder or Hub id of a trained LoRA adapter to start from. Its own rank, scale,

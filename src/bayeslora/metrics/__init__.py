@@ -3,7 +3,7 @@
 Nearly every function takes `probabilities [items, choices]`, a torch tensor or numpy array whose rows sum to one (a
 choice an item does not have carries probability zero), and integer `labels [items]`. They raise `ValueError` when the
 two do not fit together, when a row is no distribution, or when a label is out of range; `TypeError` when the labels
-are not integers. The work is done in float64 on the CPU. docs/metrics.md has the formulas and their limits.
+are not integers. The work is done in float64 on the CPU. docs/reference/metrics.md has the formulas and their limits.
 """
 
 from bayeslora.metrics.calibration import (

@@ -3,7 +3,7 @@
 Split-conformal prediction: on labelled items that the model has not seen, find the threshold that the right choice's
 score stays below often enough; a new item's set is all choices whose score stays below it too. If the new items and
 those of the calibration are exchangeable, the sets hold the right choice with probability at least `coverage`, on
-average over both. docs/prediction_sets.md says what that does not promise.
+average over both. docs/guides/prediction_sets.md says what that does not promise.
 
 Sources: Papadopoulos et al. (2002), Inductive confidence machines for regression; Vovk et al. (2005), Algorithmic
 learning in a random world; Sadinle et al. (arXiv:1609.00451); Romano et al. (arXiv:2006.02544).

@@ -226,7 +226,7 @@ def predict_file(
         abstain_above: Entropy in nats above which a record says `"abstain": true`.
         coverage: Add to each record a set of choices, `"set"` (indices) and `"set_choices"` (texts), that holds the
             right one with this probability in (0, 1): split-conformal, score "lac", calibrated on the dev split of the
-            run's task (docs/prediction_sets.md).
+            run's task (docs/guides/prediction_sets.md).
         file_layout: How the file is read where it is not laid out as the run's own: question_column, choices_column,
             label_column, labels, id_column, group_column, choices.
         device: As `load_run`.

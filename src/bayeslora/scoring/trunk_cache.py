@@ -35,7 +35,7 @@ class TrunkCache:
 
     The trunk is the run of transformer layers below the first one with a trainable parameter. Its output depends on
     the item alone, so later epochs, and every later draw, method or evaluation on the same base model, read it here.
-    Exact up to the rounding that another padding of the batch brings (docs/trunk_cache.md).
+    Exact up to the rounding that another padding of the batch brings (docs/guides/trunk_cache.md).
 
     Args:
         model: A model with adapters.

@@ -99,7 +99,7 @@ class Generation:
         return self.mutual_information if measure == "mutual_information" else self.entropy
 
     def records(self, threshold: float = 0.02, measure: Measure = "mutual_information") -> Iterator[dict[str, Any]]:
-        """One record per sequence, ready for JSON; the fields are those of docs/generation.md."""
+        """One record per sequence, ready for JSON; the fields are those of docs/guides/generation.md."""
         scores = zip(self.mean_log_probability.tolist(), self.log_likelihood.tolist(), strict=True)
         columns = ("tokens", "log_probability", "entropy", "mutual_information")
         values = {name: getattr(self, name) for name in columns}

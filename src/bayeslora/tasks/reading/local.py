@@ -39,7 +39,7 @@ def load_items(
         choices_column: holds a list (in CSV: a JSON list) or {"text": [...], "label": [...]}; or it
             names one column for each choice, separated by commas ("A,B,C,D").
         label_column: holds an index from 0, a letter or the exact text of a choice; nothing for None. The whole rule
-            is in docs/data.md.
+            is in docs/start/data.md.
         group_column: holds what keeps items on one side of a split, such as their passage; None: no column.
         id_column: holds an id; where there is none, the id is the file's stem and the row's index.
         choices: the choices of every item, for a file that has no column of them.
