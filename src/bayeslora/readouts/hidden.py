@@ -3,14 +3,14 @@
 A choice is read behind its question, and no choice sees another: packed as cloze scoring packs them, or one row for
 each choice where a model would not read packed ones right. An item gives a tensor [choices + 1, layers, poolings,
 hidden]; row 0 is the question, the others are its choices; the poolings are the mean over the tokens and the last one.
-Layers above the last one that is read do not run.
+Its likelihood numbers are the mean, sum and minimum of each choice's token log-likelihoods and how many tokens it has.
+Without them, the layers above the last one that is read do not run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from bayeslora.models.layers import evaluating, forwards_replaced, outermost_lay
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["POOLINGS", "option_vectors", "read_layers"]
+__all__ = ["POOLINGS", "ItemVectors", "item_vectors", "read_layers"]
 
 POOLINGS = ("mean", "last")
 
@@ -38,28 +38,52 @@ def read_layers(model: nn.Module, depths: Sequence[float] = _DEPTHS) -> list[int
     return sorted({max(1, round(depth * count)) for depth in depths})
 
 
-def option_vectors(model: nn.Module, batch: ClozeBatch, layers: Sequence[int]) -> list[Tensor]:
-    """The vectors of each item [choices + 1, layers, poolings, hidden], on the CPU, in the model's own number type.
+class ItemVectors(NamedTuple):
+    """What is read of one item, on the CPU.
+
+    Args:
+        hidden: [choices + 1, layers, poolings, hidden], in the model's own number type.
+        likelihood: [choices, 4]: mean, sum and minimum of the tokens' log-likelihoods (nats) and their number; None
+            where it was not asked for.
+    """
+
+    hidden: Tensor
+    likelihood: Tensor | None
+
+
+def item_vectors(
+    model: nn.Module, batch: ClozeBatch, layers: Sequence[int], *, likelihood: bool = True
+) -> list[ItemVectors]:
+    """The vectors of each item of a batch.
 
     Args:
         model: A causal language model, in eval mode or not.
-        batch: Of `Cloze`.
+        batch: Of `Cloze`, on the model's device.
         layers: Of `read_layers`, rising.
+        likelihood: Whether to run the layers above those and the head, for the likelihood numbers.
     """
-    suited = batch.suited_to(model)
+    suited: Any = batch.suited_to(model)
     with evaluating(model), torch.no_grad():
-        hidden = torch.stack(_hidden(model, suited, layers), 2)
-    pooled = _unpacked(suited, hidden) if isinstance(suited, UnpackedBatch) else _packed(batch, hidden)
+        states, tokens = _run(model, suited, layers, likelihood)
+    hidden = torch.stack(states, 2)
+    unpacked = isinstance(suited, UnpackedBatch)
+    pooled = (_unpacked(suited, hidden) if unpacked else _packed(suited, hidden)).to(hidden.dtype).cpu()
+    numbers = None
+    if tokens is not None:
+        numbers = _likelihood_numbers(tokens, _answers(suited)).cpu()
     counts = batch["choice_mask"].sum(-1).tolist()
-    return [item[: count + 1].to(hidden.dtype).cpu() for item, count in zip(pooled, counts, strict=True)]
+    return [
+        ItemVectors(pooled[item, : count + 1], None if numbers is None else numbers[item, :count])
+        for item, count in enumerate(counts)
+    ]
 
 
 class _Stop(Exception):
     """Ends a forward whose further layers nobody reads."""
 
 
-def _hidden(model: nn.Module, batch: Any, layers: Sequence[int]) -> list[Tensor]:
-    """Hidden states [rows, tokens, hidden] behind these numbers of layers."""
+def _run(model: nn.Module, batch: Any, layers: Sequence[int], whole: bool) -> tuple[list[Tensor], Tensor | None]:
+    """Hidden states [rows, tokens, hidden] behind these numbers of layers, and the answer tokens' log-likelihoods."""
     every, found = outermost_layers(model), []
     numbers = {id(layer): number + 1 for number, layer in enumerate(every)}
 
@@ -67,13 +91,33 @@ def _hidden(model: nn.Module, batch: Any, layers: Sequence[int]) -> list[Tensor]
         output = own(*args, **kwargs)
         if numbers[id(layer)] in layers:
             found.append(output if isinstance(output, Tensor) else output[0])
-            if len(found) == len(layers):
+            if len(found) == len(layers) and not whole:
                 raise _Stop
         return output
 
-    with suppress(_Stop), forwards_replaced(every, run):
-        batch.likelihood(model)
-    return found
+    with forwards_replaced(every, run):
+        try:
+            return found, batch.likelihood(model)
+        except _Stop:
+            return found, None
+
+
+def _answers(batch: Any) -> Tensor:
+    """Whether an answer token belongs to a choice [items, choices, tokens], in the form of the batch's likelihoods."""
+    if isinstance(batch, UnpackedBatch):
+        return batch["real"].unflatten(0, (-1, batch.rows_per_item))
+    numbers = torch.arange(batch["choice_mask"].shape[1], device=batch["choice"].device)
+    return batch["choice"].unsqueeze(1) == numbers.unsqueeze(-1)
+
+
+def _likelihood_numbers(tokens: Tensor, member: Tensor) -> Tensor:
+    """[items, choices, 4] of the tokens' log-likelihoods, [items, tokens] or [items * choices, tokens]."""
+    tokens = tokens.reshape(len(member), -1, tokens.shape[-1])
+    count = member.sum(-1)
+    total = torch.where(member, tokens, 0).sum(-1)
+    least = torch.where(member, tokens, torch.inf).amin(-1)
+    least = torch.where(count > 0, least, 0)
+    return torch.stack([total / count.clamp_min(1), total, least, count.to(total.dtype)], -1)
 
 
 def _packed(batch: ClozeBatch, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Regression", "Utilities"]
+__all__ = ["Regression", "Utilities", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Regression:
         """
         real = places >= 0
         reduced = torch.linalg.solve_triangular(self.factor, cross.mT, upper=False).mT
-        mean, root = _grouped(cross @ self.solved, places), _grouped(reduced, places)
+        mean, root = grouped(cross @ self.solved, places), grouped(reduced, places)
         both = real.unsqueeze(1) & real.unsqueeze(2)
         return Utilities(mean, torch.where(both, prior, 0.0) - root @ root.mT)
 
@@ -88,11 +88,11 @@ class Regression:
         identity = torch.eye(places.shape[1], dtype=inverse.dtype)
         block = torch.where(both, inverse[index.unsqueeze(2), index.unsqueeze(1)], identity)
         left = torch.linalg.inv(block)
-        mean = _grouped(self.targets, places) - left @ _grouped(self.solved, places)
+        mean = grouped(self.targets, places) - left @ grouped(self.solved, places)
         noise = torch.diag_embed(self.noise[index])
         return Utilities(mean, torch.where(both, left - noise, 0.0))
 
 
-def _grouped(rows: Tensor, places: Tensor) -> Tensor:
+def grouped(rows: Tensor, places: Tensor) -> Tensor:
     """Rows [rows, ...] as [items, size, ...]; zero where a group has no such member."""
     return torch.where((places >= 0).unsqueeze(-1), rows[places.clamp_min(0)], 0.0)

@@ -1,0 +1,141 @@
+"""The features of items, read off a model once: kept in memory, or in files for later runs and after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bayeslora.models.layers import base_model, outermost_layers
+from bayeslora.readouts.blocks import OptionFeatures
+from bayeslora.readouts.hidden import POOLINGS, ItemVectors, item_vectors, read_layers
+from bayeslora.scoring.base import ChoiceItem
+from bayeslora.scoring.cloze import Cloze, ClozeBatch
+from bayeslora.scoring.trunk_cache import trunk_digest
+from bayeslora.scoring.trunk_store import DiskStore, MemoryStore, Store
+from bayeslora.system.processes import is_main
+
+__all__ = ["FeatureReader"]
+
+_LIMIT = 64 * 2**30
+_TOGETHER = 64
+"""Items of one file of the store."""
+
+
+class FeatureReader:
+    """Reads the option vectors of items.
+
+    On a CPU each item has a forward of its own, so that its numbers do not depend on the items beside it.
+
+    Args:
+        model: A causal language model, with or without adapters; it stays as it is.
+        scoring: Puts questions and choices into tokens.
+        likelihood: Whether to read the likelihood numbers, for which all layers run.
+        folder: Keep what is read in files here, in a subfolder for this model and its weights; default: in memory.
+        batch_size: Items per forward on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scoring: Cloze,
+        *,
+        likelihood: bool = True,
+        folder: str | Path | None = None,
+        batch_size: int = 8,
+    ):
+        self.model, self.scoring, self.likelihood = model, scoring, likelihood
+        self.layers = read_layers(model)
+        self.batch_size = 1 if _device(model).type == "cpu" else batch_size
+        self._store: Store = MemoryStore(_LIMIT)
+        if folder is not None:
+            self._store = DiskStore(Path(folder).expanduser() / self._name(), _LIMIT)
+
+    def __call__(self, items: Sequence[ChoiceItem], *, progress: bool = False) -> OptionFeatures:
+        """The features of `items`, in their order.
+
+        Raises:
+            ValueError: There are no items.
+        """
+        if not items:
+            raise ValueError("there are no items to read; expected at least one.")
+        rows: list[ItemVectors] = []
+        bar = tqdm(total=len(items), desc="features", unit="item", leave=False, disable=not (progress and is_main()))
+        with bar:
+            for first in range(0, len(items), _TOGETHER):
+                rows += self._part(items[first : first + _TOGETHER])
+                bar.update(min(_TOGETHER, len(items) - first))
+        return _joined(rows, self.layers)
+
+    def _part(self, items: Sequence[ChoiceItem]) -> list[ItemVectors]:
+        batches = [self.scoring([item]) for item in items]
+        keys = [_key(batch) for batch in batches]
+        known = [self._kept(key) for key in keys]
+        missing = [index for index, row in enumerate(known) if row is None]
+        new: dict[int, ItemVectors] = {}
+        for first in range(0, len(missing), self.batch_size):
+            chunk = missing[first : first + self.batch_size]
+            batch = batches[chunk[0]] if len(chunk) == 1 else self.scoring([items[index] for index in chunk])
+            found = item_vectors(
+                self.model,
+                batch.to(_device(self.model)),
+                self.layers,
+                likelihood=self.likelihood,  # type: ignore[arg-type]
+            )
+            new |= dict(zip(chunk, found, strict=True))
+        self._store.add({name: row for index in new for name, row in _named(keys[index], new[index]).items()})
+        return [new[index] if row is None else row for index, row in enumerate(known)]
+
+    def _kept(self, key: str) -> ItemVectors | None:
+        names = [f"{key}.hidden", f"{key}.likelihood"][: 1 + self.likelihood]
+        rows = self._store.get(names)
+        return None if rows is None else ItemVectors(rows[0], rows[1] if self.likelihood else None)
+
+    def _name(self) -> str:
+        """Of the folder of this model: what its weights, with those of adapters, and the layers read come to."""
+        layers = outermost_layers(self.model)
+        digest = hashlib.sha256(trunk_digest(self.model, layers).encode())
+        digest.update(repr(self.layers).encode())
+        for name, tensor in self.model.named_parameters():
+            if tensor.requires_grad:
+                digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return f"options-{type(base_model(self.model)).__name__}-{digest.hexdigest()[:32]}"
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _key(batch: ClozeBatch) -> str:
+    """Of an item alone in its batch: its tokens, and their positions, which tell the packed choices apart."""
+    tokens = batch["input_ids"].numpy().tobytes() + batch["position_ids"].numpy().tobytes()
+    return hashlib.sha256(tokens).hexdigest()
+
+
+def _named(key: str, row: ItemVectors) -> dict[str, Tensor]:
+    parts = {f"{key}.hidden": row.hidden}
+    return parts if row.likelihood is None else parts | {f"{key}.likelihood": row.likelihood}
+
+
+def _joined(rows: Sequence[ItemVectors], layers: Sequence[int]) -> OptionFeatures:
+    """Items of any number of choices as one; zeros behind the mask."""
+    width = max(len(row.hidden) for row in rows) - 1
+    mask = torch.stack([torch.arange(width) < len(row.hidden) - 1 for row in rows])
+    options = torch.stack([_widened(row.hidden[1:], width) for row in rows])
+    hidden = {
+        f"layer {layer}, {pooling}": options[:, :, place, number]
+        for place, layer in enumerate(layers)
+        for number, pooling in enumerate(POOLINGS)
+    }
+    numbers = [_widened(row.likelihood, width) for row in rows if row.likelihood is not None]
+    # The question's last token, about two thirds up.
+    questions = torch.stack([row.hidden[0, -2 if len(layers) > 1 else -1, -1] for row in rows]).float()
+    return OptionFeatures(hidden, mask, questions, {"likelihood": torch.stack(numbers)} if numbers else {})
+
+
+def _widened(rows: Tensor, width: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(width - len(rows), *rows.shape[1:])])
