@@ -17,12 +17,14 @@ from bayeslora_cli import __version__ as __version__
 if TYPE_CHECKING:
     from bayeslora.deploy.hub import push_to_hub
     from bayeslora.prediction.generation import generate
+    from bayeslora.readouts.front import BayesianHead
     from bayeslora.runs import load_run
     from bayeslora.tasks import get_task
     from bayeslora.training.sft import BayesianSFTTrainer as BayesianSFTTrainer
     from bayeslora.training.trainer import BayesianLoraTrainer, ELBOTrainerMixin
 
 __all__ = [
+    "BayesianHead",
     "BayesianLoraConfig",
     "BayesianLoraTrainer",
     "Classification",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "BayesianHead": "readouts.front",
     "BayesianLoraTrainer": "training.trainer",
     "BayesianSFTTrainer": "training.sft",
     "ELBOTrainerMixin": "training.trainer",

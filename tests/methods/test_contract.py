@@ -35,7 +35,7 @@ from bayeslora.tasks import Item
 from bayeslora.training.cross_entropy import smoothed_cross_entropy
 from conftest import byte_level_tokenizer, distance, perturb, seeded, tiny_llama
 
-METHODS = {one.name: one for one in method_classes() if one.__module__.startswith("bayeslora.methods.")}
+METHODS = {one.name: one for one in method_classes() if one.__module__.startswith("bayeslora.methods.") and one.adapts}
 
 SHARED: dict[str, Any] = {"r": 4, "lora_alpha": 8, "last_layers": 2}
 

@@ -84,6 +84,8 @@ class Method(ABC):
     """Whether an item's draws depend on the shape of its batch, beside the seed."""
     train_samples: int = 1
     """Draws per training forward; the loss is their mean."""
+    adapts: ClassVar[bool] = True
+    """Whether the method trains an adapter; a head on frozen features does not."""
     needs_items: ClassVar[bool] = False
     """Whether `fit_posterior` or `predict` reads batches of items with choices, so that texts will not do."""
 

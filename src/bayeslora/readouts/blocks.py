@@ -61,8 +61,18 @@ class BlockScaling:
 
     @classmethod
     def of(cls, features: OptionFeatures) -> BlockScaling:
-        """From the training items."""
+        """From the training items.
+
+        Raises:
+            ValueError: A feature is NaN or infinite.
+        """
         blocks = {**features.hidden, **features.numbers}
+        for name, block in blocks.items():
+            if not bool(torch.isfinite(block[features.mask]).all()):
+                raise ValueError(
+                    f"features must be finite numbers, got NaN or infinity in {name!r}; a model that overflows in "
+                    "float16 needs float32 or bfloat16 (model.dtype)."
+                )
         scales = {name: _inverse_deviation(block[features.mask]) for name, block in blocks.items()}
         for name in features.numbers:
             size = float((cls(scales)(features)[name].double() ** 2).sum(-1).mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +80,9 @@ class FeatureReader:
         new: dict[int, ItemVectors] = {}
         for first in range(0, len(missing), self.batch_size):
             chunk = missing[first : first + self.batch_size]
-            batch = batches[chunk[0]] if len(chunk) == 1 else self.scoring([items[index] for index in chunk])
-            found = item_vectors(
-                self.model,
-                batch.to(_device(self.model)),
-                self.layers,
-                likelihood=self.likelihood,  # type: ignore[arg-type]
-            )
+            whole: Any = batches[chunk[0]] if len(chunk) == 1 else self.scoring([items[index] for index in chunk])
+            batch = whole.to(_device(self.model))
+            found = item_vectors(self.model, batch, self.layers, likelihood=self.likelihood)
             new |= dict(zip(chunk, found, strict=True))
         self._store.add({name: row for index in new for name, row in _named(keys[index], new[index]).items()})
         return [new[index] if row is None else row for index, row in enumerate(known)]

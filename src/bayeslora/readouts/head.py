@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from bayeslora.readouts.predictive import softmax_predictive
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
 
-__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "fit_head"]
+__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -37,9 +38,6 @@ INDUCING_ROWS = 1024
 
 EVIDENCE_ROWS = 1200
 """Contrasts on which the scales are chosen: one look at the evidence costs their number to the third power."""
-
-_WRONG_SHARE = 0.05
-"""Share of wrong labels below which all items count alike."""
 
 _ROUNDS = 3
 _AT_ONCE = 256
@@ -68,6 +66,8 @@ class Head:
 
     Args:
         features: Of the items that carry the posterior: all training items, or the inducing ones.
+        labels: Of the training items [items].
+        precision: How much each training item counts [items]; 1 where no label looks wrong.
         scaling: Of the features.
         scales: Weights of the blocks, and the noise.
         noise: The temperature, and how many labels look wrong.
@@ -76,6 +76,8 @@ class Head:
     """
 
     features: OptionFeatures
+    labels: Tensor
+    precision: Tensor
     scaling: BlockScaling
     scales: Scales
     noise: LabelNoise
@@ -86,6 +88,22 @@ class Head:
     def _rows(self) -> Tensor:
         """Kernel inputs of the items that carry the posterior."""
         return _weighted(self.scaling, self.scales, self.features)
+
+    def check(self, features: OptionFeatures) -> None:
+        """Whether the features have what the head reads.
+
+        Raises:
+            ValueError: They lack a block, or one has another width.
+        """
+        known = {**features.hidden, **features.numbers}
+        for name, scale in self.scaling.scales.items():
+            width = known[name].shape[-1] if name in known else None
+            if width != len(scale):
+                came = "there is none" if width is None else f"it has {width}"
+                raise ValueError(
+                    f"the head reads {len(scale)} features of {name!r}, but {came}; use the base model and options "
+                    "(likelihood, prior) that it was fitted with."
+                )
 
     def utilities(self, features: OptionFeatures) -> Utilities:
         """Posterior of the contrasts of items, in units of the labels."""
@@ -103,9 +121,7 @@ class Head:
         Raises:
             ValueError: The items lack a block.
         """
-        known = {**features.hidden, **features.numbers}
-        if missing := [name for name in self.scaling.scales if name not in known]:
-            raise ValueError(f"the head reads {missing[0]!r}, which these features lack; read them as in training.")
+        self.check(features)
         scale = self.scales.noise * (self.noise.temperature if temperature is None else temperature)
         parts = [self._part(features[one : one + _AT_ONCE], scale) for one in range(0, len(features), _AT_ONCE)]
         return HeadPrediction(
@@ -127,25 +143,56 @@ def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = Tr
     Args:
         features: Of the training items.
         labels: [items].
-        label_noise: Whether labels may be wrong: where leave-one-out predictions say that more than 5 % are, items that
+        label_noise: Whether labels may be wrong: where leave-one-out predictions say clearly that some are, items that
             look wrong count less.
 
     Raises:
         ValueError: No item has two choices, a label is no choice, or a feature is not finite.
     """
     scaling = BlockScaling.of(features)
-    targets, owners = Contrasts(features.mask).targets(labels), Contrasts(features.mask).owners
     precision = torch.ones(len(features), dtype=torch.float64)
+    fitted = _fit(scaling, features, labels, precision, label_noise)
+    for _ in range(_ROUNDS if fitted.noise.share else 0):
+        precision = fitted.noise.right.clamp_min(1e-3)
+        fitted = _fit(scaling, features, labels, precision, label_noise)
+    novelty = Novelty.of(features.questions)
+    return Head(labels=labels, precision=precision, scaling=scaling, novelty=novelty, **fitted._asdict())
+
+
+class _Fitted(NamedTuple):
+    """What one round gives: the names are those of `Head`."""
+
+    features: OptionFeatures
+    scales: Scales
+    noise: LabelNoise
+    posterior: Regression | SparseRegression
+
+
+def _fit(
+    scaling: BlockScaling, features: OptionFeatures, labels: Tensor, precision: Tensor, label_noise: bool
+) -> _Fitted:
+    contrasts = Contrasts(features.mask)
+    targets = contrasts.targets(labels)
     scales = _choose_scales(scaling, features, labels, precision)
-    posterior, carriers, left_out = _posterior(scaling, scales, features, targets, precision[owners])
-    choices = features.mask.sum(-1)
-    noise = fit_temperature_and_noise(left_out, labels, choices, noisy=label_noise)
-    for _ in range(_ROUNDS if noise.share > _WRONG_SHARE else 0):
-        precision = noise.right.clamp_min(1e-3)
-        scales = _choose_scales(scaling, features, labels, precision)
-        posterior, carriers, left_out = _posterior(scaling, scales, features, targets, precision[owners])
-        noise = fit_temperature_and_noise(left_out, labels, choices)
-    return Head(carriers, scaling, scales, noise, posterior, Novelty.of(features.questions))
+    posterior: Regression | SparseRegression
+    if len(contrasts) <= EXACT_ROWS:
+        carriers = features
+        posterior = exact = exact_posterior(scaling, scales, features, targets, precision)
+        left_out = softmax_predictive(exact.leave_one_out(contrasts.places), contrasts, scales.noise)
+    else:
+        carriers = features[_spread(features.mask, INDUCING_ROWS)]
+        noise = scales.noise / precision[contrasts.owners]
+        posterior, left_out = _sparse_posterior(scaling, scales, features, carriers, targets, noise)
+    noise_found = fit_temperature_and_noise(left_out, labels, features.mask.sum(-1), noisy=label_noise)
+    return _Fitted(carriers, scales, noise_found, posterior)
+
+
+def exact_posterior(
+    scaling: BlockScaling, scales: Scales, features: OptionFeatures, targets: Tensor, precision: Tensor
+) -> Regression:
+    """The posterior of these scales given the training items' contrasts [contrasts, 1]."""
+    rows = _weighted(scaling, scales, features)
+    return Regression.condition(rows @ rows.T, targets, scales.noise / precision[Contrasts(features.mask).owners])
 
 
 def _weighted(scaling: BlockScaling, scales: Scales, features: OptionFeatures) -> Tensor:
@@ -169,44 +216,39 @@ def _spread(mask: Tensor, rows: int) -> Tensor:
     return torch.arange(count) * len(mask) // count
 
 
-def _posterior(
-    scaling: BlockScaling, scales: Scales, features: OptionFeatures, targets: Tensor, precision: Tensor
-) -> tuple[Regression | SparseRegression, OptionFeatures, Predictive]:
-    """The posterior, the items that carry it, and the leave-one-out predictions of all at T = 1."""
-    contrasts = Contrasts(features.mask)
-    if len(contrasts) <= EXACT_ROWS:
-        rows = _weighted(scaling, scales, features)
-        exact = Regression.condition(rows @ rows.T, targets, scales.noise / precision)
-        left_out = exact.leave_one_out(contrasts.places)
-        return exact, features, softmax_predictive(left_out, contrasts, scales.noise)
-    return _sparse_posterior(scaling, scales, features, targets, scales.noise / precision)
-
-
 def _sparse_posterior(
-    scaling: BlockScaling, scales: Scales, features: OptionFeatures, targets: Tensor, noise: Tensor
-) -> tuple[SparseRegression, OptionFeatures, Predictive]:
-    carriers = features[_spread(features.mask, INDUCING_ROWS)]
-    inducing = _weighted(scaling, scales, carriers)
-    places = Contrasts(features.mask).places
+    scaling: BlockScaling,
+    scales: Scales,
+    features: OptionFeatures,
+    carriers: OptionFeatures,
+    targets: Tensor,
+    noise: Tensor,
+) -> tuple[SparseRegression, Predictive]:
+    """The posterior that the inducing items carry, and leave-one-out predictions of all items at T = 1."""
+    inducing, places = _weighted(scaling, scales, carriers), Contrasts(features.mask).places
 
-    def chunks() -> Iterator[tuple[OptionFeatures, Tensor, Tensor]]:
+    def chunks() -> Iterator[_Chunk]:
         for first in range(0, len(features), _AT_ONCE):
-            rows = places[first : first + _AT_ONCE]
-            yield (
-                features[first : first + _AT_ONCE],
-                _weighted(scaling, scales, features[first : first + _AT_ONCE]),
-                rows[rows >= 0],
-            )
+            part = slice(first, first + _AT_ONCE)
+            rows, inputs = places[part][places[part] >= 0], _weighted(scaling, scales, features[part])
+            yield _Chunk(Contrasts(features.mask[part]), inputs, inputs @ inducing.T, targets[rows], noise[rows])
 
     posterior = SparseRegression.condition(
-        inducing @ inducing.T, ((inputs @ inducing.T, targets[rows], noise[rows]) for _, inputs, rows in chunks())
+        inducing @ inducing.T, ((chunk.cross, chunk.targets, chunk.noise) for chunk in chunks())
     )
-    parts = []
-    for some, inputs, rows in chunks():
-        contrasts = Contrasts(some.mask)
+    left_out = []
+    for contrasts, inputs, cross, own, variances in chunks():
         padded = contrasts.padded(inputs)
-        left_out = posterior.leave_one_out(
-            inputs @ inducing.T, padded @ padded.mT, targets[rows], noise[rows], contrasts.places
-        )
-        parts.append(softmax_predictive(left_out, contrasts, scales.noise))
-    return posterior, carriers, Predictive.concatenate(parts)
+        utilities = posterior.leave_one_out(cross, padded @ padded.mT, own, variances, contrasts.places)
+        left_out.append(softmax_predictive(utilities, contrasts, scales.noise))
+    return posterior, Predictive.concatenate(left_out)
+
+
+class _Chunk(NamedTuple):
+    """Some training items: kernel inputs, kernel with the inducing rows, targets and noise variances."""
+
+    contrasts: Contrasts
+    inputs: Tensor
+    cross: Tensor
+    targets: Tensor
+    noise: Tensor

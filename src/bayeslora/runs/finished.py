@@ -19,6 +19,7 @@ from bayeslora.prediction.conformal import ConformalSets, check_coverage
 from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.evaluation_files import EVALUATION_PARTS, check_evaluation
+from bayeslora.runs.heads import load_head_run
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
 from bayeslora.runs.loading import load_adapted, merge_resolved
 from bayeslora.runs.prediction import Prediction, write_rows
@@ -71,7 +72,7 @@ def load_run(
     recover_parts(folder)
     recover_folder(folder / "adapter")
     adapter = Path(adapter_folder(folder))
-    for path in (folder / "config.yaml", adapter / "adapter_config.json", folder / "metrics.json"):
+    for path in _needed(folder, adapter):
         if not path.is_file():
             raise FileNotFoundError(
                 f"{run} is not a finished run: {path.name} is missing. Expected the --output_dir of `bayeslora train`, "
@@ -83,6 +84,8 @@ def load_run(
     config = read_config(folder / "config.yaml")
     config.model = _base_model(config.model, base_model)
     config.model.device = kept_device(config.model.device) if device is None else device
+    if not config.method.adapts:
+        return load_head_run(config, folder, metrics)
     if not config.method.trains(stored := read_adapter_config(adapter)):
         raise ValueError(
             f"{adapter / 'adapter_config.json'}: peft_type is {stored.peft_type}, but config.yaml names the method "
@@ -98,6 +101,17 @@ def load_run(
         temperature=temperature,
         trunk_cache=open_trunk_cache(config, model) if config.train.cache_trunk_folder else None,
     )
+
+
+def _needed(folder: Path, adapter: Path) -> list[Path]:
+    """The files without which a run is not finished; a head on frozen features has no adapter."""
+    config = folder / "config.yaml"
+    adapts = not config.is_file() or read_config(config).method.adapts
+    return [
+        config,
+        adapter / "adapter_config.json" if adapts else folder / "posterior.safetensors",
+        folder / "metrics.json",
+    ]
 
 
 def _base_model(named: ModelConfig, base_model: str | None) -> ModelConfig:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from bayeslora.methods import State
@@ -26,7 +26,7 @@ from bayeslora.system.files import atomic_file
 from bayeslora.system.processes import all_reduce_max, gather_items, is_main, is_sharded, shard_items
 from bayeslora.tasks import Item
 
-__all__ = ["Prediction", "by_length", "predict_items", "write_rows"]
+__all__ = ["Prediction", "by_length", "predict_items", "require_finite", "write_rows"]
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Prediction:
     seconds: float
     cut: int = 0
     """Items whose questions were too long and lost their middle."""
+    further: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else is known of each item, by name [items], such as novelty."""
 
     def metrics(self) -> dict[str, Any]:
         """Scores on the items, which all need labels; `spread` is the mean of `Predictive.spread`."""
@@ -61,7 +63,8 @@ class Prediction:
         probabilities = self.predictive.probabilities
         uncertainty = zip(self.predictive.entropy.tolist(), self.predictive.mutual_information.tolist(), strict=True)
         sets = iter(()) if rule is None else iter(rule.sets(probabilities, choice_mask(self.items)))
-        for item, row, (entropy, information) in zip(self.items, probabilities.tolist(), uncertainty, strict=True):
+        rows = zip(self.items, probabilities.tolist(), uncertainty, strict=True)
+        for number, (item, row, (entropy, information)) in enumerate(rows):
             chosen = row[: len(item.choices)]
             best = max(range(len(chosen)), key=chosen.__getitem__)
             record: dict[str, Any] = {
@@ -73,6 +76,7 @@ class Prediction:
                 "entropy": entropy,
                 "mutual_information": information,
             }
+            record |= {name: float(values[number]) for name, values in self.further.items()}
             if item.label is not None:
                 record["label"] = item.label
             if abstain_above is not None:
@@ -134,13 +138,13 @@ def predict_items(
     joined = Predictive.concatenate(parts if together else gather_items(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = joined.take(back).tempered(temperature)
-    _require_finite(predictive, items)
+    require_finite(predictive, items)
     cut = sum(items[index].id in scoring.cut for chunk in own for index in chunk)
     cut = cut if together else sum(gather_items([cut]))
     return Prediction(items, predictive, samples, all_reduce_max(time.perf_counter() - started) or 0.0, cut)
 
 
-def _require_finite(predictive: Predictive, items: Sequence[Item]) -> None:
+def require_finite(predictive: Predictive, items: Sequence[Item]) -> None:
     """Whether every item has a distribution.
 
     Raises:

@@ -97,6 +97,11 @@ def train(
     """
     if config.task.scoring == "text":
         raise ValueError("task.scoring text has no items: train with bayeslora.runs.language_modelling.train_texts.")
+    if config.task.scoring == "options" or not config.method.adapts:
+        from bayeslora.runs.heads import train_head
+
+        chosen: Any = {"resume": resume, "overwrite": overwrite, "evaluate_dev": evaluate_dev}
+        return train_head(config, output_dir, **chosen)  # type: ignore[return-value]
     output = Path(output_dir)
     with only_writer(output):
         return _train(config, output, resume, overwrite, evaluate_dev, trunk_cache, prepare)

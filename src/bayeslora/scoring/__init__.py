@@ -7,6 +7,7 @@ from bayeslora.scoring.base import ChoiceBatch, Scoring
 from bayeslora.scoring.classification import Classification
 from bayeslora.scoring.cloze import Cloze
 from bayeslora.scoring.letter import Letter, class_token_ids
+from bayeslora.scoring.options import Options
 from bayeslora.scoring.text import Text
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Classification",
     "Cloze",
     "Letter",
+    "Options",
     "Scoring",
     "Text",
     "class_token_ids",

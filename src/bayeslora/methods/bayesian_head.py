@@ -1,0 +1,53 @@
+"""A Bayesian head on frozen option vectors, in closed form (`bayeslora.readouts`)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from peft import PeftModel
+from torch import nn
+
+from bayeslora.methods.base import Method
+
+__all__ = ["BayesianHead"]
+
+
+class BayesianHead(Method):
+    """No adapter: one pass for the features, then a Gaussian process regression on them; for scoring "options".
+
+    The evidence chooses the weights of the layers and the noise, leave-one-out the temperature, both on the training
+    items; a dev set is not needed. Predictions are in closed form: without draws and without a seed. The options of
+    adapters (r, target_modules, ...) and of optimisation change nothing.
+
+    Args:
+        likelihood: Whether the head reads each choice's likelihood too, for which the layers above the last one that is
+            read, and the language-model head, have to run.
+        label_noise: Whether training labels may be wrong: where leave-one-out says clearly that some are, items that
+            look wrong count less.
+        prior: Run folder of a head fitted before, on other tasks or older data with the same base model; what it says
+            is one more feature, whose weight the evidence chooses.
+    """
+
+    name: ClassVar[str] = "bayesian_head"
+    adapts: ClassVar[bool] = False
+    needs_items: ClassVar[bool] = True
+
+    def __init__(self, likelihood: bool = True, label_noise: bool = True, prior: str | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.likelihood = likelihood
+        self.label_noise = label_noise
+        self.prior = prior
+
+    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+        """There is none.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "the method BayesianHead adapts no weights: train it with scoring options (--task.scoring options)."
+        )
+
+    def effective_num_samples(self, num_samples: int) -> int:
+        """Always 0: the posterior is integrated in closed form."""
+        return 0

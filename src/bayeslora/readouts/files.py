@@ -1,0 +1,92 @@
+"""A head as named tensors, and back, bit for bit on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
+from bayeslora.readouts.contrasts import Contrasts
+from bayeslora.readouts.evidence import Scales
+from bayeslora.readouts.head import Head, exact_posterior
+from bayeslora.readouts.label_noise import LabelNoise
+from bayeslora.readouts.novelty import Novelty
+from bayeslora.readouts.regression import Regression
+from bayeslora.readouts.sparse import SparseRegression
+
+__all__ = ["head_from_tensors", "head_tensors"]
+
+_SPARSE = ("factor", "precision_factor", "mean")
+_NOVELTY = ("scale", "points", "reference")
+
+
+def head_tensors(head: Head) -> dict[str, Tensor]:
+    """All that `head_from_tensors` needs: training vectors, scales, and of a sparse posterior its factors."""
+    numbers = torch.tensor(
+        [head.scales.noise, head.scales.log_evidence, head.noise.temperature, head.noise.share, head.noise.nll],
+        dtype=torch.float64,
+    )
+    tensors = {
+        "mask": head.features.mask,
+        "questions": head.features.questions,
+        "labels": head.labels,
+        "weights": head.scales.weights,
+        "effective_parameters": head.scales.effective_parameters,
+        "precision": head.precision,
+        "right": head.noise.right,
+        "numbers": numbers,
+    }
+    tensors |= {f"scale.{name}": scale for name, scale in head.scaling.scales.items()}
+    tensors |= {f"hidden.{name}": block for name, block in head.features.hidden.items()}
+    tensors |= {f"number.{name}": block for name, block in head.features.numbers.items()}
+    tensors |= {f"novelty.{name}": getattr(head.novelty, name) for name in _NOVELTY}
+    if isinstance(head.posterior, SparseRegression):
+        tensors |= {f"sparse.{name}": getattr(head.posterior, name) for name in _SPARSE}
+    # The order of the blocks, which a file of tensors does not keep.
+    order = {f"order.{name}": torch.tensor(place) for place, name in enumerate(head.scaling.scales)}
+    return {name: tensor.contiguous() for name, tensor in (tensors | order).items()}
+
+
+def head_from_tensors(tensors: Mapping[str, Tensor]) -> Head:
+    """The head that `head_tensors` wrote.
+
+    Raises:
+        ValueError: A tensor is missing.
+    """
+    try:
+        return _head(tensors)
+    except KeyError as error:
+        raise ValueError(f"the head's file lacks {error}; copy it again from where it was written.") from error
+
+
+def _head(tensors: Mapping[str, Tensor]) -> Head:
+    order = {name: int(place) for name, place in _part(tensors, "order").items()}
+    scales = {name: _part(tensors, "scale")[name] for name in sorted(order, key=order.__getitem__)}
+    noise, log_evidence, temperature, share, nll = tensors["numbers"].tolist()
+    features = OptionFeatures(_part(tensors, "hidden"), tensors["mask"], tensors["questions"], _part(tensors, "number"))
+    scaling = BlockScaling(scales)
+    chosen = Scales(tensors["weights"], noise, log_evidence, tensors["effective_parameters"])
+    sparse, precision = _part(tensors, "sparse"), tensors["precision"]
+    posterior: Regression | SparseRegression
+    if sparse:
+        posterior = SparseRegression(**{name: sparse[name] for name in _SPARSE})
+    else:
+        targets = Contrasts(features.mask).targets(tensors["labels"])
+        posterior = exact_posterior(scaling, chosen, features, targets, precision)
+    return Head(
+        features=features,
+        labels=tensors["labels"],
+        precision=precision,
+        scaling=scaling,
+        scales=chosen,
+        noise=LabelNoise(temperature, share, tensors["right"], nll),
+        posterior=posterior,
+        novelty=Novelty(**{name: _part(tensors, "novelty")[name] for name in _NOVELTY}),
+    )
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

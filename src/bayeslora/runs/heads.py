@@ -1,0 +1,290 @@
+"""Runs of a Bayesian head on frozen features: fitted, predicted with, written and loaded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.methods.bayesian_head import BayesianHead
+from bayeslora.options.ranges import Draws, check_value
+from bayeslora.readouts.blocks import OptionFeatures
+from bayeslora.readouts.contrasts import Contrasts
+from bayeslora.readouts.features import FeatureReader
+from bayeslora.readouts.files import head_from_tensors, head_tensors
+from bayeslora.readouts.head import Head, fit_head
+from bayeslora.runs.beginning import check_beginning, check_config
+from bayeslora.runs.config import RunConfig
+from bayeslora.runs.config_files import write_config
+from bayeslora.runs.items import task_items
+from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
+from bayeslora.runs.prediction import Prediction, require_finite
+from bayeslora.runs.run import Run
+from bayeslora.runs.state import load_state, save_state
+from bayeslora.system.files import write_json
+from bayeslora.system.folders import only_writer, replaced_together
+from bayeslora.system.memory import peak_memory
+from bayeslora.tasks import Item, Splits
+
+__all__ = ["HeadRun", "fit_run", "load_head_run", "open_reader", "train_head", "write_head_run"]
+
+logger = logging.getLogger("bayeslora")
+
+_PRIOR = "prior"
+
+
+@dataclass(kw_only=True)
+class HeadRun(Run):
+    """A fitted head and the model that it reads.
+
+    Args:
+        reader: Gives the features of items.
+        head: The posterior.
+        prior: The head whose utilities are one of this head's features, or None.
+    """
+
+    reader: FeatureReader
+    head: Head
+    prior: Head | None = None
+
+    def features(self, items: Sequence[Item], *, progress: bool = False) -> OptionFeatures:
+        """What the head reads of items."""
+        return _with_prior(self.reader(items, progress=progress), self.prior)
+
+    def predict(
+        self,
+        items: Sequence[Item],
+        num_samples: int | None = None,
+        *,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> Prediction:
+        """Predictions with `variance` and `novelty`; without draws, so `num_samples` and `seed` change nothing."""
+        check_value(num_samples, Draws | None, "num_samples")
+        started = time.perf_counter()
+        found = self.head.predict(self.features(items, progress=progress))
+        require_finite(found.predictive, items)
+        further = {"variance": found.variance, "novelty": found.novelty}
+        cut = sum(item.id in self.scoring.cut for item in items)
+        return Prediction(items, found.predictive, 0, time.perf_counter() - started, cut, further)
+
+
+@dataclass(kw_only=True)
+class TrainedHead(HeadRun):
+    """A head that was fitted in this process."""
+
+    splits: Splits
+
+
+def train_head(
+    config: RunConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    evaluate_dev: bool = True,
+    reader: FeatureReader | None = None,
+) -> TrainedHead:
+    """Fit a head and write its run folder: `config.yaml`, `metrics.json` and `posterior.safetensors`, no adapter.
+
+    Args:
+        config: The run, with scoring "options" and the method BayesianHead.
+        output_dir: The run folder. The features go to `features/` in it, or to `train.cache_trunk_folder`; what an
+            interrupted run has read is not read again.
+        resume: Whether there may be a run of the same config in the folder, which is fitted again.
+        overwrite: Replace a run that is in `output_dir`.
+        evaluate_dev: Whether to predict the dev split, if there is one.
+        reader: That of another run on the same base model.
+
+    Raises:
+        FileExistsError: There is a run in `output_dir`, and neither `resume` nor `overwrite`.
+        RuntimeError: Another process writes to `output_dir`.
+        ValueError: The config is wrong, or the training items have no labels to fit.
+    """
+    output = Path(output_dir)
+    with only_writer(output):
+        splits = task_items(config.task)
+        if not splits.train:
+            raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
+        check_config(config, has_dev=bool(splits.dev))
+        config = replace(config, task=with_chat_template(config.task, config.model))
+        check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
+        run = fit_run(config, splits.train, output, reader or open_reader(config, output))
+        if splits.dev and evaluate_dev:
+            run.metrics |= run.predict(splits.dev).metrics() | {"split": "dev"}
+        write_head_run(run, output)
+    return TrainedHead(splits=splits, **_fields(run))
+
+
+def open_reader(config: RunConfig, output: Path) -> FeatureReader:
+    """What reads the features of a run in the folder `output`.
+
+    Raises:
+        ValueError: The method is another, or scoring and method do not belong together.
+    """
+    method = _method(config)
+    model, _, scoring = load_model(merge_resolved(config.model, output), config.task)
+    folder = config.train.cache_trunk_folder or output / "features"
+    kept = folder if config.train.cache_trunk else None
+    reader: Any = scoring
+    return FeatureReader(model, reader, likelihood=method.likelihood, folder=kept, batch_size=config.batch_size)
+
+
+def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: FeatureReader) -> HeadRun:
+    """The head of training items; says what was chosen.
+
+    Raises:
+        ValueError: An item has no label, or the prior is not a head on the same features.
+    """
+    method, started = _method(config), time.perf_counter()
+    if unlabelled := [item.id for item in items if item.label is None]:
+        raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
+    prior = _prior_head(method.prior, output)
+    with peak_memory(next(reader.model.parameters()).device) as memory:
+        features = _with_prior(reader(items, progress=True), prior)
+        read = time.perf_counter() - started
+        head = fit_head(features, torch.tensor([item.label for item in items]), label_noise=method.label_noise)
+    seconds = time.perf_counter() - started
+    chosen = describe_head(head)
+    logger.info("%s", summary(chosen))
+    metrics = {
+        "method": method.name,
+        "task": config.task.name,
+        "scoring": config.task.scoring,
+        "model": config.model.name,
+        "seed": config.seed,
+        "train_examples": len(items),
+        "train_seconds": round(seconds, 2),
+        "feature_seconds": round(read, 2),
+        "peak_memory_bytes": memory.peak,
+        "trainable_parameters": 0,
+        "history": [],
+        "cut_train_items": sum(item.id in reader.scoring.cut for item in items),
+        "chat_template": reader.scoring.chat_template,
+        "head": chosen,
+    }
+    state = head_tensors(head)
+    if prior is not None:
+        state |= {f"{_PRIOR}.{name}": tensor for name, tensor in head_tensors(prior).items()}
+    return HeadRun(
+        config=config,
+        model=reader.model,  # type: ignore[arg-type]
+        scoring=reader.scoring,
+        metrics=metrics,
+        state=state,
+        reader=reader,
+        head=head,
+        prior=prior,
+    )
+
+
+def describe_head(head: Head) -> dict[str, Any]:
+    """What was chosen on the training items, for metrics.json: weights and effective parameters by block, the noise,
+    the temperature, the share of labels that look wrong, log evidence and leave-one-out NLL (nats)."""
+    names = list(head.scaling.scales)
+    return {
+        "weights": dict(zip(names, head.scales.weights.tolist(), strict=True)),
+        "effective_parameters": dict(zip(names, head.scales.effective_parameters.tolist(), strict=True)),
+        "noise_variance": head.scales.noise,
+        "temperature": head.noise.temperature,
+        "wrong_labels": head.noise.share,
+        "log_evidence": head.scales.log_evidence,
+        "leave_one_out_nll": head.noise.nll,
+    }
+
+
+def summary(chosen: dict[str, Any]) -> str:
+    """`describe_head` in a few lines."""
+    effective = chosen["effective_parameters"]
+    blocks = "; ".join(
+        f"{name} {weight:.2g} ({effective[name]:.0f} effective parameters)"
+        for name, weight in chosen["weights"].items()
+    )
+    return (
+        f"head: prior variances by evidence: {blocks}; noise {chosen['noise_variance']:.3g}; by leave-one-out: "
+        f"temperature {chosen['temperature']:.2f}, wrong labels {chosen['wrong_labels']:.1%}, NLL "
+        f"{chosen['leave_one_out_nll']:.3f} nats"
+    )
+
+
+def write_head_run(run: HeadRun, output: Path) -> None:
+    """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none."""
+    from bayeslora.runs.training import RUN_PARTS
+
+    with replaced_together(output, RUN_PARTS) as aside:
+        save_state(run.state, aside)
+        write_config(run.config, aside / "config.yaml")
+        write_json(aside / "metrics.json", run.metrics)
+
+
+def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> HeadRun:
+    """The run in `folder`; its features are kept where its config says, else in memory.
+
+    Raises:
+        ValueError: The head's file lacks something, or is damaged.
+    """
+    model, _, scoring = load_model(merge_resolved(config.model, folder), config.task)
+    kept, reads = config.train.cache_trunk_folder, _method(config).likelihood
+    cloze: Any = scoring
+    reader = FeatureReader(model, cloze, likelihood=reads, folder=kept, batch_size=config.batch_size)
+    state = load_state(folder)
+    return HeadRun(
+        config=config,
+        model=model,  # type: ignore[arg-type]
+        scoring=scoring,
+        metrics=metrics,
+        state=state,
+        reader=reader,
+        head=head_from_tensors({name: one for name, one in state.items() if not name.startswith(f"{_PRIOR}.")}),
+        prior=_prior_in(state),
+    )
+
+
+def _prior_in(state: dict[str, Tensor]) -> Head | None:
+    start = f"{_PRIOR}."
+    tensors = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
+    return head_from_tensors(tensors) if tensors else None
+
+
+def _method(config: RunConfig) -> BayesianHead:
+    if config.task.scoring != "options" or not isinstance(config.method, BayesianHead):
+        raise ValueError(
+            f"scoring options and the method BayesianHead belong together, got scoring {config.task.scoring!r} and "
+            f"method {type(config.method).__name__}; give both (--task.scoring options --method BayesianHead)."
+        )
+    return config.method
+
+
+def _prior_head(run: str | None, output: Path) -> Head | None:
+    """The head of the run that serves as a prior, which stands alone: no prior of its own."""
+    if run is None:
+        return None
+    path = next((one for one in (Path(run), output / run) if (one / "posterior.safetensors").is_file()), None)
+    if path is None:
+        raise ValueError(f"method.prior: there is no head in {run!r}; give the run folder of a fitted BayesianHead.")
+    state = load_state(path)
+    if "weights" not in state:
+        raise ValueError(f"method.prior: {run!r} is a run of another method; give that of a BayesianHead.")
+    if _prior_in(state) is not None:
+        raise ValueError(f"method.prior: the head in {run!r} has a prior itself; give the one below it.")
+    return head_from_tensors(state)
+
+
+def _with_prior(features: OptionFeatures, prior: Head | None) -> OptionFeatures:
+    """`features` with the prior head's utilities, in nats, as one more block."""
+    if prior is None:
+        return features
+    prior.check(features)
+    utilities = Contrasts(features.mask).utilities(prior.utilities(features).mean[..., 0])
+    scaled = utilities / (prior.scales.noise * prior.noise.temperature)
+    return features.with_numbers(prior=scaled.float().unsqueeze(-1))
+
+
+def _fields(run: HeadRun) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in HeadRun.__dataclass_fields__}

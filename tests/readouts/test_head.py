@@ -1,0 +1,192 @@
+"""A head on made-up features: what it learns, what it refuses, and that its file is the head."""
+
+import math
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bayeslora.readouts import head as module
+from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
+from bayeslora.readouts.contrasts import Contrasts
+from bayeslora.readouts.files import head_from_tensors, head_tensors
+from bayeslora.readouts.head import fit_head
+from bayeslora.readouts.regression import Regression
+from bayeslora.readouts.sparse import SparseRegression
+from helpers import generator, normal
+
+
+def made_up(items: int, seed: int = 0, choices: int = 3, hidden: int = 12) -> tuple[OptionFeatures, torch.Tensor]:
+    """Features of which the first block says which choice is right; some items have one choice less."""
+    source = generator(seed)
+    mask = torch.ones(items, choices, dtype=torch.bool)
+    mask[::4, -1] = False
+    useful, useless = (normal(source, items, choices, hidden).float() for _ in range(2))
+    scores = (useful[..., 0] + useful[..., 1]).masked_fill(~mask, -math.inf)
+    labels = torch.multinomial((2 * scores).softmax(-1), 1, generator=source)[:, 0]
+    blocks = {"useful": useful, "useless": useless, "constant": torch.ones(items, choices, 2)}
+    return OptionFeatures(blocks, mask, normal(source, items, 5)), labels
+
+
+def _nll(head: module.Head, features: OptionFeatures, labels: torch.Tensor) -> float:
+    chosen = head.predict(features).predictive.log_probabilities.gather(-1, labels.unsqueeze(-1))
+    return -float(chosen.mean())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> module.Head:
+    return fit_head(*made_up(100))
+
+
+def test_it_learns_and_says_which_block_helped(fitted: module.Head) -> None:
+    features, labels = made_up(400, seed=1)
+    assert _nll(fitted, features, labels) < 0.75 < float(features.mask.sum(-1).double().log().mean())
+    weights = dict(zip(fitted.scaling.scales, fitted.scales.weights.tolist(), strict=True))
+    assert weights["useful"] > 10 * weights["useless"]
+    assert fitted.noise.share == 0 and fitted.noise.nll == pytest.approx(_nll(fitted, features, labels), abs=0.1)
+
+
+def test_leave_one_out_agrees_with_fits_without_the_item(fitted: module.Head) -> None:
+    """At the same scales: what is left out is the item alone."""
+    features, labels = made_up(100)
+    contrasts, precision = Contrasts(features.mask), torch.ones(99, dtype=torch.float64)
+    assert isinstance(fitted.posterior, Regression)
+    left_out = fitted.posterior.leave_one_out(contrasts.places)
+    for item in (0, 3):
+        others = torch.tensor([number for number in range(100) if number != item])
+        some = features[others]
+        targets = Contrasts(some.mask).targets(labels[others])
+        posterior = module.exact_posterior(fitted.scaling, fitted.scales, some, targets, precision)
+        alone = replace(fitted, features=some, posterior=posterior).utilities(features[item : item + 1])
+        torch.testing.assert_close(left_out.mean[item], alone.mean[0], rtol=0, atol=1e-8)
+
+
+def test_numbers_do_not_depend_on_the_batch(fitted: module.Head) -> None:
+    features, _ = made_up(30, seed=2)
+    together, alone = fitted.predict(features), fitted.predict(features[7:8])
+    torch.testing.assert_close(together.predictive.samples[:, 7:8], alone.predictive.samples, rtol=0, atol=1e-6)
+    torch.testing.assert_close(together.variance[7:8], alone.variance)
+    torch.testing.assert_close(together.novelty[7:8], alone.novelty)
+
+
+def test_the_file_is_the_head_bit_for_bit(fitted: module.Head) -> None:
+    features, _ = made_up(30, seed=2)
+    again = head_from_tensors(head_tensors(fitted))
+    assert list(again.scaling.scales) == list(fitted.scaling.scales)
+    assert torch.equal(again.predict(features).predictive.samples, fitted.predict(features).predictive.samples)
+    damaged = head_tensors(fitted)
+    del damaged["labels"]
+    with pytest.raises(ValueError, match="lacks 'labels'"):
+        head_from_tensors(damaged)
+
+
+def test_a_size_does_not_matter(fitted: module.Head) -> None:
+    """A feature in other units, or moved by the same amount for all choices, gives the same head."""
+    features, labels = made_up(100)
+    moved = {name: 1000 * block + 5 for name, block in features.hidden.items()}
+    other = fit_head(replace(features, hidden=moved), labels)
+    torch.testing.assert_close(other.scales.weights, fitted.scales.weights, rtol=1e-2, atol=1e-6)
+
+
+def test_more_rows_than_an_exact_head_holds(monkeypatch: pytest.MonkeyPatch, fitted: module.Head) -> None:
+    features, labels = made_up(100)
+    monkeypatch.setattr(module, "EXACT_ROWS", 90)
+    whole = fit_head(features, labels)  # all rows are inducing ones: exact
+    assert isinstance(whole.posterior, SparseRegression)
+    new, new_labels = made_up(100, seed=1)
+    exact, sparse = fitted.predict(new), whole.predict(new)
+    torch.testing.assert_close(sparse.predictive.probabilities, exact.predictive.probabilities, rtol=0, atol=1e-3)
+    torch.testing.assert_close(sparse.variance, exact.variance, rtol=1e-2, atol=1e-3)
+    assert whole.noise.nll == pytest.approx(fitted.noise.nll, abs=1e-3)
+    monkeypatch.setattr(module, "INDUCING_ROWS", 60)
+    few = fit_head(features, labels)
+    assert len(few.features) < 60 and _nll(few, new, new_labels) < _nll(fitted, new, new_labels) + 0.05
+    again = head_from_tensors(head_tensors(few))
+    assert torch.equal(again.predict(new).predictive.samples, few.predict(new).predictive.samples)
+
+
+def test_a_hundred_thousand_rows_fit_into_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sparse regression alone: what a head of 100,000 contrasts holds at once."""
+    rows, inducing, size = 100_000, 64, 8
+    chosen = normal(generator(0), inducing, size)
+    weights = normal(generator(1), size, 1)
+
+    def chunks():
+        for number in range(rows // 1000):
+            part = normal(generator(number + 2), 1000, size)
+            noise = 0.1 * torch.ones(1000, dtype=torch.float64)
+            yield part @ chosen.T, part @ weights + 0.3 * normal(generator(-number - 1), 1000, 1), noise
+
+    tracemalloc.start()
+    found = SparseRegression.condition(chosen @ chosen.T, chunks())
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+    new = normal(generator(5), 4, size)
+    places = torch.arange(4).unsqueeze(1)
+    mean = found.predict(new @ chosen.T, (new @ new.T).diagonal().reshape(4, 1, 1), places).mean[:, 0]
+    torch.testing.assert_close(mean, new @ weights, rtol=0, atol=0.02)
+
+
+def test_wrong_labels_count_less() -> None:
+    features, labels = made_up(250)
+    test, right = made_up(250, seed=1)
+    wrong = torch.rand(250, generator=generator(9)) < 0.3
+    noisy = torch.where(wrong, torch.randint(2, (250,), generator=generator(8)), labels)
+    robust, plain = fit_head(features, noisy), fit_head(features, noisy, label_noise=False)
+    if robust.noise.share:
+        assert float(robust.precision[wrong & (noisy != labels)].mean()) < float(robust.precision.mean())
+    assert _nll(robust, test, right) <= _nll(plain, test, right) + 1e-6
+
+
+def test_one_class_only_and_a_class_never_seen() -> None:
+    features, _ = made_up(40)
+    head = fit_head(features, torch.zeros(40, dtype=torch.long))
+    assert torch.isfinite(head.predict(features).predictive.probabilities).all()
+
+
+def test_nothing_to_learn_says_uniform() -> None:
+    features, labels = made_up(200)
+    shuffled = torch.minimum(labels[torch.randperm(200, generator=generator(3))], features.mask.sum(-1) - 1)
+    found = fit_head(features, shuffled).predict(made_up(100, seed=1)[0]).predictive
+    assert float(found.probabilities.amax(-1).mean()) < 0.5
+
+
+def test_equal_choices_have_equal_chances(fitted: module.Head) -> None:
+    features, _ = made_up(2, seed=4)
+    same = {name: block[:, :1].expand_as(block) for name, block in features.hidden.items()}
+    found = fitted.predict(replace(features, hidden=same)).predictive.probabilities
+    torch.testing.assert_close(found[1], torch.full((3,), 1 / 3))
+
+
+def test_one_choice_is_certain_and_no_two_choices_are_nothing_to_fit(fitted: module.Head) -> None:
+    features, labels = made_up(8)
+    single = features.mask.clone()
+    single[:, 1:] = False
+    found = fitted.predict(replace(features, mask=single)).predictive.probabilities
+    assert torch.equal(found[:, 0], torch.ones(8))
+    with pytest.raises(ValueError, match="nothing to fit"):
+        fit_head(replace(features, mask=single), torch.zeros_like(labels))
+
+
+def test_features_that_are_missing_or_not_finite_are_said(fitted: module.Head) -> None:
+    features, labels = made_up(8)
+    lacking = {name: block for name, block in features.hidden.items() if name != "useful"}
+    with pytest.raises(ValueError, match="'useful', but there is none"):
+        fitted.predict(replace(features, hidden=lacking))
+    with pytest.raises(ValueError, match="but it has 3"):
+        fitted.predict(replace(features, hidden={**features.hidden, "useful": features.hidden["useful"][..., :3]}))
+    bad = {**features.hidden, "useful": torch.full_like(features.hidden["useful"], math.nan)}
+    with pytest.raises(ValueError, match="finite"):
+        fit_head(replace(features, hidden=bad), labels)
+
+
+def test_a_block_of_numbers_keeps_its_size() -> None:
+    """A prior's utility that is sure of one item says more there than of another."""
+    features, _ = made_up(4)
+    numbers = torch.zeros(4, 3, 1)
+    numbers[0, 0], numbers[1, 0] = 5.0, 0.5
+    scaled = BlockScaling.of(features.with_numbers(prior=numbers))(features.with_numbers(prior=numbers))["prior"]
+    owners = Contrasts(features.mask).owners
+    ratio = scaled[owners == 1].abs().max() / scaled[owners == 0].abs().max()
+    assert 0.05 < float(ratio) < 0.2

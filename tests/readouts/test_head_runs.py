@@ -1,0 +1,103 @@
+"""A head through the command line and Python: its run folder holds all that later predictions need."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_cli import data, fails, tiny_base  # noqa: F401
+
+from bayeslora import BayesianHead
+from bayeslora.runs import load_run
+from bayeslora.tasks import load_items
+from bayeslora_cli.main import main
+
+
+def content(base: Path, items: Path) -> dict[str, Any]:
+    return {
+        "model": {"name": str(base), "device": "cpu"},
+        "task": {"name": str(items), "scoring": "options"},
+        "method": {"class_path": "BayesianHead"},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    place = tmp_path_factory.mktemp("head")
+    (place / "config.yaml").write_text(yaml.safe_dump(content(tiny_base, data)))
+    main(["train", "--config", str(place / "config.yaml"), "--output_dir", str(place / "run")])
+    return place
+
+
+def test_train_says_what_was_chosen(folder: Path) -> None:
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    chosen = metrics["head"]
+    assert set(chosen["weights"]) == set(chosen["effective_parameters"]) >= {"layer 1, mean", "likelihood"}
+    assert chosen["temperature"] > 0 and chosen["noise_variance"] > 0 and chosen["wrong_labels"] == 0
+    assert metrics["split"] == "dev" and metrics["nll"] > 0 and metrics["train_examples"] == 12
+    assert not (folder / "run" / "adapter").exists()
+
+
+def test_evaluate_and_predict(folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    main(["evaluate", str(folder / "run")])
+    rows = [json.loads(line) for line in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    for row in rows:
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert 0 <= row["mutual_information"] <= row["entropy"] and row["variance"] > 0 and 0 <= row["novelty"] <= 1
+    output = tmp_path / "out.jsonl"
+    main(["predict", str(folder / "run"), "--input", str(data / "test.jsonl"), "--output", str(output)])
+    again = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["probabilities"] for row in again] == [row["probabilities"] for row in rows]
+
+
+def test_python_is_the_command_line(folder: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    items = load_items(data / "train.jsonl")
+    head = BayesianHead(str(tiny_base)).fit(items)
+    test = load_items(data / "test.jsonl")
+    expected = load_run(folder / "run").predict(test).predictive.samples
+    torch.testing.assert_close(head.predict(test).predictive.samples, expected, rtol=0, atol=1e-6)
+    head.save(tmp_path / "saved")
+    loaded = BayesianHead.load(tmp_path / "saved")
+    assert torch.equal(loaded.predict(test).predictive.samples, head.predict(test).predictive.samples)
+    assert loaded.chosen == head.chosen and loaded.config.model == head.config.model
+    with pytest.raises(FileExistsError, match="overwrite"):
+        head.save(tmp_path / "saved")
+    with pytest.raises(RuntimeError, match="not fitted"):
+        _ = BayesianHead(str(tiny_base)).run
+    with pytest.raises(ValueError, match="needs labels"):
+        head.fit([replace(items[0], label=None)])
+
+
+def test_a_prior_is_one_more_block_and_goes_with_the_run(
+    folder: Path,
+    tiny_base: Path,  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    items, test = load_items(data / "train.jsonl"), load_items(data / "test.jsonl")
+    head = BayesianHead(str(tiny_base), prior=folder / "run").fit(items[:6])
+    assert "prior" in head.chosen["weights"]
+    head.save(tmp_path / "with")
+    again = load_run(tmp_path / "with").predict(test).predictive.samples
+    assert torch.equal(again, head.predict(test).predictive.samples)
+    with pytest.raises(ValueError, match="has a prior itself"):
+        BayesianHead(str(tiny_base), prior=tmp_path / "with").fit(items[:6])
+    with pytest.raises(ValueError, match="no head in"):
+        BayesianHead(str(tiny_base), prior=tmp_path / "nowhere").fit(items[:6])
+
+
+def test_no_run_is_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("train", "--config", folder / "config.yaml", "--output_dir", folder / "run")
+    assert "finished run" in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize("options", [("--task.scoring", "cloze"), ("--method", "Lora")])
+def test_scoring_and_method_belong_together(
+    options: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(capsys, "train", "--config", folder / "config.yaml", *options, "--output_dir", tmp_path / "run")
+    assert "belong together" in said and "--task.scoring options --method BayesianHead" in said
