@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser, parsed = _parse(given, commands, asked)
         import_package()
     try:
-        _run(commands[asked], parsed[asked], parser)
+        _run(commands[asked], parsed[asked], parser, logging.DEBUG if is_verbose(given) else logging.INFO)
     except Exception as error:
         if os.environ.get("BAYESLORA_DEBUG") or not _is_expected(error):
             raise
@@ -79,10 +79,10 @@ def _parse(given: Sequence[str], commands: Mapping[str, Command], asked: str) ->
         raise
 
 
-def _run(command: Command, options: Namespace, parser: Parser) -> None:
+def _run(command: Command, options: Namespace, parser: Parser, level: int) -> None:
     from bayeslora.system.processes import is_launched, is_main, main_speaks, world_size
 
-    logging.getLogger("bayeslora").setLevel(logging.INFO if is_main() else logging.WARNING)
+    logging.getLogger("bayeslora").setLevel(level if is_main() else logging.WARNING)
     if is_launched() and not command.distributed:
         raise ValueError(f"bayeslora {command.name} runs in one process, but {world_size()} were started. {_ALONE}")
     with main_speaks():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,28 @@ def test_every_example_config_runs_two_steps(path, tmp_path, tiny_base, tiny_enc
 
 def test_example_configs_are_found():
     assert len(EXAMPLES) >= 6
+
+
+def test_a_person_reads_tables_and_a_script_one_line_of_json(tmp_path, config, data, capsys):
+    def said(*arguments: object) -> tuple[str, str]:
+        main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "{" not in captured.err
+        return captured.out, captured.err
+
+    run, test = tmp_path / "run", data / "test.jsonl"
+    out, err = said("train", "--config", config, "--output_dir", run)
+    assert "step" in err and "nll/item" in err and "kl/item" in err and "step" not in out
+    assert re.search(r"\ndev +4 +3 +\d\.\d{3} ", out) and f"next     bayeslora evaluate {run}" in out
+    out, err = said("evaluate", run)
+    assert re.search(r"\ntest +6 +3 +\d\.\d{3} .*\ndev +4 +3 ", out)
+
+    assert json.loads(said("evaluate", run, "--json")[0])["num_examples"] == 6
+    call = ["predict", run, "--input", test, "--output", tmp_path / "o", "--abstain_above", 0, "--coverage", 0.6]
+    found = json.loads(said(*call, "--json")[0])
+    assert found["items"] == found["abstained"] == sum(found["set_sizes"].values()) == 6
+    out, _ = said(*call, "--overwrite", "true")
+    assert "abstained from 6 of 6 (entropy above 0 nats)" in out and "choices on average" in out
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------

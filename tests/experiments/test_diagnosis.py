@@ -17,6 +17,7 @@ from bayeslora.experiments.intruder_dimensions import diagnose, left_singular_ve
 from bayeslora.experiments.intruder_dimensions.layers import layer_spectra, short_names
 from bayeslora.experiments.intruder_dimensions.repair import scaled_intruders
 from bayeslora.experiments.intruder_dimensions.table import diagnosis_text
+from bayeslora.runs.run import Run
 from bayeslora_cli.main import main
 from conftest import bayesian, config_for, distance, logits_of, perturb, seeded, tiny_gpt2, tiny_llama
 
@@ -207,11 +208,28 @@ def test_a_run_is_diagnosed_from_the_command_line(config, tmp_path, capsys, data
     (repair,) = record["repair"]
     assert repair["items"] == 4 and [point["lambda"] for point in repair["points"]] == [0, 0.5, 1]
     # As the run was evaluated when it was trained, but for the number of draws.
-    main(["evaluate", str(run), "--split", "dev", "--num_samples", "2"])
+    main(["evaluate", str(run), "--split", "dev", "--num_samples", "2", "--json"])
     evaluated = json.loads(capsys.readouterr().out)
     assert repair["points"][-1]["nll"] == pytest.approx(evaluated["nll"], abs=1e-5)
     other = diagnose(run, tmp_path / "other", tasks=[str(data)], split="test", examples=1, scales=[1])
     assert other["repair"][0]["items"] == 1 and other["repair"][0]["num_samples"] == 3
+
+
+def test_a_run_without_any_is_one_line_without_a_picture_or_a_prediction(config, tmp_path, capsys, monkeypatch):  # noqa: F811
+    run = tmp_path / "run"
+    main(["train", "--config", str(config), "--output_dir", str(run), "--train.learning_rate", "1e-6"])
+    monkeypatch.setattr(Run, "predict", None)
+    capsys.readouterr()
+    call = ["diagnose", str(run), "--threshold", "0.01"]
+    main(call)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("no intruder dimensions in the mean and 3 draws of ") and "nothing to repair" in line
+    assert sorted(path.name for path in (run / "diagnosis").iterdir()) == ["diagnosis.json"]
+    # The picture of an older diagnosis would contradict it.
+    (run / "diagnosis" / "diagnosis.png").write_bytes(b"older")
+    main([*call, "--overwrite", "true", "--json"])
+    assert json.loads(capsys.readouterr().out)["repair"] == []
+    assert not (run / "diagnosis" / "diagnosis.png").exists()
 
 
 def test_a_plain_peft_adapter_needs_no_run(tmp_path, tiny_base, data):  # noqa: F811

@@ -17,11 +17,11 @@ from bayeslora.experiments.comparison.config import CompareConfig, RowConfig
 from bayeslora.experiments.comparison.executors import Executor, RayExecutor
 from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.experiments.comparison.planned_cells import PlannedCell
-from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.methods import Lora, TrainingResult
 from bayeslora.methods.base import State
 from bayeslora.runs.config import TaskConfig
+from bayeslora.system.console import Progress
 from bayeslora_cli.main import main
 
 
@@ -166,15 +166,15 @@ def test_failed_cells_cost_themselves_and_what_waits_for_them(small, tmp_path, m
     assert not any("fixed" in line for line in Scripted.last.log)
 
 
-def test_the_time_left_is_that_of_all_workers_together(small):
-    lines, now = [], [0.0]
-    progress = Progress(10, lambda text, *values: lines.append(text % values), lambda: now[0])
+def test_the_time_left_is_that_of_all_workers_together(capsys):
+    now = [0.0]
+    progress = Progress("compare", 10, "cells", clock=lambda: now[0])
     progress.skip()
     # Two workers: four cells of 10 minutes each in 20 minutes.
     for minutes in (600, 600, 1200, 1200):
         now[0] = minutes
-        progress.step("cell", "fine", 600)
-    assert lines[-1] == "[5/10] cell: fine  (600 s; about 25 min left)"
+        progress.ended("cell: fine", 600)
+    assert capsys.readouterr().err.splitlines()[-1] == "[5/10] cell: fine  (10 min; about 25 min left)"
 
 
 # --- a cluster --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from bayeslora.experiments.ranks.explanations import reference_texts, text_overl
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.options.parsing import config_parser, instantiate
 from bayeslora.runs.config import TaskConfig
+from bayeslora.system.console import aligned
 from bayeslora_cli.main import main
 from conftest import MODELS, distance, logits_of, perturb, seeded, tiny_gpt2, tiny_llama
 
@@ -162,7 +163,7 @@ def study(config: Path, output: Path, *options: str) -> dict:
 def test_a_study_has_its_ranks_and_the_full_row_and_is_not_repeated(config, tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
     record = study(config, output)
-    assert (output / "rank_study.md").read_text().strip() in capsys.readouterr().out
+    assert aligned((output / "rank_study.md").read_text().strip()) in capsys.readouterr().out
     assert (output / "rank_study.png").read_bytes().startswith(b"\x89PNG")
     one, four, whole = record["rows"]
     assert [row["row"] for row in record["rows"]] == ["rank 1", "rank 4", "full, top 1 layers"]

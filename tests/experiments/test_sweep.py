@@ -19,6 +19,7 @@ from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
 from bayeslora.metrics import nll
 from bayeslora.runs.config_files import parse_config
+from bayeslora.system.console import aligned
 from bayeslora.training.trainer import NonFiniteLossError
 from bayeslora_cli.main import main
 
@@ -143,7 +144,7 @@ def test_a_sweep_diverges_resumes_extends_and_writes_its_winners(config, tmp_pat
     assert full["winner"] == "winner-full_top.yaml"
     assert full["relative_hint"] == pytest.approx(lora["best"] * full["hint"] / lora["hint"])
     assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert (output / "sweep.md").read_text().strip() in printed
+    assert aligned((output / "sweep.md").read_text().strip()) in printed
     # Nothing is trained again, the diverged run neither; a wider grid only adds.
     first = list(trained)
     assert sweep(config, output) == record and trained == first

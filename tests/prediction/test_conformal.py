@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from bayeslora.prediction.conformal import ConformalSets, evaluate
 from bayeslora.runs import load_run, predict_file, task_items
-from bayeslora.runs.finished import calibrated_on_dev
+from bayeslora.runs.dev_predictions import calibrated_on_dev
 from bayeslora.tasks import Splits, load_items
 from bayeslora_cli.main import main
 from conftest import byte_level_tokenizer, tiny_llama
@@ -350,7 +350,7 @@ def test_predict_adds_setscalibrated_on_dev(run: Path, tmp_path: Path, capsys: p
         assert row["set_choices"] == [item.choices[index] for index in expected]
     sizes = [len(row["set"]) for row in rows]
     assert 0 < sum(sizes) < sum(len(row["probabilities"]) for row in rows)
-    assert f"{sizes.count(1)} of 7 items have a set of one choice (coverage 0.6)" in printed
+    assert f"in 60%: {sum(sizes) / 7:.2f} choices on average" in printed and f"{sizes.count(1)} of 1" in printed
 
 
 def test_predict_calibrates_with_the_draws_it_predicts_with(run: Path) -> None:
@@ -392,7 +392,7 @@ def test_predict_refuses_a_coverage_that_is_no_share_before_it_loads_anything(
 def test_predict_needs_dev_items_for_a_coverage(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bayeslora.runs.finished.task_items", lambda config: Splits([], [], []))
+    monkeypatch.setattr("bayeslora.runs.dev_predictions.task_items", lambda config: Splits([], [], []))
     bare = write_items(tmp_path / "in.jsonl", 2)
     call = ["predict", str(run), "--input", str(bare), "--output", str(tmp_path / "o")]
     with pytest.raises(SystemExit) as stopped:

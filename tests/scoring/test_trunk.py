@@ -202,7 +202,7 @@ def _trained(config, output):
 
 
 def test_a_run_from_disk_has_the_losses_and_gradients_of_one_without_a_cache(config, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "bayeslora")
+    caplog.set_level(logging.DEBUG, "bayeslora")
     without = replace(config, train=replace(config.train, cache_trunk=False))
     steps, weights = _trained(without, tmp_path / "without")
     assert not any("trunk cache" in message for message in caplog.messages)
@@ -243,7 +243,7 @@ def test_the_summary_of_a_cache_in_memory(tokenizer):
 
 
 def test_a_comparison_keeps_its_items_for_the_next(config, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "bayeslora")
+    caplog.set_level(logging.DEBUG, "bayeslora")
     wanted = CompareConfig(
         model=config.model,
         tasks={"plants": config.task},
@@ -443,7 +443,7 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path):
 
 
 def test_nothing_is_added_beyond_the_limit(folder, caplog):
-    caplog.set_level(logging.INFO, "bayeslora")
+    caplog.set_level(logging.DEBUG, "bayeslora")
     limit = 3000
     store = MemoryStore(limit) if folder is None else DiskStore(folder, limit)
     for n in range(0, 80, 4):

@@ -134,7 +134,7 @@ def test_all_processes_know_the_same_metrics_and_the_main_one_writes_and_speaks(
     for found, expected in zip(few, rows[:3], strict=True):
         assert found[: len(expected)] == pytest.approx(expected, abs=1e-5)
     printed = (folder / "printed").read_text()
-    assert printed.count("adapter: ") == 1 and printed.count("19 predictions: ") == 1
+    assert printed.count("adapter  ") == 1 and printed.count("19 predictions: ") == 1
 
 
 def test_a_base_model_sharded_by_fsdp2_trains_saves_and_predicts_as_in_one_process(folder: Path) -> None:

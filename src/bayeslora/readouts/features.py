@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayeslora.models.layers import base_model, outermost_layers
 from bayeslora.readouts.blocks import OptionFeatures
@@ -18,7 +17,7 @@ from bayeslora.scoring.base import ChoiceItem
 from bayeslora.scoring.cloze import Cloze, ClozeBatch
 from bayeslora.scoring.trunk_cache import trunk_digest
 from bayeslora.scoring.trunk_store import DiskStore, MemoryStore, Store
-from bayeslora.system.processes import is_main
+from bayeslora.system import console
 
 __all__ = ["FeatureReader"]
 
@@ -65,11 +64,11 @@ class FeatureReader:
         if not items:
             raise ValueError("there are no items to read; expected at least one.")
         rows: list[ItemVectors] = []
-        bar = tqdm(total=len(items), desc="features", unit="item", leave=False, disable=not (progress and is_main()))
-        with bar:
+        with console.progress("features", len(items), "items", show=progress) as line:
             for first in range(0, len(items), _TOGETHER):
                 rows += self._part(items[first : first + _TOGETHER])
-                bar.update(min(_TOGETHER, len(items) - first))
+                if line is not None:
+                    line.advance(min(_TOGETHER, len(items) - first))
         return _joined(rows, self.layers)
 
     def _part(self, items: Sequence[ChoiceItem]) -> list[ItemVectors]:

@@ -11,7 +11,7 @@ from bayeslora.report.content import Report, build_report
 from bayeslora.report.pictures import Picture
 from bayeslora.system.files import atomic_file
 
-__all__ = ["write_report"]
+__all__ = ["write_pages", "write_report"]
 
 _RESULTS = "results.jsonl"
 
@@ -35,8 +35,12 @@ def write_report(results: str | Path, output_dir: str | Path | None = None, *, r
     path = path / _RESULTS if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Give the results file of `bayeslora compare`, or its folder.")
-    report = build_report(Results.read(path), resamples)
-    output = path.parent if output_dir is None else Path(output_dir)
+    return write_pages(build_report(Results.read(path), resamples), path.parent if output_dir is None else output_dir)
+
+
+def write_pages(report: Report, output_dir: str | Path) -> Path:
+    """Write the pages and pictures of a report; returns the path of report.html."""
+    output = Path(output_dir)
     for picture in _pictures(report):
         with atomic_file(output / "pictures" / f"{picture.name}.png") as aside:
             aside.write_bytes(picture.png)

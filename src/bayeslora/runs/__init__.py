@@ -4,7 +4,8 @@ A run folder holds `adapter/` (PEFT), `config.yaml` (enough to run again), `metr
 `predictions.jsonl` and `reliability.png`.
 """
 
-from bayeslora.runs.finished import calibrated_on_dev, evaluate, load_run, predict_file, write_evaluation
+from bayeslora.runs.dev_predictions import calibrated_on_dev
+from bayeslora.runs.finished import evaluate, load_run, predict_file, write_evaluation
 from bayeslora.runs.items import task_items
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.runs.run import Run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -15,6 +14,7 @@ from bayeslora.options.ranges import check_options
 from bayeslora.runs.config import RunConfig, describe
 from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
+from bayeslora.runs.kept import items_digest
 from bayeslora.system.files import last_complete_checkpoint, write_json
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
@@ -83,8 +83,8 @@ def check_beginning(
         return
     noted = _read(output / "checkpoints" / _BEGINNING)
     if noted is not None:
-        found = _differences(noted["config"], config, noted["train_items"] == _digest(items))
-        if noted["train_items"] != _digest(items):
+        found = _differences(noted["config"], config, noted["train_items"] == items_digest(items))
+        if noted["train_items"] != items_digest(items):
             found.append("the training items are others")
     elif (output / "config.yaml").is_file():
         found = _differences(describe(read_config(output / "config.yaml")), config, same_items=False)
@@ -146,7 +146,7 @@ def note_beginning(config: RunConfig, output: Path, items: Sequence[Any], *, res
             previous = checkpoints.with_name("checkpoints.previous")
             shutil.rmtree(previous, ignore_errors=True)
             checkpoints.rename(previous)
-        write_json(checkpoints / _BEGINNING, {"config": describe(config), "train_items": _digest(items)})
+        write_json(checkpoints / _BEGINNING, {"config": describe(config), "train_items": items_digest(items)})
     barrier()
 
 
@@ -166,11 +166,6 @@ def _without(config: Any, names: Iterable[str], prefix: str = "") -> Any:
     if prefix == "train.arguments.":
         kept = {name: value for name, value in kept.items() if not _FREE_ARGUMENTS.fullmatch(name)}
     return {name: _without(value, names, f"{prefix}{name}.") for name, value in kept.items()}
-
-
-def _digest(items: Sequence[Any]) -> str:
-    """Of the training items: other texts, labels or another order have another one."""
-    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

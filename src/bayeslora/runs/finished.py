@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from bayeslora.methods import Method
 from bayeslora.metrics.reliability_diagram import reliability_diagram
 from bayeslora.options.classes import permit
 from bayeslora.options.ranges import Positive, check_value
-from bayeslora.prediction.conformal import ConformalSets, check_coverage
+from bayeslora.prediction.conformal import check_coverage
 from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.runs.config_files import read_config
-from bayeslora.runs.evaluation_files import EVALUATION_PARTS, check_evaluation
+from bayeslora.runs.dev_predictions import calibrated_on_dev
+from bayeslora.runs.evaluation_files import EVALUATION_PARTS, TEXT_EVALUATION_PARTS, check_evaluation
 from bayeslora.runs.heads import load_head_run
 from bayeslora.runs.items import build_task, file_options, task_items, with_file_options
 from bayeslora.runs.loading import load_adapted, merge_resolved
@@ -26,7 +28,6 @@ from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
-from bayeslora.scoring.base import choice_mask
 from bayeslora.system.devices import kept_device
 from bayeslora.system.files import check_absent, recover_folder, write_json
 from bayeslora.system.folders import only_writer, recover_parts, replaced_together
@@ -35,7 +36,9 @@ from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
 from bayeslora.tasks import LocalFile, allow_task, load_items
 
-__all__ = ["calibrated_on_dev", "evaluate", "load_run", "predict_file", "write_evaluation"]
+logger = logging.getLogger("bayeslora")
+
+__all__ = ["evaluate", "load_run", "predict_file", "write_evaluation"]
 
 
 def load_run(
@@ -100,6 +103,7 @@ def load_run(
         state=state,
         temperature=temperature,
         trunk_cache=open_trunk_cache(config, model) if config.train.cache_trunk_folder else None,
+        folder=None if is_hub_run(run) else folder,
     )
 
 
@@ -188,8 +192,12 @@ def evaluate(
         if run.config.task.scoring == "text":
             from bayeslora.runs.language_modelling.evaluation import evaluate_texts
 
-            return evaluate_texts(run, described, split, num_samples, target)
-        return _evaluate(run, described, split, num_samples, target)
+            metrics = evaluate_texts(run, described, split, num_samples, target)
+        else:
+            metrics = _evaluate(run, described, split, num_samples, target)
+    parts = TEXT_EVALUATION_PARTS if run.config.task.scoring == "text" else EVALUATION_PARTS
+    logger.info("written to %s: %s", target, ", ".join(parts))
+    return metrics
 
 
 def _evaluate(run: Run, described: TaskConfig, split: str, num_samples: int | None, target: Path) -> dict[str, Any]:
@@ -269,21 +277,3 @@ def predict_file(
         write_rows(output, rows)
     barrier()
     return rows
-
-
-def calibrated_on_dev(run: Run, coverage: float, num_samples: int | None = None) -> ConformalSets:
-    """Prediction sets calibrated on the dev split of the run's task.
-
-    Raises:
-        ValueError: `coverage` is not in (0, 1), or the task has no dev items.
-    """
-    check_coverage(coverage)
-    dev = task_items(run.config.task).dev
-    if not dev:
-        raise ValueError(
-            f"coverage needs dev items to calibrate on, but the run's task {run.config.task.name!r} has none; leave "
-            "coverage out, or train on a task with a dev split."
-        )
-    prediction = run.predict(dev, num_samples)
-    labels = torch.tensor([item.label for item in dev])
-    return ConformalSets.calibrate(prediction.predictive.probabilities, labels, coverage, choice_mask=choice_mask(dev))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from bayeslora.adapters.draws import find_draws
 from bayeslora.options.ranges import Draws, Size, check_value
 from bayeslora.prediction.generation.decoding import generate
 from bayeslora.prediction.generation.prompts import encode_prompts
 from bayeslora.prediction.generation.result import Measure
 from bayeslora.runs import Run
+from bayeslora.runs.unsure import unsure_above
+from bayeslora.system.console import track
 from bayeslora.tasks.reading.rows import read_rows
 
 __all__ = ["generate_records", "read_prompts"]
+
+logger = logging.getLogger("bayeslora")
+
+_WITHOUT_DEV = 0.02
+"""Nats."""
 
 
 def read_prompts(path: str | Path) -> list[dict[str, str]]:
@@ -41,7 +48,7 @@ def generate_records(
     *,
     raw: bool = False,
     batch_size: int = 8,
-    threshold: float = 0.02,
+    threshold: float | None = None,
     measure: Measure = "mutual_information",
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -54,7 +61,8 @@ def generate_records(
         seed: Of draws and tokens; default: the run's.
         raw: Do not use the tokenizer's chat template.
         batch_size: Prompts at once.
-        threshold: Measure in nats above which a token is unsure.
+        threshold: Measure in nats above which a token is unsure; default: what a tenth of the tokens exceeds that the
+            run writes for its own dev texts (`bayeslora.runs.unsure`), said in the log.
         measure: What makes a token unsure.
         **options: For `model.generate`.
 
@@ -70,9 +78,11 @@ def generate_records(
         )
     samples = run.config.method.effective_num_samples(run.config.num_samples if num_samples is None else num_samples)
     seed = run.config.seed if seed is None else seed
+    if threshold is None:
+        threshold = _threshold(run, measure, samples, seed)
     tokenizer = run.scoring.tokenizer
     records: list[dict[str, Any]] = []
-    for first in tqdm(range(0, len(prompts), batch_size), desc="generate", unit="batch", leave=False):
+    for first in track(range(0, len(prompts), batch_size), "generate", "batches"):
         batch = prompts[first : first + batch_size]
         inputs = encode_prompts(tokenizer, [entry["prompt"] for entry in batch], raw=raw)
         generation = generate(run.model, inputs, samples, seed, tokenizer=tokenizer, first_row=first, **options)
@@ -80,3 +90,19 @@ def generate_records(
             {**entry, **record} for entry, record in zip(batch, generation.records(threshold, measure), strict=True)
         ]
     return records
+
+
+def _threshold(run: Run, measure: Measure, num_samples: int, seed: int) -> float:
+    """What is unsure in a text of this run, said in the log."""
+    draws = find_draws(run.model)
+    if measure == "mutual_information" and (not num_samples or draws is None or not draws.modules(in_use=True)):
+        return 0.0  # of the point estimate it is 0 everywhere
+    found = unsure_above(run, measure, num_samples, seed)
+    words = measure.replace("_", " ")
+    if found is None:
+        logger.info("the run's task has no dev texts: unsure is %s above %g nats", words, _WITHOUT_DEV)
+        return _WITHOUT_DEV
+    logger.info(
+        "unsure: %s above %.3g nats, as of a tenth of the tokens that this run writes for its dev texts", words, found
+    )
+    return found

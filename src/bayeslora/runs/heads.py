@@ -22,7 +22,7 @@ from bayeslora.readouts.head import Head, fit_head
 from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
-from bayeslora.runs.items import task_items
+from bayeslora.runs.items import describe_splits, task_items
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
@@ -112,6 +112,7 @@ def train_head(
         splits = task_items(config.task)
         if not splits.train:
             raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
+        logger.info("%s", describe_splits(config.task.name, splits, "items"))
         check_config(config, has_dev=bool(splits.dev))
         config = replace(config, task=with_chat_template(config.task, config.model))
         check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayeslora.methods import State
 from bayeslora.metrics import summary
@@ -22,8 +21,9 @@ from bayeslora.runs.config import RunConfig
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
 from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system import console
 from bayeslora.system.files import atomic_file
-from bayeslora.system.processes import all_reduce_max, gather_items, is_main, is_sharded, shard_items
+from bayeslora.system.processes import all_reduce_max, gather_items, is_sharded, shard_items
 from bayeslora.tasks import Item
 
 __all__ = ["Prediction", "by_length", "predict_items", "require_finite", "write_rows"]
@@ -116,7 +116,7 @@ def predict_items(
         state: What the method's `fit_posterior` returned.
         temperature: Divides the log-probabilities.
         seed: Of the draws; default: the config's.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress line.
 
     Raises:
         FloatingPointError: A prediction is not finite.
@@ -131,10 +131,13 @@ def predict_items(
     chunks = [order[first : first + config.batch_size] for first in range(0, len(order), config.batch_size)]
     together = is_sharded(model)
     own = chunks if together else shard_items(chunks)
-    for chunk in tqdm(own, desc="predict", unit="batch", leave=False, disable=not (progress and is_main())):
-        batch = scoring([items[index] for index in chunk]).to(device)
-        predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
-        parts.append(predictive.cpu())
+    with console.progress("predict", sum(map(len, own)), "items", show=progress) as line:
+        for chunk in own:
+            batch = scoring([items[index] for index in chunk]).to(device)
+            predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
+            parts.append(predictive.cpu())
+            if line is not None:
+                line.advance(len(chunk))
     joined = Predictive.concatenate(parts if together else gather_items(parts))
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     predictive = joined.take(back).tempered(temperature)

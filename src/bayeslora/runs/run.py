@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -20,7 +21,11 @@ __all__ = ["Run"]
 
 @dataclass(kw_only=True)
 class Run:
-    """What training leaves, or what was loaded from a run folder."""
+    """What training leaves, or what was loaded from a run folder.
+
+    Attributes:
+        folder: Where it keeps what it computes once; None where there is no such place, as for a run of the Hub.
+    """
 
     config: RunConfig
     model: PeftModel
@@ -29,6 +34,7 @@ class Run:
     state: State
     temperature: float = 1.0
     trunk_cache: TrunkCache | None = None
+    folder: Path | None = None
 
     def predict(
         self,

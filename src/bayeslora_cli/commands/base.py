@@ -14,7 +14,7 @@ from bayeslora_cli.parser import Parser
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Command", "ConfigCommand", "add_device", "add_overwrite", "add_switch", "metrics_line"]
+__all__ = ["Command", "ConfigCommand", "add_device", "add_json", "add_overwrite", "add_switch", "print_result"]
 
 
 class Command(ABC):
@@ -72,10 +72,12 @@ def add_switch(parser: ArgumentParser, name: str, said: str) -> None:
     parser.add_argument(name, type=bool, nargs="?", const=True, default=False, help=said)
 
 
-def metrics_line(metrics: Mapping[str, Any]) -> str:
-    """The most important metrics as one line of JSON."""
-    names = (
-        *("method", "task", "split", "accuracy", "nll", "perplexity", "joint_perplexity", "bits_per_byte", "ece"),
-        *("brier", "num_examples", "num_tokens", "num_samples"),
-    )
-    return json.dumps({name: metrics[name] for name in names if name in metrics})
+def add_json(parser: ArgumentParser) -> None:
+    """The option of every command whose result a script may want to read."""
+    said = "Print the result as one line of JSON, and nothing else on standard output."
+    add_switch(parser, "--json", said)
+
+
+def print_result(options: Namespace, record: Mapping[str, Any], *parts: str) -> None:
+    """A command's result: `record` in one line with --json, else the parts for a person, apart from empty ones."""
+    print(json.dumps(record) if options.json else "\n".join(part for part in parts if part))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand
+from bayeslora_cli.commands.base import ConfigCommand, add_json, print_result
 
 if TYPE_CHECKING:
     from bayeslora.experiments.comparison.config import CompareConfig
@@ -39,17 +39,23 @@ class Compare(ConfigCommand):
         for kind in EXECUTORS.classes():
             for argument, (default, meaning) in kind.options.items():
                 parser.add_argument(f"--{kind.name}_{argument}", type=type(default), default=default, help=meaning)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
-        """Prints where the report is."""
+        """Prints the scores and where the report is."""
         from bayeslora.experiments.comparison.executors import EXECUTORS
         from bayeslora.experiments.comparison.runner import compare
         from bayeslora.options.parsing import instantiate
-        from bayeslora.report import write_report
+        from bayeslora.report.content import build_report
+        from bayeslora.report.page import write_pages
+        from bayeslora.report.terminal import scores_text
         from bayeslora.runs.config import describe
 
         config = instantiate(parser, options, self.config_class())
         kind = EXECUTORS.get(options.executor)
         executor = partial(kind, **{name: options[f"{kind.name}_{name}"] for name in kind.options})
-        compare(config, options.output_dir, describe(config), executor)
-        print(f"report: {write_report(options.output_dir)}")
+        results = compare(config, options.output_dir, describe(config), executor)
+        report = build_report(results)
+        page = str(write_pages(report, options.output_dir))
+        cells = {"final": len(results.cells("final")), "selection": len(results.cells("selection"))}
+        print_result(options, {"report": page, "cells": cells}, scores_text(report), f"report: {page}")

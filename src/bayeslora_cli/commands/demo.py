@@ -24,5 +24,6 @@ class Demo(Command):
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""
         from bayeslora.experiments.demo import demo
+        from bayeslora.system.console import aligned
 
-        print(demo(options.output_dir, seed=options.seed, overwrite=options.overwrite))
+        print(aligned(demo(options.output_dir, seed=options.seed, overwrite=options.overwrite)))

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_overwrite
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
 
 
 class Diagnose(Command):
@@ -37,6 +37,7 @@ class Diagnose(Command):
         add("--threshold", type=float, default=0.5, help="Cosine below which a vector is an intruder dimension.")
         add_device(parser)
         add_overwrite(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""
@@ -45,4 +46,5 @@ class Diagnose(Command):
 
         names = ("output_dir", "base_model", "tasks", "scoring", "split", "examples", "scales", "num_samples", "seed")
         chosen = {name: options[name] for name in (*names, "top", "threshold", "device", "overwrite")}
-        print(diagnosis_text(diagnose(options.run, **chosen)))
+        record = diagnose(options.run, **chosen)
+        print_result(options, record, diagnosis_text(record))

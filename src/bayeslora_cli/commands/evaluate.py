@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_overwrite, metrics_line
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
+from bayeslora_cli.commands.scores import main_scores, scores_table
 
 
 class Evaluate(Command):
@@ -28,11 +29,18 @@ class Evaluate(Command):
         add_file_layout(parser)
         add_device(parser)
         add_overwrite(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
-        """Prints the metrics."""
+        """Prints the scores."""
         from bayeslora.runs import evaluate
 
         names = ("task", "split", "num_samples", "examples", "output_dir", "device", "overwrite")
         chosen = {name: options[name] for name in names}
-        print(metrics_line(evaluate(options.run, **chosen, file_layout=file_layout(options))))
+        metrics = evaluate(options.run, **chosen, file_layout=file_layout(options))
+        print_result(
+            options,
+            main_scores(metrics),
+            f"{metrics['method']} on {metrics['task']}\n",
+            scores_table(metrics),
+        )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_overwrite, add_switch
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, add_switch, print_result
 
 _PICTURED = 8
 
@@ -36,7 +36,8 @@ class Generate(Command):
         add("--seed", type=int | None, default=None, help="Of draws and tokens; default: the run's.")
         add("--batch_size", type=int, default=8, help="Prompts at once.")
         add_switch(parser, "--raw", "Take prompts as they are, not as what a user says in a chat.")
-        add("--unsure_above", type=float, default=0.02, help="Nats above which a token is unsure.")
+        said = "Nats above which a token is unsure; default: what a tenth of the run's own tokens on dev texts exceeds."
+        add("--unsure_above", type=float | None, default=None, help=said)
         add(
             "--unsure_by",
             type=Literal["mutual_information", "entropy"],
@@ -45,6 +46,7 @@ class Generate(Command):
         )
         add_device(parser)
         add_overwrite(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Writes the records, or prints the texts with their unsure spans."""
@@ -53,6 +55,7 @@ class Generate(Command):
         from bayeslora.runs import load_run
         from bayeslora.runs.generate import generate_records, read_prompts
         from bayeslora.runs.prediction import write_rows
+        from bayeslora.system.console import say
         from bayeslora.system.files import check_absent
 
         for path in (options.output, options.picture):
@@ -69,16 +72,25 @@ class Generate(Command):
             **{name: options[name] for name in (*names, *warpers)},
         )
         if options.num_samples != 0 and not records[0]["num_samples"]:
-            print("this method has no draws of weights: the point estimate generates, and mutual information is 0")
-        if options.output is None:
-            for record in records:
-                print(_shown(record))
-        else:
-            write_rows(options.output, records)
-            print(f"{len(records)} texts: {options.output}")
+            said = "this method has no draws of weights: the point estimate generates, and mutual information is 0"
+            say(said)
         if options.picture is not None:
             _draw(options.picture, records[:_PICTURED], options.unsure_by)
-            print(f"picture: {options.picture}")
+        tokens = sum(len(record["tokens"]) for record in records)
+        unsure = sum(span["end"] - span["start"] for record in records for span in record["unsure"])
+        found = {"texts": len(records), "tokens": tokens, "unsure_tokens": unsure}
+        if options.output is None:
+            found["records"] = records
+        else:
+            write_rows(options.output, records)
+        print_result(
+            options,
+            found,
+            *(_shown(record) for record in records if options.output is None),
+            f"{unsure} of {tokens} tokens are unsure",
+            f"texts: {options.output}" if options.output is not None else "",
+            f"picture: {options.picture}" if options.picture is not None else "",
+        )
 
 
 def _draw(path: str, records: list[dict[str, Any]], measure: Literal["mutual_information", "entropy"]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_overwrite
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 
 
@@ -38,9 +40,10 @@ class Predict(Command):
         )
         add_device(parser)
         add_overwrite(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
-        """Prints how many items there were, and how many sets of one choice."""
+        """Prints how many items there were, how many the model abstains from, and how large the sets are."""
         from bayeslora.runs import predict_file
 
         rows = predict_file(
@@ -54,7 +57,21 @@ class Predict(Command):
             device=options.device,
             overwrite=options.overwrite,
         )
-        print(f"{len(rows)} predictions: {options.output}")
+        found: dict[str, Any] = {"items": len(rows), "output": options.output}
+        if options.abstain_above is not None:
+            found["abstained"] = sum(row["abstain"] for row in rows)
         if options.coverage is not None:
-            alone = sum(len(row["set"]) == 1 for row in rows)
-            print(f"{alone} of {len(rows)} items have a set of one choice (coverage {options.coverage})")
+            found["set_sizes"] = dict(sorted(Counter(len(row["set"]) for row in rows).items()))
+        print_result(options, found, *_in_words(found, options))
+
+
+def _in_words(found: dict[str, Any], options: Namespace) -> Iterator[str]:
+    items = found["items"]
+    yield f"{items} predictions: {options.output}"
+    if "abstained" in found:
+        yield f"abstained from {found['abstained']} of {items} (entropy above {options.abstain_above:g} nats)"
+    if "set_sizes" in found:
+        sizes = found["set_sizes"]
+        mean = sum(size * count for size, count in sizes.items()) / max(1, items)
+        counts = ", ".join(f"{count} of {size}" for size, count in sizes.items())
+        yield f"sets that hold the right choice in {options.coverage:.0%}: {mean:.2f} choices on average ({counts})"

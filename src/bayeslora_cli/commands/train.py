@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand, add_overwrite, add_switch, metrics_line
+from bayeslora_cli.commands.base import ConfigCommand, add_json, add_overwrite, add_switch, print_result
+from bayeslora_cli.commands.scores import main_scores, scores_table
 
 if TYPE_CHECKING:
     from bayeslora.runs.config import RunConfig
@@ -31,9 +33,10 @@ class Train(ConfigCommand):
         parser.add_argument("--output_dir", type=str, required=True, help="Folder of the run (created).")
         add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
         add_overwrite(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
-        """Prints the metrics on dev and where the adapter is."""
+        """Prints the scores on dev, where things are, and what to do next."""
         from bayeslora.options.parsing import instantiate
 
         config = instantiate(parser, options, self.config_class())
@@ -41,6 +44,21 @@ class Train(ConfigCommand):
             from bayeslora.runs.language_modelling import train_texts as train
         else:
             from bayeslora.runs import train
+        from bayeslora.system.console import duration
+
         chosen = {"resume": options.resume, "overwrite": options.overwrite}
-        print(metrics_line(train(config, options.output_dir, **chosen).metrics))
-        print(f"adapter: {Path(options.output_dir) / 'adapter'}")
+        metrics = train(config, options.output_dir, **chosen).metrics
+        folder = Path(options.output_dir)
+        adapter = folder / "adapter"
+        # A head on frozen features has none.
+        places = {"adapter": str(adapter)} if adapter.is_dir() else {"run": str(folder)}
+        print_result(
+            options,
+            main_scores(metrics) | places,
+            f"{config.method.name}: {metrics['trainable_parameters']:,} trainable parameters, trained in "
+            f"{duration(metrics['train_seconds'])}",
+            f"\n{scores_table(metrics)}\n" if "split" in metrics else "",
+            *(f"{name:<7}  {place}" for name, place in places.items()),
+            f"scores   {folder / 'metrics.json'}",
+            f"next     bayeslora evaluate {shlex.quote(options.output_dir)}",
+        )

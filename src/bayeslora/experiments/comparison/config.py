@@ -141,8 +141,6 @@ class CompareConfig:
         for name, value in asdict(self.adapter).items():
             setattr(method, name, value)
         train = replace(self.train, **row.train, learning_rate=learning_rate)
-        # A bar for each of many runs would bury the comparison's own lines.
-        train = replace(train, arguments={"disable_tqdm": True} | train.arguments)
         return RunConfig(
             model=self.model,
             task=self.tasks[task],

@@ -12,10 +12,10 @@ from bayeslora.experiments.comparison.executors import Executor, LocalExecutor
 from bayeslora.experiments.comparison.growth import without_storage
 from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.experiments.comparison.planned_cells import PlannedCell, chosen_rate, is_ready, planned_cells
-from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.records import Header, Stage
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.runs.differences import at_defaults
+from bayeslora.system.console import Progress, headlines, progress
 
 __all__ = ["compare"]
 
@@ -69,8 +69,17 @@ def _compute_missing(
     wanted: Iterable[PlannedCell], config: CompareConfig, results: Results, workers: Executor
 ) -> list[str]:
     """Have the wanted cells computed that the file lacks; returns what failed."""
-    waiting, running = list(wanted), set[PlannedCell]()
-    progress, failed = Progress(len(waiting)), list[str]()
+    waiting = list(wanted)
+    with progress("compare", len(waiting), "cells") as line, headlines():
+        # A comparison is one process, the main one.
+        assert line is not None
+        return _compute(waiting, config, results, workers, line)
+
+
+def _compute(
+    waiting: list[PlannedCell], config: CompareConfig, results: Results, workers: Executor, line: Progress
+) -> list[str]:
+    running, failed = set[PlannedCell](), list[str]()
     while waiting or running:
         # A cell with its rate known takes the place of the one that waited.
         while len(running) < workers.slots and (planned := _next_ready(waiting, running)) is not None:
@@ -79,15 +88,16 @@ def _compute_missing(
                 rate = chosen_rate(planned, config, results)
             except RuntimeError as error:
                 failed.append(f"{planned} ({type(error).__name__}: {error})")
-                progress.step(str(planned), "failed")
+                line.ended(f"{planned}: failed", 0)
                 continue
             if results.find(planned.task, planned.title, planned.seed, rate, planned.stage) is not None:
-                progress.skip()
+                line.skip()
                 continue
             running.add(planned.at(rate))
             workers.submit(planned.at(rate))
         if not running:
             continue
+        line.note(str(min(running, key=str)))
         outcome = workers.next()
         running.remove(outcome.planned)
         # A kill in the middle of the write can have left the first of the cells that belong together.
@@ -95,7 +105,7 @@ def _compute_missing(
         if outcome.failure is not None:
             logger.error("%s failed\n%s", outcome.planned, outcome.traceback)
             failed.append(f"{outcome.planned} ({outcome.failure})")
-        progress.step(str(outcome.planned), outcome.scores if outcome.failure is None else "failed", outcome.seconds)
+        line.ended(f"{outcome.planned}: {outcome.scores if outcome.failure is None else 'failed'}", outcome.seconds)
     return failed
 
 

@@ -12,7 +12,6 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayeslora.adapters.draws import random_factors
 from bayeslora.adapters.sampling import sampling
@@ -25,6 +24,7 @@ from bayeslora.experiments.intruder_dimensions.intruders import (
     spectrum,
 )
 from bayeslora.models.layers import inside_layers
+from bayeslora.system.console import track
 
 __all__ = ["LayerSpectra", "layer_spectra", "short_names"]
 
@@ -81,7 +81,7 @@ def _lora_layers(model: PeftModel, num_samples: int, seed: int, top: int, thresh
         return
     draws = num_samples if random_factors(model) else 0
     mean, *drawn = _factors(model, draws, seed)
-    for name, layer in tqdm(layers.items(), desc="diagnose", unit="layer", leave=False):
+    for name, layer in track(list(layers.items()), "diagnose", "layers"):
         before = _weight(layer.get_base_layer(), bool(getattr(layer, "fan_in_fan_out", False)))
         left = left_singular_vectors(before)
         update = _update(mean, name, before)

@@ -14,10 +14,12 @@ from bayeslora.experiments.intruder_dimensions.layers import LayerSpectra, layer
 from bayeslora.experiments.intruder_dimensions.loading import load_adapter
 from bayeslora.experiments.intruder_dimensions.picture import diagnosis_picture
 from bayeslora.experiments.intruder_dimensions.repair import scaled_intruders
+from bayeslora.experiments.intruder_dimensions.table import found_any
 from bayeslora.runs import Run, task_items
 from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.loading import scoring_of
 from bayeslora.scoring import get_scoring
+from bayeslora.system.console import track
 from bayeslora.system.files import atomic_file, check_absent, write_json
 from bayeslora.system.locating import is_hub_run
 from bayeslora.tasks import allow_task
@@ -47,7 +49,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Count intruder dimensions, and measure what scaling them down does (arXiv 2410.21228).
 
-    Writes `diagnosis.json` and `diagnosis.png`.
+    Writes `diagnosis.json`, and where any were found `diagnosis.png`; without any, nothing is predicted either.
 
     Args:
         source: A run folder, a PEFT adapter's folder, or the Hub id of one of them.
@@ -100,12 +102,17 @@ def diagnose(
         "layers": [_layer(layer) for layer in layers],
         "repair": [
             _repair(run, layers, _task(config.task, name, knows_task, split, examples), split, scales, draws)
-            for name in names
+            # Without intruder dimensions there is nothing to scale down.
+            for name in (names if any(layer.mean.count for layer in layers) else [])
         ],
     }
     write_json(target / "diagnosis.json", record)
-    with atomic_file(target / "diagnosis.png") as aside:
-        aside.write_bytes(diagnosis_picture(record))
+    picture = target / "diagnosis.png"
+    if found_any(record):
+        with atomic_file(picture) as aside:
+            aside.write_bytes(diagnosis_picture(record))
+    else:
+        picture.unlink(missing_ok=True)
     return record
 
 
@@ -169,8 +176,7 @@ def _repair(
     if not items:
         raise ValueError(f"task {task.name!r} has no {split} items to measure the repair on; name another split.")
     points = []
-    # Without intruder dimensions lambda changes nothing.
-    for scale in scales if any(layer.mean.count for layer in layers) else [1.0]:
+    for scale in track(scales, "repair", "values of lambda"):
         with scaled_intruders(layers, scale):
             scores = run.predict(items, num_samples).metrics()
         points.append({"lambda": scale, **{name: scores[name] for name in ("accuracy", "nll", "ece")}})

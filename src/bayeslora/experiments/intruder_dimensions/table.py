@@ -7,14 +7,25 @@ from typing import Any
 
 from bayeslora.experiments.intruder_dimensions.layers import short_names
 
-__all__ = ["diagnosis_text"]
+__all__ = ["diagnosis_text", "found_any"]
 
 _SHOWN = 20
+
+
+def found_any(record: Mapping[str, Any]) -> bool:
+    """Whether a diagnosis found intruder dimensions, in the mean or in any draw."""
+    return bool(record["intruders"] or any((record["intruders_of_draws"] or {}).get("draws", [])))
 
 
 def diagnosis_text(record: Mapping[str, Any]) -> str:
     """The layers with intruder dimensions, the sum, and the effect of scaling them down, as lines for a terminal."""
     layers, draws = record["layers"], record["intruders_of_draws"]
+    if not found_any(record):
+        kinds = "the mean" if draws is None else f"the mean and {len(draws['draws'])} draws"
+        return (
+            f"no intruder dimensions in {kinds} of {len(layers)} layers (cosine below {record['threshold']:g} among "
+            f"the top {record['top']}): there is nothing to repair"
+        )
     total = f"{record['intruders']} intruder dimensions in {len(layers)} layers"
     total += f" (cosine below {record['threshold']:g} among the top {record['top']})"
     if draws is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from bayeslora.runs.differences import at_defaults, completed, differences, same
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.console import headlines, progress
 from bayeslora.system.files import atomic_file, write_json
 from bayeslora.system.folders import only_writer
 from bayeslora.system.reading import read_json
 
 __all__ = ["load_chain", "run_chain"]
-
-logger = logging.getLogger("bayeslora")
 
 _STATE = "chain.json"
 _SCORES = ("accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
@@ -69,12 +68,15 @@ def _run_chain(config: ChainConfig, output: Path) -> list[dict[str, Any]]:
     described = describe(config)
     records = _records(output / _STATE, described, at_defaults(config))
     cache: TrunkCache | None = None
-    for block in range(len(records), config.blocks):
-        run = _trained(config, output, block, cache)
-        cache = run.trunk_cache
-        records.append(_record(run, output, block))
-        write_json(output / _STATE, {"config": described, "blocks": records})
-        logger.info("block %d of %d: %s", block + 1, config.blocks, _line(records[-1]))
+    with progress("chain", config.blocks, "blocks", done=len(records)) as line, headlines():
+        assert line is not None  # one process, the main one
+        for block in range(len(records), config.blocks):
+            started = time.perf_counter()
+            run = _trained(config, output, block, cache)
+            cache = run.trunk_cache
+            records.append(_record(run, output, block))
+            write_json(output / _STATE, {"config": described, "blocks": records})
+            line.ended(f"block {block}: {_line(records[-1])}", time.perf_counter() - started)
     _write_merged(output, len(records))
     with atomic_file(output / "chain.md") as aside:
         aside.write_text(_table(records), encoding="utf-8")

@@ -127,7 +127,7 @@ class ContinualConfig:
             model=self.model,
             task=self.sequence[task],
             method=method,
-            train=replace(self.train, arguments={"disable_tqdm": True} | self.train.arguments),
+            train=self.train,
             seed=seed,
             num_samples=self.num_samples,
             batch_size=self.batch_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from bayeslora.experiments.comparison.cells import cell_of
 from bayeslora.experiments.comparison.executors.local import device_in_words
 from bayeslora.experiments.comparison.growth import without_storage
 from bayeslora.experiments.comparison.items import items_record
-from bayeslora.experiments.comparison.progress import Progress
 from bayeslora.experiments.comparison.records import Header, Items
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.sequences.config import ContinualConfig
@@ -28,6 +28,7 @@ from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.differences import at_defaults
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.console import Progress, headlines, progress
 from bayeslora.tasks import Item
 from bayeslora.tasks.classes import renamed
 
@@ -96,18 +97,19 @@ class _Continual:
         with Results.open(self.output / "results.jsonl", header, at_defaults(config)) as results:
             for record in self._items():
                 results.append(record)
-            progress = Progress(len(config.seeds) * len(config.rows) * len(config.sequence))
-            for seed in config.seeds:
-                for row in config.rows:
+            cells = len(config.seeds) * len(config.rows) * len(config.sequence)
+            with progress("continual", cells, "cells") as line, headlines():
+                assert line is not None  # one process, the main one
+                for seed, row in product(config.seeds, config.rows):
                     try:
-                        self._pass(row, seed, results, progress)
+                        self._pass(row, seed, results, line)
                     # One broken method must not cost the others their hours.
                     except Exception as error:
                         logger.exception("%s, seed %d failed", row, seed)
                         failed.append(f"{row}, seed {seed} ({type(error).__name__}: {error})")
         return failed
 
-    def _pass(self, row: str, seed: int, results: Results, progress: Progress) -> None:
+    def _pass(self, row: str, seed: int, results: Results, line: Progress) -> None:
         """One row through the whole sequence."""
         rate, previous = self.config.train.learning_rate, None
         for position, title in enumerate(self.config.sequence):
@@ -121,10 +123,10 @@ class _Continual:
                 }
                 results.append(cell_of(trained, predictions, stage, row, rate, "final"))
                 scores = {other: predictions[split_name(title, other)].metrics() for other in self.test}
-                line = "  ".join(f"{other} {metrics['accuracy']:.3f}" for other, metrics in scores.items())
-                progress.step(f"{row}, seed {seed}, after {title}", line, time.perf_counter() - started)
+                said = "  ".join(f"{other} {metrics['accuracy']:.3f}" for other, metrics in scores.items())
+                line.ended(f"{row}, seed {seed}, after {title}: {said}", time.perf_counter() - started)
             else:
-                progress.skip()
+                line.skip()
             previous = folder
 
     def _trained(self, row: str, title: str, seed: int, folder: Path, previous: Path | None) -> Run:

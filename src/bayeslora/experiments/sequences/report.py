@@ -14,7 +14,7 @@ from bayeslora.experiments.sequences.tables import markdown_table, mean_and_devi
 from bayeslora.metrics.reliability_diagram import write_png
 from bayeslora.system.files import atomic_file
 
-__all__ = ["write_continual_report"]
+__all__ = ["continual_summary", "write_continual_report"]
 
 _NAMES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _COLOURS = {"accuracy": "Blues", "nll": "Oranges", "ece": "Oranges"}
@@ -28,14 +28,27 @@ def write_continual_report(folder: str | Path) -> Path:
         ValueError: No pass through the sequence has ended.
     """
     folder = Path(folder)
-    results = Results.read(folder / "results.jsonl")
-    passes = [found for row in results.methods("final") if (found := Passes.read(results, row)).seeds]
-    if not passes:
-        raise ValueError(f"no pass through the whole sequence is in {results.path} yet.")
+    passes = _whole_passes(Results.read(folder / "results.jsonl"))
     _picture(passes, folder / "matrices.png")
     with atomic_file(folder / "report.md") as aside:
         aside.write_text(_page(passes), encoding="utf-8")
     return folder / "report.md"
+
+
+def continual_summary(results: Results) -> str:
+    """The summary of the report, as a Markdown table.
+
+    Raises:
+        ValueError: No pass through the sequence has ended.
+    """
+    return _summary(_whole_passes(results))
+
+
+def _whole_passes(results: Results) -> list[Passes]:
+    passes = [found for row in results.methods("final") if (found := Passes.read(results, row)).seeds]
+    if not passes:
+        raise ValueError(f"no pass through the whole sequence is in {results.path} yet.")
+    return passes
 
 
 def _page(passes: Sequence[Passes]) -> str:

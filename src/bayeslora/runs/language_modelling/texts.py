@@ -13,7 +13,7 @@ from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.items import subset
 from bayeslora.tasks import LocalFile, TaskError, get_task
 from bayeslora.tasks.reading.labels import is_missing
-from bayeslora.tasks.reading.local import TEST_FRACTION
+from bayeslora.tasks.reading.local import TEST_FRACTION, files_origin
 from bayeslora.tasks.reading.rows import PlacedRow, read_rows
 from bayeslora.tasks.reading.split import hashed_split
 
@@ -43,11 +43,12 @@ class TextRow:
 
 @dataclass(frozen=True)
 class TextSplits:
-    """The texts to fit on, to choose settings on and to report on."""
+    """The texts to fit on, to choose settings on and to report on, and in words where they come from."""
 
     train: list[TextRow]
     dev: list[TextRow]
     test: list[TextRow]
+    origin: str = ""
 
 
 def text_splits(config: TaskConfig) -> TextSplits:
@@ -74,6 +75,7 @@ def text_splits(config: TaskConfig) -> TextSplits:
         subset(train, config.train_examples, config.subset_seed),
         subset(dev, config.dev_examples, config.subset_seed),
         subset(test, config.test_examples, config.subset_seed),
+        files_origin(task.train, task.dev, task.test),
     )
 
 

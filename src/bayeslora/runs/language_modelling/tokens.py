@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bayeslora.adapters.draws import find_draws
 from bayeslora.adapters.sampling import sampling
@@ -17,6 +16,7 @@ from bayeslora.models.layers import evaluating, layers_below, layers_from_first,
 from bayeslora.prediction.likelihood import Likelihood, log_likelihood
 from bayeslora.prediction.predictive import affordable_samples, log_mean_exp
 from bayeslora.scoring.base import forward_options
+from bayeslora.system.console import progress
 
 __all__ = ["TokenPrediction", "predict_tokens"]
 
@@ -97,11 +97,12 @@ def predict_tokens(
     if draws is None or not draws.modules(in_use=True):
         num_samples = 0
     found: dict[int, TokenPrediction] = {}
-    with evaluating(model), torch.no_grad(), tqdm(total=len(rows), desc="predict", unit="text", leave=False) as bar:
+    with evaluating(model), torch.no_grad(), progress("predict", len(rows), "texts") as line:
         for numbers in _batches(model, rows, batch_size, memory_limit):
             batch = [rows[number] for number in numbers]
             found |= zip(numbers, _predict_batch(model, batch, num_samples, seed, memory_limit), strict=True)
-            bar.update(len(numbers))
+            if line is not None:
+                line.advance(len(numbers))
     return [found[number] for number in range(len(rows))]
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from bayeslora.methods import Method, TrainingResult
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.config import RunConfig
+from bayeslora.runs.items import describe_splits
 from bayeslora.runs.language_modelling.evaluation import predict_texts
 from bayeslora.runs.language_modelling.quiet import quiet_datasets
 from bayeslora.runs.language_modelling.texts import TextRow, text_dataset, text_splits
@@ -27,6 +28,7 @@ from bayeslora.runs.training import (
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.system.folders import only_writer
 from bayeslora.system.memory import peak_memory
+from bayeslora.training.progress import training_shown
 from bayeslora.training.sft import BayesianSFTTrainer, SFTConfig
 
 __all__ = ["train_texts"]
@@ -70,11 +72,13 @@ def _train(config: RunConfig, output: Path, resume: bool, overwrite: bool, evalu
     if resume:
         check_length(output, planned_steps(trainer.args, len(rows)))
     note_beginning(config, output, splits.train, resume=resume)
-    logger.info("%d training texts with %d target tokens", len(splits.train), tokens)
+    logger.info("%s", describe_splits(config.task.name, splits, "texts"))
+    logger.info("target tokens of the training texts: %s", f"{tokens:,}")
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
         if config.train.epochs or config.train.max_steps:
-            trainer.train(resume_from_checkpoint=resume)
+            with training_shown(trainer, "token"):
+                trainer.train(resume_from_checkpoint=resume)
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         state = config.method.fit_posterior(model, TrainingResult(_no_items, tokens, optimizer, None, config.seed))
     seconds = time.perf_counter() - started

@@ -143,10 +143,17 @@ class LocalFile(Task):
         else:
             train, dev = rest, _load(self.dev, self.columns, f"{self.name}-dev")
         _check_not_empty(self, Splits(train, dev, test), dev_fraction)
-        splits = Splits(train, dev, test)
+        splits = Splits(train, dev, test, files_origin(self.train, self.dev, self.test))
         remedy = "remove the repeats, or keep such items together by the option group_column"
         warn_repeats(self.name, splits, remedy, group=self.columns.group or "group")
         return splits
+
+
+def files_origin(train: Path, dev: Path | None, test: Path | None) -> str:
+    """Where the splits of a task of files come from, in words."""
+    made = [name for name, path in (("dev", dev), ("test", test)) if path is None]
+    given = ", ".join(str(path) for path in (train, dev, test) if path is not None)
+    return f"from {given}" + (f"; {' and '.join(made)} set aside from {train.name} by id" if made else "")
 
 
 def _shared(choices: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from bayeslora.tasks.reading.item import Item, TaskError
@@ -23,11 +23,19 @@ AnyItem = TypeVar("AnyItem", bound=Identified)
 
 @dataclass(frozen=True)
 class Splits:
-    """The items to fit on (train), to choose settings on (dev) and to report on (test)."""
+    """The items to fit on (train), to choose settings on (dev) and to report on (test).
+
+    Args:
+        train: To fit on.
+        dev: To choose settings on.
+        test: To report on.
+        origin: Where they come from, in words.
+    """
 
     train: list[Item]
     dev: list[Item]
     test: list[Item]
+    origin: str = field(default="", compare=False)
 
     @property
     def items(self) -> list[Item]:

@@ -1,0 +1,38 @@
+"""The scores of a run: as a table, and the most important ones as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["main_scores", "scores_table"]
+
+_COUNTS = {"num_examples": "items", "num_tokens": "tokens", "num_samples": "draws"}
+_SCORES = ("accuracy", "nll", "perplexity", "joint_perplexity", "bits_per_byte", "ece", "brier", "auroc")
+
+
+def main_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What --json prints of metrics.json."""
+    names = ("method", "task", "split", *_SCORES[:-1], *_COUNTS, "temperature")
+    return {name: metrics[name] for name in names if name in metrics}
+
+
+def scores_table(metrics: Mapping[str, Any]) -> str:
+    """A row for the split of `metrics`, and one for dev where they hold its scores too."""
+    from bayeslora.system.console import text_table
+
+    rows = {str(metrics["split"]): metrics}
+    if "dev" in metrics:
+        rows["dev"] = metrics["dev"]
+    counts = [name for name in _COUNTS if name in metrics]
+    scores = [name for name in _SCORES if name in metrics]
+    heads = ["split", *(_COUNTS[name] for name in counts), *scores]
+    cells = [
+        [
+            split,
+            *(f"{values[name]:,}" if name in values else "" for name in counts),
+            *(f"{values[name]:.3f}" if values.get(name) is not None else "" for name in scores),
+        ]
+        for split, values in rows.items()
+    ]
+    return text_table(heads, cells)
