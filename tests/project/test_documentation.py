@@ -58,6 +58,13 @@ def test_relative_links_resolve(page):
             assert anchor in anchors(found), f"{page.name} links to {target}, but there is no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_that_a_page_names_are_there(page):
+    text = re.sub(r"^```python\n# src/.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    named = re.findall(r"(?<![\w/.-])(?:docs|examples|src|studies|tests)/[\w./-]*\w", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_the_readings_of_this_file_find_what_they_should(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A title, twice\n[a](b.md) `[c](d.md)`\n```python\nx = [e](f)\n```\n", encoding="utf-8")

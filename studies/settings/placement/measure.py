@@ -1,6 +1,6 @@
 """Which layers and modules need adapters: calibration and cost on the dev split, never on the test split.
 
-python studies/settings/placement/measure.py studies/settings/placement/dev.jsonl
+python studies/settings/placement/measure.py studies/settings/placement/dev.jsonl   # writes table.md beside it
 
 SmolLM2-135M on ARC-Easy by cloze scoring, the same training for every placement. One line per placement and seed is
 appended as it ends; those that the file already holds are skipped. `cpu_seconds` are those of
@@ -98,7 +98,9 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             lines.append(json.dumps(row))
             print(row, flush=True)
-    print(table([json.loads(line) for line in lines]))
+    options.output.with_name("table.md").write_text(
+        table([json.loads(line) for line in lines]) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Spectrum:
         left: Left singular vectors u `[out, k]`.
         values: Singular values sigma `[k]`, the largest first.
         right: Right singular vectors v `[in, k]`.
-        cosines: Largest |cos| of each left vector to any left singular vector of the matrix before `[k]`.
+        cosines: Largest absolute cosine of each left vector with any left singular vector of the matrix before `[k]`.
         threshold: A vector whose cosine is below it is an intruder dimension.
     """
 
