@@ -34,7 +34,7 @@ check: lint types test
 
 SEED ?= 0
 campaign: $(VENV)/.installed  ## Bad inputs, kills and full disks, counted (under 30 minutes on 2 cores; not part of the tests)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m campaign --seed $(SEED)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/cli $(BIN)/python -m campaign --seed $(SEED)
 
 $(VENV)/.documented: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
