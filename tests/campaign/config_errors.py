@@ -1,6 +1,7 @@
 """Configs with one fault each: names, types, ranges, nulls, values, syntax."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +97,7 @@ def config_errors(world: World, count: int, source: random.Random) -> Iterator[A
         seen.add(what)
         path = world.folder / "bad.yaml"
         path.write_text(text, encoding="utf-8")
+        shutil.rmtree(world.folder / "bad-run", ignore_errors=True)
         done = call("train", "--config", path, "--output_dir", world.folder / "bad-run")
         attempt = judged("config", what, done.status, done.said, [*named, ("bad.yaml",)])
         yield attempt
@@ -120,7 +122,7 @@ def _misspelt(world: World, source: random.Random) -> Fault:
 
 def _wrong_type(world: World, source: random.Random) -> Fault:
     path = source.choice(list(_NUMBERS))
-    value = source.choice(["many", [1, 2], {"a": 1}, "1 2", [], True] if len(path) > 1 else ["many", [1], {"a": 1}])
+    value = source.choice(["many", [1, 2, 3], {"a": 1}, "1 2", [], True] if len(path) > 1 else ["many", [1], {"a": 1}])
     return f"type {'.'.join(path)}={value!r}", _with(world, path, value), [(path[-1],)]
 
 
