@@ -31,12 +31,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bayeslora.models.heads import compute_in_float32, head_modules, held_by, note_new_weights
+from bayeslora.models.number_type import DtypeName
 from bayeslora.models.quantization import Quantization, keep_layout, quantization_config
 from bayeslora.options.registry import did_you_mean
 from bayeslora.system.devices import choose_device
 
 Kind = Literal["causal_lm", "sequence_classification"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _AUTO_CLASSES: Mapping[str, Any] = {
     "causal_lm": AutoModelForCausalLM,

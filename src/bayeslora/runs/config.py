@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 from bayeslora.methods import BayesianLora, Method
+from bayeslora.models.number_type import DtypeName
 from bayeslora.models.quantization import Quantization
 from bayeslora.options.plain import Plain
 from bayeslora.options.ranges import (
@@ -32,7 +33,8 @@ class ModelConfig:
 
     Args:
         name: Hub id, local folder, or "offline:smollm2" / "offline:minilm" (carried by registry packages).
-        dtype: Number type of the weights; "auto" is float32 on a CPU without bfloat16 arithmetic, else as stored.
+        dtype: Number type of the weights; "auto" is float32 on a CPU without bfloat16 units, else as stored, and
+            bfloat16 for offline:smollm2 where a CPU has such units (about three times as fast).
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: Branch, tag or commit of a Hub id.
         quantization: Keep the weights of the base model's linear layers, but for its head, in 4 or 8 bits: "bnb_4bit"
@@ -43,7 +45,7 @@ class ModelConfig:
     """
 
     name: str = "offline:smollm2"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = "auto"
     device: str = "auto"
     revision: str | None = None
     quantization: Quantization = "none"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +19,7 @@ from bayeslora.adapters.merging import merged
 from bayeslora.adapters.starts import open_adapter
 from bayeslora.models import load_base_model, load_tokenizer
 from bayeslora.models.heads import require_supplied
+from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.scoring import SCORINGS, Scoring, get_scoring
@@ -54,7 +54,7 @@ def load_model(
     base, tokenizer = load_base_model(
         config.name,
         kind=scoring.kind,  # type: ignore[arg-type]
-        dtype=_dtype(config),
+        dtype=number_type(config.dtype, config.name, config.device),
         device=init_processes(config.device),
         revision=config.revision,
         quantization=config.quantization,
@@ -162,10 +162,3 @@ def head_width(adapter: Path) -> int | None:
 
 _HEADS = (".classifier.weight", ".score.weight", ".out_proj.weight", ".logits_proj.weight")
 """Last maps of classification heads, which are outside of all numbered layers."""
-
-
-def _dtype(config: ModelConfig) -> Any:
-    """float32 where bfloat16 would be emulated: that is about three times slower than float32 on such a CPU."""
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "float32" if config.dtype == "auto" and on_cpu and not native else config.dtype
