@@ -40,7 +40,7 @@ _NUMBERS: dict[Path, tuple[Any, ...]] = {
     ("method", "init_args", "inducing_std"): (0, -1),
     ("method", "init_args", "beta"): (-1, float("nan")),
     ("method", "init_args", "kl_warmup"): (-0.5, 2.0, float("nan")),
-    ("method", "init_args", "posterior_learning_rate_scale"): (-1, 0, float("nan"), 1e9),
+    ("method", "init_args", "posterior_learning_rate_scale"): (-1, float("nan"), 1e9),
     ("method", "init_args", "train_samples"): (0, -1),
 }
 _CHOICES: dict[Path, str] = {
@@ -61,11 +61,7 @@ _CHOICES: dict[Path, str] = {
 }
 _OPTIONAL = ("max_steps", "save_steps", "last_layers", "inducing_std")
 _REQUIRED: tuple[Path, ...] = (
-    *(
-        path
-        for path in _NUMBERS
-        if path[-1] not in ("max_steps", "save_steps", "last_layers") and "examples" not in path[-1]
-    ),
+    *(path for path in _NUMBERS if path[-1] not in _OPTIONAL and "examples" not in path[-1]),
     ("model", "name"),
     ("task", "name"),
     ("task", "scoring"),

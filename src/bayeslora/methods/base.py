@@ -20,7 +20,7 @@ from bayeslora.adapters.placement import Placement, Targets, adapted_layers, lin
 from bayeslora.adapters.starts import continue_adapter
 from bayeslora.models.heads import saved_modules
 from bayeslora.models.modalities import excluded_modules
-from bayeslora.options.ranges import AtLeastZero, Count, Positive, Range, Share, Size
+from bayeslora.options.ranges import AtLeastZero, Count, Positive, Range, RateScale, Share, Size
 from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
@@ -219,7 +219,7 @@ class VariationalMethod(Method):
         self,
         beta: AtLeastZero = 1.0,
         kl_warmup: Share = 0.0,
-        posterior_learning_rate_scale: AtLeastZero = 1.0,
+        posterior_learning_rate_scale: RateScale = 1.0,
         train_samples: Size = 1,
         **kwargs: Any,
     ):

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from bayeslora.adapters import BayesianLoraConfig
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.plain import Plain
-from bayeslora.options.ranges import AtLeastZero, Positive, Range, Size, StandardDeviation
+from bayeslora.options.ranges import Positive, Range, RateScale, Size, StandardDeviation
 
 __all__ = ["BayesianLora"]
 
@@ -54,7 +54,7 @@ class BayesianLora(VariationalMethod):
         bases: Literal["lora", "free"] = "lora",
         num_inducing: Size | None = None,
         inducing_diagonal: Positive = 0.1,
-        posterior_learning_rate_scale: AtLeastZero = 5.0,
+        posterior_learning_rate_scale: RateScale = 5.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

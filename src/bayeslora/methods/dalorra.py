@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.options.ranges import AtLeastZero, Positive, Range
+from bayeslora.options.ranges import Positive, Range, RateScale
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
 __all__ = ["Dalorra", "DalorraConfig", "MaskedRowsWeights"]
@@ -155,7 +155,7 @@ class Dalorra(VariationalMethod):
         probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9,
         prior_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5,
         temperature: Positive = 2 / 3,
-        posterior_learning_rate_scale: AtLeastZero = 10.0,
+        posterior_learning_rate_scale: RateScale = 10.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

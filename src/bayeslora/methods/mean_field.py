@@ -11,7 +11,7 @@ from torch import nn
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.options.ranges import AtLeastZero, StandardDeviation
+from bayeslora.options.ranges import RateScale, StandardDeviation
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
 __all__ = ["MeanField", "MeanFieldConfig"]
@@ -72,7 +72,7 @@ class MeanField(VariationalMethod):
         std: StandardDeviation = 0.01,
         prior_std: StandardDeviation = 0.2,
         flipout: bool = False,
-        posterior_learning_rate_scale: AtLeastZero = 5.0,
+        posterior_learning_rate_scale: RateScale = 5.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

@@ -142,7 +142,7 @@ class ScalaBL(VariationalMethod):
         self,
         std: StandardDeviation = 0.05,
         prior_std: StandardDeviation = 1.0,
-        posterior_learning_rate_scale: AtLeastZero = 5.0,
+        posterior_learning_rate_scale: RateScale = 5.0,
         **kwargs: Any,
     ):
         super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)

@@ -25,6 +25,7 @@ __all__ = [
     "Positive",
     "Range",
     "Rate",
+    "RateScale",
     "Seed",
     "Share",
     "Size",
@@ -67,6 +68,8 @@ Positive = Annotated[float, Range(0, 1e9, above=True)]
 AtLeastZero = Annotated[float, Range(0, 1e9)]
 Rate = Annotated[float, Range(0, 10, above=True)]
 """A learning rate."""
+RateScale = Annotated[float, Range(0, 1000)]
+"""A learning rate as a multiple of another."""
 StandardDeviation = Annotated[float, Range(0, 1000, above=True)]
 
 
