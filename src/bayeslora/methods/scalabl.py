@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.options.ranges import AtLeastZero, StandardDeviation
+from bayeslora.options.ranges import RateScale, StandardDeviation
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
