@@ -254,12 +254,12 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
 def run_python(
     script: str, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run `script`, written to `folder`, in a new Python with this folder importable."""
+    """Run `script`, written to `folder`, in a new Python that imports what these tests import."""
     path = folder / "script.py"
     path.write_text(script, encoding="utf-8")
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",

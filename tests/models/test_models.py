@@ -27,7 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bayeslora import models, predict
+from bayeslora import predict
+from bayeslora.models import base_model as models
 from bayeslora.models import load_base_model
 from bayeslora.scoring import Classification
 from bayeslora.tasks import Item
