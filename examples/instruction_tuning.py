@@ -51,7 +51,7 @@ def write_texts(folder: Path) -> None:
 
 
 def config(texts: Path, method: Lora | BayesianLora, epochs: float) -> RunConfig:
-    """The same for both methods; the values are those of examples/configs, with fewer epochs and layers."""
+    """The same for both methods; the values are those of examples/train, with fewer epochs and layers."""
     return RunConfig(
         model=ModelConfig(name="offline:smollm2"),
         task=TaskConfig(name=str(texts), scoring="text"),

@@ -20,7 +20,7 @@ from bayeslora_cli.main import main
 from conftest import byte_level_tokenizer, tiny_bert, tiny_llama, wordpiece_tokenizer
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
 
 
 def items(count: int, offset: int = 0) -> list[dict]:

@@ -8,7 +8,7 @@ from bayeslora.experiments.sequences.config import ChainConfig, ContinualConfig
 from bayeslora.options.parsing import config_parser, instantiate
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (ROOT / "examples" / "procedures", ROOT / "studies" / "systems")
+FOLDERS = (ROOT / "examples" / "sequences", ROOT / "studies" / "systems")
 FILES = [path for folder in FOLDERS for name in ("chain", "continual") for path in folder.rglob(f"{name}.yaml")]
 
 

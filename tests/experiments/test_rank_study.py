@@ -219,7 +219,7 @@ def test_a_wrong_column_is_said_before_the_training(config, tmp_path, capsys, mo
 
 
 SHIPPED = {
-    RankStudyConfig: [*ROOT.glob("studies/*/*/rank_study.yaml"), *ROOT.glob("examples/rank_studies/*.yaml")],
+    RankStudyConfig: [*ROOT.glob("studies/*/*/rank_study.yaml"), *ROOT.glob("examples/rank_study/*.yaml")],
     SweepConfig: [*ROOT.glob("studies/*/*/sweep.yaml")],
 }
 

@@ -11,7 +11,7 @@ from bayeslora.options.parsing import config_parser, instantiate
 from bayeslora.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "examples" / "configs" / "published").glob("*.yaml"))
+RECIPES = sorted((ROOT / "examples" / "train" / "published").glob("*.yaml"))
 
 
 def read(kind: type, path: Path) -> Any:
@@ -38,7 +38,7 @@ def test_a_recipe_is_a_config_and_that_of_its_page(path: Path) -> None:
 
 
 def test_the_comparison_has_the_numbers_of_the_recipes() -> None:
-    config: CompareConfig = read(CompareConfig, ROOT / "examples" / "comparisons" / "published.yaml")
+    config: CompareConfig = read(CompareConfig, ROOT / "examples" / "compare" / "published.yaml")
     for path in RECIPES:
         recipe: RunConfig = read(RunConfig, path)
         run = config.run("arc_easy", path.stem, 0, config.grid(path.stem)[0])

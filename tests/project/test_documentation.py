@@ -21,7 +21,7 @@ NOTEBOOK = DOCS / "notebooks" / "calibrated_adapter.ipynb"
 BUILT = DOCS / "reference" / "api"
 PAGES = sorted(
     page
-    for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *STUDIES.rglob("*.md"))
+    for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *STUDIES.rglob("*.md"), ROOT / "examples" / "README.md")
     if BUILT not in page.parents and page.name != "report.md"
 )
 
@@ -63,6 +63,13 @@ def test_paths_that_a_page_names_are_there(page):
     text = re.sub(r"^```python\n# src/.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     named = re.findall(r"(?<![\w/.-])(?:docs|examples|src|studies|tests)/[\w./-]*\w", text)
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_example_is_in_the_list_of_examples():
+    folder = ROOT / "examples"
+    listed = set(re.findall(r"\]\(([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8")))
+    examples = (path for suffix in ("yaml", "py", "csv") for path in folder.rglob(f"*.{suffix}"))
+    assert {str(path.relative_to(folder)) for path in examples} <= listed
 
 
 def test_the_readings_of_this_file_find_what_they_should(tmp_path):
