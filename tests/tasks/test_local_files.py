@@ -371,6 +371,19 @@ def test_all_wrong_columns_are_told_at_once_with_their_options(tmp_path: Path) -
     assert "the columns are text, first, second, team" in str(caught.value)
 
 
+def test_columns_by_other_names_are_recognised_and_errors_in_rows_name_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "?", "options": ["a", "b"], "answer": "a", "note": ""}, {"prompt": "", "options": ["a", "b"]}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(TaskError, match="perhaps question_column prompt, choices_column options, label_column answer "):
+        load_items(path, require_label=True)
+    names = {"question_column": "prompt", "choices_column": "options", "label_column": "answer"}
+    with pytest.raises(TaskError, match=r"line 2: .*column 'prompt' \(option question_column\) should be a text"):
+        load_items(path, **names)
+    write_jsonl(path, [rows[0], rows[0] | {"answer": "c"}])
+    with pytest.raises(TaskError, match=r"line 2: column 'answer' \(option label_column\) should be"):
+        load_items(path, **names)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -11,6 +11,18 @@ from bayeslora.tasks.reading.hints import nearest
 from bayeslora.tasks.reading.item import Item, TaskError
 from bayeslora.tasks.reading.labels import LabelKind, LabelReader, is_missing
 
+_OPTIONS = {name: f"{name}_column" for name in ("question", "choices", "label", "id", "group")}
+"""The option that names the column of each field."""
+
+_ALSO_CALLED = {
+    "question_column": {"prompt", "query", "input", "text", "sentence", "stem", "instruction", "problem"},
+    "choices_column": {"options", "answers", "candidates", "endings", "alternatives", "completions"},
+    "label_column": {"answer", "target", "correct", "gold", "answer_key", "answerkey", "correct_answer", "class"},
+    "id_column": {"idx", "index", "number", "uid", "name", "key", "item"},
+    "group_column": {"passage", "document", "context", "page", "source"},
+}
+"""What a column for it is called in other files."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -35,13 +47,7 @@ class Columns:
         columns = list(known)
         missing = {name: option for name, option in self._needed(columns).items() if name not in columns}
         if missing:
-            named = " and ".join(f"{name!r} (option {option})" for name, option in missing.items())
-            many = len(missing) > 1
-            raise TaskError(
-                f"expected {'columns' if many else 'a column'} {named}, but the columns are {', '.join(columns)}; "
-                f"{''.join(dict.fromkeys(nearest(name, columns) for name in missing))}"
-                f"name the right {'ones by these options' if many else 'one by this option'}."
-            )
+            raise TaskError(self._without(missing, columns))
         if self.shared_choices is not None and self.choices in columns:
             raise TaskError(
                 f"choices were given for the whole file, but it has a column {self.choices!r} too; "
@@ -54,6 +60,12 @@ class Columns:
         Raises:
             TaskError: a field is missing or wrong.
         """
+        try:
+            return self._item(row, fallback_id, read_label)
+        except TaskError as error:
+            raise type(error)(self._in_file_words(str(error))) from error
+
+    def _item(self, row: Mapping[str, Any], fallback_id: str, read_label: LabelReader | None) -> Item:
         choices, marks = self._choices(row)
         row_id = row.get(self.id)
         item_id = fallback_id if is_missing(row_id) else str(row_id)
@@ -61,9 +73,36 @@ class Columns:
         unlabelled = Item(item_id, row.get(self.question) or "", choices, None)
         label = (read_label or LabelReader(self.labels))(row.get(self.label), choices, marks)
         if label is None and self.require_label:
-            raise TaskError(f"field 'label' (column {self.label!r}) is missing; give every item a label.")
+            raise TaskError("field 'label' is missing; give every item a label.")
         group = None if self.group is None else row.get(self.group)
         return Item(item_id, unlabelled.question, choices, label, None if is_missing(group) else str(group))
+
+    def _without(self, missing: Mapping[str, str], columns: list[str]) -> str:
+        """What to say of all columns that a file lacks, each with the option that names it, and of what they may be."""
+        named = " and ".join(f"{name!r} (option {option})" for name, option in missing.items())
+        free = [name for name in columns if name not in self._needed(columns)]
+        perhaps = [
+            f"{option} {name}"
+            for option in dict.fromkeys(missing.values())
+            for name in free
+            if name.lower() in _ALSO_CALLED[option]
+        ]
+        many = len(missing) > 1
+        return (
+            f"expected {'columns' if many else 'a column'} {named}, but the columns are {', '.join(columns)}; "
+            f"{''.join(dict.fromkeys(nearest(name, columns) for name in missing))}"
+            f"name the right {'ones by these options' if many else 'one by this option'}"
+            f"{', perhaps ' + ', '.join(perhaps) if perhaps else ''}"
+            " (a training has them under task, such as --task.question_column)."
+        )
+
+    def _in_file_words(self, message: str) -> str:
+        """A message about a field with the column that holds it, where the file's own name is another."""
+        for field, option in _OPTIONS.items():
+            column = getattr(self, field)
+            if column not in (field, None):
+                message = message.replace(f"field '{field}'", f"column {column!r} (option {option})")
+        return message
 
     def _needed(self, columns: list[str]) -> dict[str, str]:
         """Names of the columns there must be, with the option that gives each its name."""
