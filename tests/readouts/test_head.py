@@ -3,14 +3,17 @@
 import math
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from bayeslora.readouts import head as module
 from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
 from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.files import head_from_tensors, head_tensors
+from bayeslora.readouts.formula import FORMULA, write_formula
 from bayeslora.readouts.head import fit_head
 from bayeslora.readouts.regression import Regression
 from bayeslora.readouts.sparse import SparseRegression
@@ -190,3 +193,30 @@ def test_a_block_of_numbers_keeps_its_size() -> None:
     owners = Contrasts(features.mask).owners
     ratio = scaled[owners == 1].abs().max() / scaled[owners == 0].abs().max()
     assert 0.05 < float(ratio) < 0.2
+
+
+@pytest.mark.parametrize("rows", [5000, 90])
+def test_the_formula_is_the_mean(rows: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the words of the file alone."""
+    monkeypatch.setattr(module, "EXACT_ROWS", rows)
+    features, labels = made_up(100)
+    numbers = normal(generator(5), 100, 3, 2).float()
+    head = fit_head(features.with_numbers(extra=numbers), labels)
+    write_formula(head, tmp_path / "head.safetensors")
+    with safe_open(tmp_path / "head.safetensors", "pt") as file:
+        assert file.metadata() == {"formula": FORMULA}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    new, _ = made_up(6, seed=3)
+    new = new.with_numbers(extra=normal(generator(6), 6, 3, 2).float())
+    mean = Contrasts(new.mask).utilities(head.utilities(new).mean[..., 0])
+    for item in range(6):
+        count = int(new.mask[item].sum())
+        utility = torch.zeros(count)
+        for name, block in {**new.hidden, **new.numbers}.items():
+            z = tensors[f"scale.{name}"] * block[item, :count]
+            z = z - z.mean(0)
+            if name in new.hidden and float((z**2).sum()) > 0:
+                z = z / ((z**2).sum() / (count - 1)).sqrt()
+            utility += z @ tensors[f"weight.{name}"]
+        torch.testing.assert_close(utility.double(), mean[item, :count], rtol=1e-3, atol=1e-4)
+    assert float(tensors["temperature"]) == pytest.approx(head.scales.noise * head.noise.temperature)

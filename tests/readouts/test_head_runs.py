@@ -11,6 +11,8 @@ import yaml
 from test_cli import data, fails, tiny_base  # noqa: F401
 
 from bayeslora import BayesianHead
+from bayeslora.deploy.export import export_run
+from bayeslora.deploy.hub import write_hub_folder
 from bayeslora.runs import load_run
 from bayeslora.tasks import load_items
 from bayeslora_cli.main import main
@@ -101,3 +103,40 @@ def test_scoring_and_method_belong_together(
 ) -> None:
     said = fails(capsys, "train", "--config", folder / "config.yaml", *options, "--output_dir", tmp_path / "run")
     assert "belong together" in said and "--task.scoring options --method BayesianHead" in said
+
+
+def test_what_a_plain_server_cannot_take_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no adapter that a plain server could load"):
+        export_run(folder / "run", tmp_path / "export")
+    with pytest.raises(ValueError, match="no thing to publish"):
+        write_hub_folder(folder / "run", tmp_path / "hub", "user/name")
+    BayesianHead.load(folder / "run").export(tmp_path / "head.safetensors")
+    assert (tmp_path / "head.safetensors").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(("reads", "block"), [("hidden", "layer 1, mean"), ("likelihood", "likelihood")])
+def test_a_head_may_read_less(reads: Any, block: str, tiny_base: Path, data: Path) -> None:  # noqa: F811
+    items = load_items(data / "train.jsonl")
+    head = BayesianHead(str(tiny_base), reads=reads).fit(items)
+    assert block in head.chosen["weights"]
+    assert ("likelihood" in head.chosen["weights"]) == (reads == "likelihood") == (len(head.chosen["weights"]) == 1)
+    assert head.predict(items[:2]).further["novelty"].shape == (2,)
+
+
+def test_a_comparison_has_a_row_for_it(tiny_base: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    described = {
+        "model": {"name": str(tiny_base), "device": "cpu"},
+        "tasks": {"own": {"name": str(data), "scoring": "cloze"}},
+        "rows": {"head": {"method": {"class_path": "BayesianHead"}}},
+        "learning_rates": [0.001, 0.01],
+        "seeds": [0],
+        "cost_examples": 2,
+    }
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(described))
+    for _ in range(2):  # The second one finds the cell.
+        main(["compare", "--config", str(tmp_path / "compare.yaml"), "--output_dir", str(tmp_path / "out")])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    (cell,) = [line for line in lines if line["kind"] == "cell"]
+    assert (
+        cell["method"] == "head" and cell["num_samples"] == 0 and len(cell["predictions"]["test"]["probabilities"]) == 6
+    )

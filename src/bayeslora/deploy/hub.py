@@ -127,10 +127,16 @@ def write_hub_folder(
     Raises:
         FileNotFoundError: The folder is no finished run, or something to include is not there.
         FileExistsError: `output_dir` holds something.
-        ValueError: The baseline was scored on something else, or the base model has other adapters merged in.
+        ValueError: The baseline was scored on something else, the base model has other adapters merged in, or the run
+            is a head, whose file holds its training items' vectors.
     """
     recover_parts(run)
     folder, adapter = Path(run), Path(adapter_folder(run))
+    if (folder / "config.yaml").is_file() and not read_config(folder / "config.yaml").method.adapts:
+        raise ValueError(
+            f"{folder} is a head, whose file holds what the model reads in each training item, and so is no thing to "
+            "publish; publish its formula alone (bayeslora.BayesianHead.load(RUN).export(FILE))."
+        )
     for path in (folder / "config.yaml", folder / "metrics.json", adapter / "adapter_config.json"):
         if not path.is_file():
             raise FileNotFoundError(

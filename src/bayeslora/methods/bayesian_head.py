@@ -9,7 +9,9 @@ from torch import nn
 
 from bayeslora.methods.base import Method
 
-__all__ = ["BayesianHead"]
+__all__ = ["READS", "BayesianHead"]
+
+READS = ("both", "hidden", "likelihood")
 
 
 class BayesianHead(Method):
@@ -20,8 +22,8 @@ class BayesianHead(Method):
     adapters (r, target_modules, ...) and of optimisation change nothing.
 
     Args:
-        likelihood: Whether the head reads each choice's likelihood too, for which the layers above the last one that is
-            read, and the language-model head, have to run.
+        reads: "hidden" (what the middle layers hold at each choice; those above do not run), "likelihood" (four
+            numbers of the likelihood of each choice, for which all layers and the language-model head run), or "both".
         label_noise: Whether training labels may be wrong: where leave-one-out says clearly that some are, items that
             look wrong count less.
         prior: Run folder of a head fitted before, on other tasks or older data with the same base model; what it says
@@ -32,9 +34,17 @@ class BayesianHead(Method):
     adapts: ClassVar[bool] = False
     needs_items: ClassVar[bool] = True
 
-    def __init__(self, likelihood: bool = True, label_noise: bool = True, prior: str | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        reads: Literal["both", "hidden", "likelihood"] = "both",
+        label_noise: bool = True,
+        prior: str | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
-        self.likelihood = likelihood
+        if reads not in READS:
+            raise ValueError(f"reads must be one of {READS}, got {reads!r}.")
+        self.reads = reads
         self.label_noise = label_noise
         self.prior = prior
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class FeatureReader:
     Args:
         model: A causal language model, with or without adapters; it stays as it is.
         scoring: Puts questions and choices into tokens.
+        hidden: Whether to give the vectors of the choices; they are read in any case.
         likelihood: Whether to read the likelihood numbers, for which all layers run.
         folder: Keep what is read in files here, in a subfolder for this model and its weights; default: in memory.
         batch_size: Items per forward on a GPU.
@@ -44,11 +46,12 @@ class FeatureReader:
         model: nn.Module,
         scoring: Cloze,
         *,
+        hidden: bool = True,
         likelihood: bool = True,
         folder: str | Path | None = None,
         batch_size: int = 8,
     ):
-        self.model, self.scoring, self.likelihood = model, scoring, likelihood
+        self.model, self.scoring, self.hidden, self.likelihood = model, scoring, hidden, likelihood
         self.layers = read_layers(model)
         self.batch_size = 1 if _device(model).type == "cpu" else batch_size
         self._store: Store = MemoryStore(_LIMIT)
@@ -69,7 +72,8 @@ class FeatureReader:
                 rows += self._part(items[first : first + _TOGETHER])
                 if line is not None:
                     line.advance(min(_TOGETHER, len(items) - first))
-        return _joined(rows, self.layers)
+        features = _joined(rows, self.layers)
+        return features if self.hidden else replace(features, hidden={})
 
     def _part(self, items: Sequence[ChoiceItem]) -> list[ItemVectors]:
         batches = [self.scoring([item]) for item in items]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from bayeslora.readouts.features import FeatureReader
@@ -26,7 +26,8 @@ class BayesianHead:
     Args:
         model: Hub id, local folder, "offline:smollm2", or a `ModelConfig`.
         features: Folder in which what is read of the model is kept, for other heads on it; default: in memory.
-        likelihood: As in the method of the same name: whether the head reads each choice's likelihood too.
+        reads: As in the method of the same name: "hidden" (middle layers; those above do not run), "likelihood", or
+            "both".
         label_noise: Whether training labels may be wrong.
         prior: Run folder of a head fitted before on the same base model.
         max_length: Longest sequence in tokens, of a question with one choice.
@@ -37,7 +38,7 @@ class BayesianHead:
         model: str | ModelConfig = "offline:smollm2",
         *,
         features: str | Path | None = None,
-        likelihood: bool = True,
+        reads: Literal["both", "hidden", "likelihood"] = "both",
         label_noise: bool = True,
         prior: str | Path | None = None,
         max_length: int = 1024,
@@ -46,7 +47,7 @@ class BayesianHead:
         from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 
         named = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
-        method = BayesianHeadMethod(likelihood, label_noise, None if prior is None else str(prior))
+        method = BayesianHeadMethod(reads, label_noise, None if prior is None else str(prior))
         kept = None if features is None else str(features)
         self._config = RunConfig(
             model=named,
@@ -111,6 +112,18 @@ class BayesianHead:
             if (output / "metrics.json").exists() and not overwrite:
                 raise FileExistsError(f"{output} holds a run already; name another folder, or pass overwrite=True.")
             write_head_run(self.run, output)
+
+    def export(self, path: str | Path) -> None:
+        """Write the head's mean, linear weights of the layers, as a safetensors file with its formula.
+
+        Raises:
+            ValueError: The head has a prior, which is a head of its own.
+        """
+        from bayeslora.readouts.formula import write_formula
+
+        if self.run.prior is not None:
+            raise ValueError("this head reads another one (prior); export a head without.")
+        write_formula(self.run.head, Path(path))
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> BayesianHead:

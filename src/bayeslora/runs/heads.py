@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.options.ranges import Draws, check_value
@@ -56,6 +56,10 @@ class HeadRun(Run):
     def features(self, items: Sequence[Item], *, progress: bool = False) -> OptionFeatures:
         """What the head reads of items."""
         return _with_prior(self.reader(items, progress=progress), self.prior)
+
+    def without_cache(self) -> Self:
+        """The run reading every item anew."""
+        return replace(self, reader=_reader(self.config, self.model, self.scoring, None))
 
     def predict(
         self,
@@ -129,12 +133,11 @@ def open_reader(config: RunConfig, output: Path) -> FeatureReader:
     Raises:
         ValueError: The method is another, or scoring and method do not belong together.
     """
-    method = _method(config)
+    _method(config)
     model, _, scoring = load_model(merge_resolved(config.model, output), config.task)
     folder = config.train.cache_trunk_folder or output / "features"
     kept = folder if config.train.cache_trunk else None
-    reader: Any = scoring
-    return FeatureReader(model, reader, likelihood=method.likelihood, folder=kept, batch_size=config.batch_size)
+    return _reader(config, model, scoring, kept)
 
 
 def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: FeatureReader) -> HeadRun:
@@ -231,9 +234,7 @@ def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> H
         ValueError: The head's file lacks something, or is damaged.
     """
     model, _, scoring = load_model(merge_resolved(config.model, folder), config.task)
-    kept, reads = config.train.cache_trunk_folder, _method(config).likelihood
-    cloze: Any = scoring
-    reader = FeatureReader(model, cloze, likelihood=reads, folder=kept, batch_size=config.batch_size)
+    reader = _reader(config, model, scoring, config.train.cache_trunk_folder)
     state = load_state(folder)
     return HeadRun(
         config=config,
@@ -245,6 +246,12 @@ def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> H
         head=head_from_tensors({name: one for name, one in state.items() if not name.startswith(f"{_PRIOR}.")}),
         prior=_prior_in(state),
     )
+
+
+def _reader(config: RunConfig, model: nn.Module, scoring: Any, folder: str | Path | None) -> FeatureReader:
+    reads = _method(config).reads
+    parts = {"hidden": reads != "likelihood", "likelihood": reads != "hidden"}
+    return FeatureReader(model, scoring, **parts, folder=folder, batch_size=config.batch_size)
 
 
 def _prior_in(state: dict[str, Tensor]) -> Head | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from peft import PeftModel
 
@@ -57,3 +57,7 @@ class Run:
             seed=seed,
             progress=progress,
         )
+
+    def without_cache(self) -> Self:
+        """The run reading every item anew, as for the cost of a prediction."""
+        return replace(self, trunk_cache=None)

@@ -59,6 +59,12 @@ def export_run(
             raise ValueError(f"{name} is for format {belongs}, but format is {format!r}; leave it out.")
     check_output(output_dir)
     loaded = load_run(run, device=device)
+    if not loaded.config.method.adapts:
+        raise ValueError(
+            f"{run} is a head on frozen features: it has no adapter that a plain server could load. Serve it by "
+            "`bayeslora serve`, or write its mean as a small file with its formula, for code of your own: "
+            "bayeslora.BayesianHead.load(RUN).export(FILE)."
+        )
     details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
     if loaded.temperature != 1:
         logger.warning(

@@ -19,6 +19,7 @@ from bayeslora.metrics import summary
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.beginning import check_finished
+from bayeslora.runs.config import RunConfig
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import disk_is_full
@@ -117,6 +118,8 @@ class CellComputer:
         assert rate is not None
         run = self.config.run(planned.task, planned.title, planned.seed, rate)
         folder = cell_folder(self.output, planned.task, planned.title, rate, planned.seed)
+        if not run.method.adapts:
+            return self._fitted_head(run, folder)
         layers = self.config.adapter.last_layers
         cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
         if done:
@@ -129,14 +132,17 @@ class CellComputer:
             self._caches[layers] = trained.trunk_cache
         return trained
 
+    def _fitted_head(self, run: RunConfig, folder: Path) -> Run:
+        """A head, which has no layers to share; each one reads its items itself, so that its time is its own."""
+        if (folder / "metrics.json").is_file():
+            check_finished(run, folder)
+            return load_run(folder, device=run.model.device)
+        return train(run, folder, resume=True, evaluate_dev=False)
+
     def _cost(self, trained: Run, items: Sequence[Item]) -> tuple[float, float]:
         """Seconds for a few items without the trunk cache, with the method's draws and for one deterministic pass."""
-        few, cache = items[: self.config.cost_examples], trained.trunk_cache
-        trained.trunk_cache = None
-        try:
-            sampled, deterministic = trained.predict(few), trained.predict(few, 0)
-        finally:
-            trained.trunk_cache = cache
+        few, plain = items[: self.config.cost_examples], trained.without_cache()
+        sampled, deterministic = plain.predict(few), plain.predict(few, 0)
         return sampled.seconds, deterministic.seconds
 
 
@@ -213,5 +219,5 @@ def _saved_numbers(trained: Run) -> int:
     """Numbers in the saved adapter and in what the method keeps beside it."""
     from peft import get_peft_model_state_dict
 
-    adapter = get_peft_model_state_dict(trained.model)
+    adapter = get_peft_model_state_dict(trained.model) if trained.config.method.adapts else {}
     return sum(tensor.numel() for tensor in [*adapter.values(), *trained.state.values()])

@@ -125,7 +125,9 @@ class CompareConfig:
 
     def grid(self, title: str) -> list[float]:
         """The learning rates to choose from for a row."""
-        return self.rows[title].learning_rates or self.learning_rates
+        rates = self.rows[title].learning_rates or self.learning_rates
+        # A head in closed form has none to choose.
+        return rates if self.rows[title].method.adapts else rates[:1]
 
     def outside(self, task: str) -> dict[str, TaskConfig]:
         """The out-of-distribution tasks, by title, that adapters trained on the task of this title predict."""
@@ -135,7 +137,7 @@ class CompareConfig:
         return {title: other for title, other in self.out_of_distribution.items() if other.name != own}
 
     def run(self, task: str, title: str, seed: int, learning_rate: float) -> RunConfig:
-        """One training run of a row, on the task of this title."""
+        """One training run of a row, on the task of this title; a head reads it with scoring "options"."""
         row = self.rows[title]
         method = copy.copy(row.method)
         for name, value in asdict(self.adapter).items():
@@ -143,7 +145,7 @@ class CompareConfig:
         train = replace(self.train, **row.train, learning_rate=learning_rate)
         return RunConfig(
             model=self.model,
-            task=self.tasks[task],
+            task=self.tasks[task] if method.adapts else replace(self.tasks[task], scoring="options"),
             method=method,
             train=train,
             seed=seed,
