@@ -223,7 +223,8 @@ def test_a_run_without_any_is_one_line_without_a_picture_or_a_prediction(config,
     call = ["diagnose", str(run), "--threshold", "0.01"]
     main(call)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("no intruder dimensions in the mean and 3 draws of ") and "nothing to repair" in line
+    where = "cosine below 0.01 among the top 10"
+    assert line == f"no intruder dimensions in 4 layers, mean and 3 draws ({where}): nothing to repair"
     assert sorted(path.name for path in (run / "diagnosis").iterdir()) == ["diagnosis.json"]
     # The picture of an older diagnosis would contradict it.
     (run / "diagnosis" / "diagnosis.png").write_bytes(b"older")

@@ -350,7 +350,7 @@ def test_predict_adds_setscalibrated_on_dev(run: Path, tmp_path: Path, capsys: p
         assert row["set_choices"] == [item.choices[index] for index in expected]
     sizes = [len(row["set"]) for row in rows]
     assert 0 < sum(sizes) < sum(len(row["probabilities"]) for row in rows)
-    assert f"in 60%: {sum(sizes) / 7:.2f} choices on average" in printed and f"{sizes.count(1)} of 1" in printed
+    assert f"coverage 60%: {sum(sizes) / 7:.2f} choices on average" in printed and f"{sizes.count(1)} with 1" in printed
 
 
 def test_predict_calibrates_with_the_draws_it_predicts_with(run: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -71,26 +71,23 @@ def task_items(config: TaskConfig) -> Splits:
         name: subset(getattr(splits, name), getattr(config, f"{name}_examples"), config.subset_seed)
         for name in ("train", "dev", "test")
     }
-    return Splits(**parts, origin=_with_whole(splits, parts))
-
-
-def _with_whole(splits: Splits, parts: Mapping[str, Sequence[Any]]) -> str:
-    """Where the parts come from, and how many items there are to draw them from."""
-    whole = {name: len(getattr(splits, name)) for name in parts}
-    if all(len(parts[name]) == count for name, count in whole.items()):
-        return splits.origin
-    return f"{splits.origin}; drawn from {', '.join(f'{count:,} {name}' for name, count in whole.items())}"
+    available = {name: len(getattr(splits, name)) for name in parts}
+    return Splits(**parts, origin=splits.origin, available=available)
 
 
 def describe_splits(name: str, splits: Any, unit: str) -> str:
     """The numbers of items or texts in words, and where they come from.
 
-    >>> print(describe_splits("sums", Splits([], [], [], origin="from sums.jsonl"), "items"))
-    sums: 0 train, 0 dev and 0 test items
+    >>> print(describe_splits("sums", Splits([], [], [], "from sums.jsonl", {"dev": 100}), "items"))
+    sums: 0 train, 0 of 100 dev, 0 test items
       from sums.jsonl
     """
-    counts = f"{len(splits.train):,} train, {len(splits.dev):,} dev and {len(splits.test):,} test {unit}"
-    return f"{name}: {counts}\n  {splits.origin}" if splits.origin else f"{name}: {counts}"
+    counts = {part: len(getattr(splits, part)) for part in ("train", "dev", "test")}
+    drawn = {part: splits.available.get(part, count) for part, count in counts.items()}
+    words = [
+        f"{count:,}{'' if count == drawn[part] else f' of {drawn[part]:,}'} {part}" for part, count in counts.items()
+    ]
+    return f"{name}: {', '.join(words)} {unit}" + (f"\n  {splits.origin}" if splits.origin else "")
 
 
 def with_classes(config: TaskConfig, items: Iterable[Item]) -> TaskConfig:

@@ -25,7 +25,7 @@ EXCEPTION = 0.1
 
 _PROMPTS, _TOKENS = 16, 24
 """Dev texts to go on from, and tokens to write for each; the share above is then known to about 0.015."""
-_BATCH = 4
+_BATCH = 8
 _NAME = "unsure_above.json"
 _MEASURES: tuple[Measure, ...] = ("mutual_information", "entropy")
 

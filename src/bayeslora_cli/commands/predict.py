@@ -73,5 +73,5 @@ def _in_words(found: dict[str, Any], options: Namespace) -> Iterator[str]:
     if "set_sizes" in found:
         sizes = found["set_sizes"]
         mean = sum(size * count for size, count in sizes.items()) / max(1, items)
-        counts = ", ".join(f"{count} of {size}" for size, count in sizes.items())
-        yield f"sets that hold the right choice in {options.coverage:.0%}: {mean:.2f} choices on average ({counts})"
+        counts = ", ".join(f"{count} with {size}" for size, count in sizes.items())
+        yield f"sets of coverage {options.coverage:.0%}: {mean:.2f} choices on average (items: {counts})"

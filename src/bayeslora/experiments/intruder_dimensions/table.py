@@ -21,11 +21,9 @@ def diagnosis_text(record: Mapping[str, Any]) -> str:
     """The layers with intruder dimensions, the sum, and the effect of scaling them down, as lines for a terminal."""
     layers, draws = record["layers"], record["intruders_of_draws"]
     if not found_any(record):
-        kinds = "the mean" if draws is None else f"the mean and {len(draws['draws'])} draws"
-        return (
-            f"no intruder dimensions in {kinds} of {len(layers)} layers (cosine below {record['threshold']:g} among "
-            f"the top {record['top']}): there is nothing to repair"
-        )
+        counted = "mean" if draws is None else f"mean and {len(draws['draws'])} draws"
+        where = f"cosine below {record['threshold']:g} among the top {record['top']}"
+        return f"no intruder dimensions in {len(layers)} layers, {counted} ({where}): nothing to repair"
     total = f"{record['intruders']} intruder dimensions in {len(layers)} layers"
     total += f" (cosine below {record['threshold']:g} among the top {record['top']})"
     if draws is not None:

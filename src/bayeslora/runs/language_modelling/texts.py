@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ class TextRow:
 
 @dataclass(frozen=True)
 class TextSplits:
-    """The texts to fit on, to choose settings on and to report on, and in words where they come from."""
+    """The texts to fit on, to choose settings on and to report on, where they come from, and how many there were."""
 
     train: list[TextRow]
     dev: list[TextRow]
     test: list[TextRow]
     origin: str = ""
+    available: dict[str, int] = field(default_factory=dict)
 
 
 def text_splits(config: TaskConfig) -> TextSplits:
@@ -76,6 +77,7 @@ def text_splits(config: TaskConfig) -> TextSplits:
         subset(dev, config.dev_examples, config.subset_seed),
         subset(test, config.test_examples, config.subset_seed),
         files_origin(task.train, task.dev, task.test),
+        {"train": len(train), "dev": len(dev), "test": len(test)},
     )
 
 

@@ -30,12 +30,14 @@ class Splits:
         dev: To choose settings on.
         test: To report on.
         origin: Where they come from, in words.
+        available: How many items each split had before a part was drawn; empty where all are here.
     """
 
     train: list[Item]
     dev: list[Item]
     test: list[Item]
     origin: str = field(default="", compare=False)
+    available: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def items(self) -> list[Item]:
