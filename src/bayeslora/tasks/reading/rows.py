@@ -12,6 +12,7 @@ from typing import Any
 
 from bayeslora.tasks.reading.hints import nearest
 from bayeslora.tasks.reading.item import TaskError
+from bayeslora.tasks.reading.unique_keys import read_json_text
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
+        values = read_json_text(line)
+    except TaskError as error:
+        raise TaskError(f"{path}, line {number}: {error}") from error
     except json.JSONDecodeError as error:
         raise TaskError(
             f"{path}, line {number}: expected one JSON object, but the line is not valid JSON ({error.msg}, "
@@ -77,7 +80,9 @@ def _object(where: str, values: object) -> dict[str, Any]:
 def _json_rows(path: Path) -> Iterator[PlacedRow]:
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text) if text.strip() else []
+        rows = read_json_text(text) if text.strip() else []
+    except TaskError as error:
+        raise TaskError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
         raise TaskError(
             f"{path}, line {error.lineno}: expected a JSON list of objects, but the file is not valid JSON "
