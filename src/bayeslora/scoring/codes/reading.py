@@ -1,0 +1,199 @@
+"""Typed questions read by codes: the probability of an option is that of its code as the next token."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from bayeslora.models.layers import base_model, evaluating
+from bayeslora.models.positions import readable_tokens
+from bayeslora.scoring.chat import chat_frame
+from bayeslora.scoring.codes.template import Template
+from bayeslora.scoring.codes.tokens import single_token_codes
+from bayeslora.tasks.decisions.questions import Question
+
+__all__ = ["CodeReader", "TooLongError", "rotations"]
+
+_ROWS = 16_384
+"""Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
+
+
+class TooLongError(ValueError):
+    """A state and a question do not fit into what the model reads; nothing is ever cut.
+
+    Args:
+        tokens: Of the prompt.
+        room: That can be read.
+    """
+
+    def __init__(self, tokens: int, room: int):
+        super().__init__(
+            f"the state and a question have {tokens} tokens, but the model reads {room}; shorten the state, or ask about "
+            "parts of it."
+        )
+        self.tokens, self.room = tokens, room
+
+
+class CodeReader:
+    """Reads probabilities of options off a causal language model, zero-shot or adapted.
+
+    The state is read once: its keys and values are kept while the questions are read, each in a forward of its own, so
+    that no answer depends on the other questions of a request, their order or their number, to the last bit.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer; its chat template is used if it has one.
+        template: The prompt.
+        orders: Cyclic rotations of the options over which log-probabilities are averaged (arXiv 2610.00831); two at
+            most are used for a noul, and no more than there are options.
+        max_length: Longest prompt in tokens; default: what the model has positions for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: Template | None = None,
+        orders: int = 1,
+        max_length: int | None = None,
+    ):
+        if orders < 1:
+            raise ValueError(f"orders must be at least 1, got {orders}.")
+        self.model, self.tokenizer, self.orders = model, tokenizer, orders
+        self.template = template or Template()
+        readable = readable_tokens(model)
+        self.max_length = min(filter(None, (max_length, readable)), default=1 << 30)
+        self._frame = chat_frame(tokenizer) if tokenizer.chat_template else None
+        separator = " " if self._frame is None else self._frame.separator
+        self.codes = single_token_codes(tokenizer, self._end(), separator)
+
+    def __call__(self, state: Any, questions: Sequence[Question]) -> list[Tensor]:
+        """Log-probabilities [options] of each question, nats, in float64.
+
+        Raises:
+            TooLongError: A prompt does not fit.
+            ValueError: A question has more options than there are codes.
+        """
+        prompts = [self.prompts(state, question) for question in questions]
+        with torch.inference_mode(), evaluating(self.model):
+            before = _Read(self.model, self.state_tokens(state))
+            return [
+                self._averaged(before, question, rows) for question, rows in zip(questions, prompts, strict=True)
+            ]
+
+    def num_tokens(self, state: Any, questions: Sequence[Question]) -> int:
+        """Tokens that are read for a request: those of the state once."""
+        asked = sum(len(row) for question in questions for row in self.prompts(state, question))
+        return len(self.state_tokens(state)) + asked
+
+    def state_tokens(self, state: Any) -> list[int]:
+        """Tokens of what all questions about a state share."""
+        shown = self.template.show_state(state)
+        if self._frame is not None:
+            return list(self.tokenizer(self._frame.before + shown, add_special_tokens=False)["input_ids"])
+        ids = list(self.tokenizer(shown)["input_ids"])
+        end = self.tokenizer.eos_token_id
+        return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
+
+    def prompts(self, state: Any, question: Question) -> list[list[int]]:
+        """Tokens of a question behind the state, one row for each order of its options.
+
+        Raises:
+            TooLongError: With the state they do not fit.
+            ValueError: There are too few codes.
+        """
+        self.codes.check(len(question.options))
+        rows = []
+        for order in rotations(len(question.options), self.orders):
+            text = self.template.show_question(question, self.codes.labels, order) + self._end()
+            rows.append(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        longest = len(self.state_tokens(state)) + max(map(len, rows))
+        if longest > self.max_length:
+            raise TooLongError(longest, self.max_length)
+        return rows
+
+    def _end(self) -> str:
+        template = self.template
+        return template.answer if self._frame is None else template.request + self._frame.behind
+
+    def _averaged(self, before: _Read, question: Question, rows: list[list[int]]) -> Tensor:
+        count = len(question.options)
+        logits = before.next_logits(rows, self.codes.tokens[:count])
+        placed = torch.log_softmax(logits, -1)
+        # Row r has option order[place] at a place: back to the options' own order.
+        orders = torch.tensor(rotations(count, self.orders))
+        by_option = torch.empty_like(placed).scatter_(1, orders, placed)
+        return torch.log_softmax(by_option.mean(0), -1)
+
+
+def rotations(options: int, orders: int) -> list[list[int]]:
+    """Cyclic rotations of so many options, evenly spread: which option stands in each place.
+
+    >>> rotations(4, 2)
+    [[0, 1, 2, 3], [2, 3, 0, 1]]
+    """
+    count = min(orders, options)
+    starts = [options * number // count for number in range(count)]
+    return [[(start + place) % options for place in range(options)] for start in starts]
+
+
+class _Read:
+    """A state that was read: its keys and values."""
+
+    def __init__(self, model: nn.Module, tokens: list[int]):
+        self.model, self.tokens = model, tokens
+        self.cache = DynamicCache()
+        base = base_model(model)
+        self.device = next(base.parameters()).device
+        self.body, self.head = _parts(base)
+        ids = torch.tensor([tokens], device=self.device)
+        self.body(input_ids=ids, past_key_values=self.cache, use_cache=True)
+
+    def next_logits(self, rows: list[list[int]], words: list[int]) -> Tensor:
+        """Logits [rows, words] of the next token behind each row, in float64 on the CPU."""
+        hidden = [self._last_hidden(part) for part in self._parts_of(rows)]
+        weight = self.head.weight[torch.tensor(words, device=self.device)]
+        return nn.functional.linear(torch.cat(hidden).float(), weight.float()).double().cpu()
+
+    def _parts_of(self, rows: list[list[int]]) -> list[list[list[int]]]:
+        together = max(1, _ROWS // (len(self.tokens) + max(map(len, rows))))
+        return [rows[first : first + together] for first in range(0, len(rows), together)]
+
+    def _last_hidden(self, rows: list[list[int]]) -> Tensor:
+        """[rows, hidden] at the last token of each row; padding stands behind, where no token looks."""
+        cache = copy.deepcopy(self.cache)
+        if len(rows) > 1:
+            cache.batch_repeat_interleave(len(rows))
+        longest, past = max(map(len, rows)), len(self.tokens)
+        ids = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor([[1] * (past + len(row)) + [0] * (longest - len(row)) for row in rows])
+        positions = torch.arange(past, past + longest, device=self.device).expand(len(rows), -1)
+        output = self.body(
+            input_ids=ids,
+            attention_mask=mask.to(self.device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        return output.last_hidden_state[torch.arange(len(rows), device=self.device), last]
+
+
+def _parts(base: Any) -> tuple[nn.Module, Any]:
+    """The model below the language-model head, and the head, whose rows of the codes are all that is needed.
+
+    Raises:
+        ValueError: The model has no such head.
+    """
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if head is None:
+        raise ValueError(f"codes need a causal language model, but {type(base).__name__} has no output embeddings.")
+    return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model, head
+
+

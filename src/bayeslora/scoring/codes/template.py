@@ -1,0 +1,63 @@
+"""The one prompt in which a model reads a state and a question; it is stored with what was fitted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bayeslora.tasks.decisions.questions import Option, Question, text_of
+
+__all__ = ["Template"]
+
+_NOUL = {"true": "yes", "false": "no"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """Texts with gaps. The state comes first, so that it is read once for all questions; ids of questions do not appear.
+
+    Args:
+        state: With {state}.
+        question: With {instructions} and {options}.
+        option: A line of {options}, with {code} and {option}.
+        description: What {option} is where an option has a description, with {key} and {text}.
+        request: Ends the prompt of a chat.
+        answer: Ends the prompt of a model without a chat template.
+    """
+
+    state: str = "State:\n{state}\n\n"
+    question: str = "Question: {instructions}\n{options}\n"
+    option: str = "{code}: {option}"
+    description: str = "{key}: {text}"
+    request: str = "Answer with the code of one option."
+    answer: str = "Answer:"
+
+    def show_state(self, state: Any) -> str:
+        """The part that all questions share."""
+        return self.state.format(state=text_of(state))
+
+    def show_question(self, question: Question, codes: Sequence[str], order: Sequence[int]) -> str:
+        """A question and its options.
+
+        Args:
+            question: The question.
+            codes: For each place in the list.
+            order: Which option stands in each place.
+        """
+        lines = [
+            self.option.format(code=code, option=self.show_option(question, question.options[index]))
+            for code, index in zip(codes, order, strict=False)
+        ]
+        return self.question.format(instructions=question.instructions, options="\n".join(lines))
+
+    def show_option(self, question: Question, option: Option) -> str:
+        """An option without its code: of a score the level's text, else its name and what it means."""
+        if question.kind == "score":
+            return str(option.text)
+        key = _NOUL[option.key] if question.kind == "noul" else option.key
+        return key if option.text is None else self.description.format(key=key, text=option.text)
+
+    def to_dict(self) -> dict[str, str]:
+        """As it is stored."""
+        return asdict(self)
