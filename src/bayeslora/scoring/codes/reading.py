@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ __all__ = ["CodeReader", "TooLongError", "rotations"]
 _ROWS = 16_384
 """Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
 
+_LONG = 1024
+"""Tokens of a question from which on attention with a mask costs more than to read a shorter state again."""
+
 
 class TooLongError(ValueError):
     """A state and a question do not fit into what the model reads; nothing is ever cut.
@@ -33,8 +37,8 @@ class TooLongError(ValueError):
 
     def __init__(self, tokens: int, room: int):
         super().__init__(
-            f"the state and a question have {tokens} tokens, but the model reads {room}; shorten the state, or ask about "
-            "parts of it."
+            f"the state and a question have {tokens} tokens, but the model reads {room}; shorten the state, or ask "
+            "about parts of it."
         )
         self.tokens, self.room = tokens, room
 
@@ -83,9 +87,7 @@ class CodeReader:
         prompts = [self.prompts(state, question) for question in questions]
         with torch.inference_mode(), evaluating(self.model):
             before = _Read(self.model, self.state_tokens(state))
-            return [
-                self._averaged(before, question, rows) for question, rows in zip(questions, prompts, strict=True)
-            ]
+            return [self._averaged(before, question, rows) for question, rows in zip(questions, prompts, strict=True)]
 
     def num_tokens(self, state: Any, questions: Sequence[Question]) -> int:
         """Tokens that are read for a request: those of the state once."""
@@ -153,13 +155,24 @@ class _Read:
         self.device = next(base.parameters()).device
         self.body, self.head = _parts(base)
         ids = torch.tensor([tokens], device=self.device)
-        self.body(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        # transformers is about to rename the argument.
+        names = inspect.signature(type(self.body).forward).parameters
+        self.argument = "cache" if "cache" in names else "past_key_values"
+        self.body(input_ids=ids, use_cache=True, **{self.argument: self.cache})
 
     def next_logits(self, rows: list[list[int]], words: list[int]) -> Tensor:
         """Logits [rows, words] of the next token behind each row, in float64 on the CPU."""
-        hidden = [self._last_hidden(part) for part in self._parts_of(rows)]
+        if min(map(len, rows)) > max(_LONG, len(self.tokens)):
+            hidden = [self._whole(row) for row in rows]
+        else:
+            hidden = [self._last_hidden(part) for part in self._parts_of(rows)]
         weight = self.head.weight[torch.tensor(words, device=self.device)]
         return nn.functional.linear(torch.cat(hidden).float(), weight.float()).double().cpu()
+
+    def _whole(self, row: list[int]) -> Tensor:
+        """[1, hidden] at the end of the state and one row, read anew: plain causal attention needs no mask."""
+        ids = torch.tensor([self.tokens + row], device=self.device)
+        return self.body(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
 
     def _parts_of(self, rows: list[list[int]]) -> list[list[list[int]]]:
         together = max(1, _ROWS // (len(self.tokens) + max(map(len, rows))))
@@ -178,8 +191,8 @@ class _Read:
             input_ids=ids,
             attention_mask=mask.to(self.device),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{self.argument: cache},
         )
         last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         return output.last_hidden_state[torch.arange(len(rows), device=self.device), last]
@@ -195,5 +208,3 @@ def _parts(base: Any) -> tuple[nn.Module, Any]:
     if head is None:
         raise ValueError(f"codes need a causal language model, but {type(base).__name__} has no output embeddings.")
     return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model, head
-
-

@@ -15,7 +15,7 @@ _NOUL = {"true": "yes", "false": "no"}
 
 @dataclass(frozen=True)
 class Template:
-    """Texts with gaps. The state comes first, so that it is read once for all questions; ids of questions do not appear.
+    """Texts with gaps. The state comes first, so that it is read once for all questions; no id of a question appears.
 
     Args:
         state: With {state}.
