@@ -33,8 +33,8 @@ class Codes:
         if options > len(self):
             raise ValueError(
                 f"a question has {options} options, but this tokenizer has only {len(self)} codes (A, B, ..., ZZ) that "
-                "are single tokens; ask for fewer options, take another base model, or fit heads (readout='heads'), which "
-                "need no codes."
+                "are single tokens; ask for fewer options, take another base model, or fit heads (readout='heads'), "
+                "which need no codes."
             )
 
 
