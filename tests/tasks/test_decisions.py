@@ -189,6 +189,12 @@ def test_one_question_a_row_in_json_and_csv(tmp_path: Path) -> None:
     assert unlabelled.targets == {}
 
 
+def test_items_that_happen_to_have_a_state_are_no_decisions(tmp_path: Path) -> None:
+    row = {"state": "Ohio", "question": "Which is its capital?", "choices": ["Columbus", "Dayton"], "label": 0}
+    assert not is_decision_file(written(tmp_path, [row])) and not is_decision_file(tmp_path / "none.jsonl")
+    assert is_decision_file(written(tmp_path, [spelled("labels")]))
+
+
 def test_questions_may_be_given_beside_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, [{"state": "It is down!", "labels": {"team": "it"}}])
     (record,) = read_records(path, parse_questions(QUESTIONS))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -16,7 +15,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from bayeslora import __version__
 from bayeslora.deploy.serve.batching import Batcher
 from bayeslora.deploy.serve.bounds import BoundedBody, checked_items
-from bayeslora.deploy.serve.errors import CatchErrors, Refused, add_error_handlers
+from bayeslora.deploy.serve.decisions.keys import RequireKey, key_of_environment
+from bayeslora.deploy.serve.errors import CatchErrors, add_error_handlers
+from bayeslora.deploy.serve.in_time import in_time
 from bayeslora.deploy.serve.metrics import CountRequests, Metrics
 from bayeslora.deploy.serve.page import page, page_policy
 from bayeslora.deploy.serve.predictor import Predictor
@@ -37,8 +38,6 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorResponse, "description": "The queue is full; Retry-After says when to come back (seconds)."},
     504: {"model": ErrorResponse, "description": "The request took too long."},
 }
-
-Result = TypeVar("Result")
 
 
 def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: Sequence[str] = ("*",)) -> FastAPI:
@@ -85,6 +84,7 @@ def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: 
             Middleware(SecurityHeaders),
             Middleware(CatchErrors),
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(RequireKey, key=key_of_environment(settings.api_key)),
             Middleware(BoundedBody, max_bytes=settings.max_body_bytes, timeout=settings.timeout),
         ],
     )
@@ -100,7 +100,7 @@ def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: 
     async def predict(body: PredictRequest, request: Request) -> Any:
         draws = predictor.draws(body.num_samples, body.seed)
         items = checked_items(body.items, settings, choices=predictor.choices, classes=predictor.classes)
-        records = await _in_time(batcher.submit(items, draws), request, settings.timeout)
+        records = await in_time(batcher.submit(items, draws), request, settings.timeout)
         metrics.observe_records(records)
         return {"predictions": records, **draws._asdict()}
 
@@ -126,30 +126,3 @@ def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: 
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
     return app
-
-
-async def _in_time(work: Coroutine[Any, Any, Result], request: Request, seconds: float) -> Result:
-    """What `work` gives; it is cancelled when the time is over or the client has gone away.
-
-    Raises:
-        Refused: The time is over (504).
-    """
-    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
-            raise Refused(499, "client_gone", "the client went away before the answer.")
-        text = (
-            f"expected an answer within {seconds:g} seconds; send fewer items or ask for fewer samples, or try later."
-        )
-        raise Refused(504, "timeout", text)
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -31,6 +31,7 @@ class Refused(Exception):
         message: What was expected, what came, and the remedy.
         field: Where in the body.
         headers: Of the answer.
+        path: The same place as its parts, where a client wants them.
     """
 
     def __init__(
@@ -41,13 +42,20 @@ class Refused(Exception):
         *,
         field: str | None = None,
         headers: Mapping[str, str] | None = None,
+        path: Sequence[str | int] = (),
     ):
         # What came is quoted in it, and need not be text that can be sent back.
         message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.status = status
-        self.content = {"status": status, "code": code, "message": message, **({"field": field} if field else {})}
+        self.content: dict[str, Any] = {
+            "status": status,
+            "code": code,
+            "message": message,
+            **({"field": field} if field else {}),
+        }
         self.headers = headers
+        self.path = tuple(path)
 
     def response(self) -> Response:
         """The answer."""
@@ -55,10 +63,17 @@ class Refused(Exception):
 
 
 class CatchErrors:
-    """Middleware: a refusal becomes its answer; any other error is logged with an id and answered 500 with that id."""
+    """Middleware: a refusal becomes its answer; any other error is logged with an id and answered 500 with that id.
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    Args:
+        app: What is served.
+        render: The answer of a refusal in a scope.
+    """
+
+    def __init__(
+        self, app: ASGIApp, render: Callable[[Scope, Refused], Response] = lambda scope, refusal: refusal.response()
+    ):
+        self.app, self.render = app, render
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -74,20 +89,21 @@ class CatchErrors:
         try:
             await self.app(scope, receive, noting)
         except Refused as refusal:
-            await refusal.response()(scope, receive, send)
+            await self.render(scope, refusal)(scope, receive, send)
         except Exception as error:
             identifier = uuid.uuid4().hex[:12]
             logger.exception("error %s in %s %s", identifier, scope.get("method"), scope.get("path"))
             if started:
                 raise
-            await _failure(identifier, error)(scope, receive, send)
+            await self.render(scope, _failure(identifier, error))(scope, receive, send)
         return None
 
 
-def _failure(identifier: str, error: Exception) -> Response:
+def _failure(identifier: str, error: Exception) -> Refused:
     message = f"the server failed ({type(error).__name__}); its log says more under the id {identifier}."
-    content = {"status": 500, "code": "internal_error", "message": message, "id": identifier}
-    return JSONResponse({"error": content}, 500)
+    failure = Refused(500, "internal_error", message)
+    failure.content["id"] = identifier
+    return failure
 
 
 def add_error_handlers(app: FastAPI) -> None:

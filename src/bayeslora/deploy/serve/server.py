@@ -8,14 +8,19 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from bayeslora.deploy.serve.app import create_app
 from bayeslora.deploy.serve.connections import http_protocol
+from bayeslora.deploy.serve.decisions.app import create_decision_app
 from bayeslora.deploy.serve.security import allowed_hosts, is_loopback
 from bayeslora.deploy.serve.settings import Settings
+from bayeslora.models import offline_models
 from bayeslora.runs import load_run
+from bayeslora.runs.decisions import DecisionModel, is_decision_folder
 
 __all__ = ["serve"]
 
@@ -40,7 +45,8 @@ def serve(
     """Serve a run over HTTP.
 
     Args:
-        run: The run folder, or the Hub id of a pushed run.
+        run: The run folder, or the Hub id of a pushed run; the folder of a decision model; or an offline model or
+            the folder of a base model, which then answers typed questions without any training.
         settings: See `Settings`.
         host: Address to listen at.
         port: 0 for a free one.
@@ -61,8 +67,8 @@ def serve(
 
 
 def _serve(run: str, settings: Settings, host: str, listener: socket.socket, device: str | None) -> None:
-    app = create_app(load_run(run, device=device), run, settings, hosts=allowed_hosts(host, settings.allowed_hosts))
-    if not is_loopback(host):
+    app = _app(run, settings, allowed_hosts(host, settings.allowed_hosts), device)
+    if not is_loopback(host) and settings.api_key is None:
         print(f"warning: {host} can be reached from other machines, and there is no authentication.", flush=True)
     shown = f"[{host}]" if ":" in host else host
     greeting = f"serving {run} at http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)"
@@ -76,6 +82,16 @@ def _serve(run: str, settings: Settings, host: str, listener: socket.socket, dev
         timeout_graceful_shutdown=math.ceil(settings.timeout) + 1,
     )
     _Server(config, greeting).run(sockets=[listener])
+
+
+def _app(run: str, settings: Settings, hosts: list[str], device: str | None) -> FastAPI:
+    """A decision model, a base model as one without training, or any other run."""
+    if is_decision_folder(run):
+        return create_decision_app(DecisionModel.load(run, device=device), run, settings, hosts=hosts)
+    if run in offline_models() or (Path(run) / "tokenizer_config.json").is_file():
+        model = DecisionModel(run, readout="codes", device=device or "auto")
+        return create_decision_app(model, run.removeprefix("offline:"), settings, hosts=hosts)
+    return create_app(load_run(run, device=device), run, settings, hosts=hosts)
 
 
 @contextmanager

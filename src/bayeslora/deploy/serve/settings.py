@@ -26,6 +26,8 @@ class Settings:
         max_samples: Posterior draws that a request may ask for.
         allowed_hosts: Names in the Host header that are served, such as "example.org" or "*.example.org"; default:
             those of this machine where the server is bound to loopback, else all.
+        api_key: Name of the environment variable that holds the key which clients must send; default: none is asked
+            for.
 
     Raises:
         ValueError: A number is out of its range.
@@ -44,6 +46,7 @@ class Settings:
     max_characters: int = 20_000
     max_samples: int = 64
     allowed_hosts: list[str] | None = None
+    api_key: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "queue_items", "max_body_bytes", "max_items", "max_characters", "max_samples"):

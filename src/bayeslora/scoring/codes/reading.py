@@ -13,12 +13,14 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from bayeslora.models.layers import base_model, evaluating
 from bayeslora.models.positions import readable_tokens
+from bayeslora.scoring.base import forward_options
 from bayeslora.scoring.chat import chat_frame
 from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.codes.tokens import single_token_codes
+from bayeslora.scoring.top_layer import head_at_ends
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["CodeReader", "TooLongError", "rotations"]
+__all__ = ["CodeReader", "Prefix", "TooLongError", "rotations"]
 
 _ROWS = 16_384
 """Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
@@ -75,7 +77,7 @@ class CodeReader:
         self.max_length = min(filter(None, (max_length, readable)), default=1 << 30)
         self._frame = chat_frame(tokenizer) if tokenizer.chat_template else None
         separator = " " if self._frame is None else self._frame.separator
-        self.codes = single_token_codes(tokenizer, self._end(), separator)
+        self.codes = single_token_codes(tokenizer, self.end, separator)
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> list[Tensor]:
         """Log-probabilities [options] of each question, nats, in float64.
@@ -86,7 +88,7 @@ class CodeReader:
         """
         prompts = [self.prompts(state, question) for question in questions]
         with torch.inference_mode(), evaluating(self.model):
-            before = _Read(self.model, self.state_tokens(state))
+            before = Prefix(self.model, self.state_tokens(state))
             return [self._averaged(before, question, rows) for question, rows in zip(questions, prompts, strict=True)]
 
     def num_tokens(self, state: Any, questions: Sequence[Question]) -> int:
@@ -113,18 +115,20 @@ class CodeReader:
         self.codes.check(len(question.options))
         rows = []
         for order in rotations(len(question.options), self.orders):
-            text = self.template.show_question(question, self.codes.labels, order) + self._end()
+            text = self.template.show_question(question, self.codes.labels, order) + self.end
             rows.append(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
         longest = len(self.state_tokens(state)) + max(map(len, rows))
         if longest > self.max_length:
             raise TooLongError(longest, self.max_length)
         return rows
 
-    def _end(self) -> str:
+    @property
+    def end(self) -> str:
+        """What stands behind a question, before its answer."""
         template = self.template
         return template.answer if self._frame is None else template.request + self._frame.behind
 
-    def _averaged(self, before: _Read, question: Question, rows: list[list[int]]) -> Tensor:
+    def _averaged(self, before: Prefix, question: Question, rows: list[list[int]]) -> Tensor:
         count = len(question.options)
         logits = before.next_logits(rows, self.codes.tokens[:count])
         placed = torch.log_softmax(logits, -1)
@@ -145,66 +149,59 @@ def rotations(options: int, orders: int) -> list[list[int]]:
     return [[(start + place) % options for place in range(options)] for start in starts]
 
 
-class _Read:
-    """A state that was read: its keys and values."""
+class Prefix:
+    """Tokens that stand before several rows, and their keys and values.
 
-    def __init__(self, model: nn.Module, tokens: list[int]):
+    Args:
+        model: What reads.
+        tokens: The prefix.
+        read: Whether it is read now; else by `forward` with its `cache`.
+    """
+
+    def __init__(self, model: nn.Module, tokens: list[int], *, read: bool = True):
         self.model, self.tokens = model, tokens
+        self.device = next(base_model(model).parameters()).device
         self.cache = DynamicCache()
-        base = base_model(model)
-        self.device = next(base.parameters()).device
-        self.body, self.head = _parts(base)
-        ids = torch.tensor([tokens], device=self.device)
-        # transformers is about to rename the argument.
-        names = inspect.signature(type(self.body).forward).parameters
+        # transformers has renamed the argument.
+        names = inspect.signature(base_model(model).forward).parameters
         self.argument = "cache" if "cache" in names else "past_key_values"
-        self.body(input_ids=ids, use_cache=True, **{self.argument: self.cache})
+        if read:
+            self.forward([tokens], self.cache, logits_to_keep=1)
 
     def next_logits(self, rows: list[list[int]], words: list[int]) -> Tensor:
         """Logits [rows, words] of the next token behind each row, in float64 on the CPU."""
         if min(map(len, rows)) > max(_LONG, len(self.tokens)):
-            hidden = [self._whole(row) for row in rows]
+            # Read anew: plain causal attention needs no mask.
+            parts = [self._logits([self.tokens + row], None, words) for row in rows]
         else:
-            hidden = [self._last_hidden(part) for part in self._parts_of(rows)]
-        weight = self.head.weight[torch.tensor(words, device=self.device)]
-        return nn.functional.linear(torch.cat(hidden).float(), weight.float()).double().cpu()
+            together = max(1, _ROWS // (len(self.tokens) + max(map(len, rows))))
+            chunks = [rows[first : first + together] for first in range(0, len(rows), together)]
+            parts = [self._logits(chunk, self._copies(len(chunk)), words) for chunk in chunks]
+        return torch.cat(parts).double().cpu()
 
-    def _whole(self, row: list[int]) -> Tensor:
-        """[1, hidden] at the end of the state and one row, read anew: plain causal attention needs no mask."""
-        ids = torch.tensor([self.tokens + row], device=self.device)
-        return self.body(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-
-    def _parts_of(self, rows: list[list[int]]) -> list[list[list[int]]]:
-        together = max(1, _ROWS // (len(self.tokens) + max(map(len, rows))))
-        return [rows[first : first + together] for first in range(0, len(rows), together)]
-
-    def _last_hidden(self, rows: list[list[int]]) -> Tensor:
-        """[rows, hidden] at the last token of each row; padding stands behind, where no token looks."""
+    def _copies(self, count: int) -> DynamicCache:
         cache = copy.deepcopy(self.cache)
-        if len(rows) > 1:
-            cache.batch_repeat_interleave(len(rows))
-        longest, past = max(map(len, rows)), len(self.tokens)
+        if count > 1:
+            cache.batch_repeat_interleave(count)
+        return cache
+
+    def _logits(self, rows: list[list[int]], cache: DynamicCache | None, words: list[int]) -> Tensor:
+        """[rows, words] at the last token of each row; padding stands behind, where no token looks."""
+        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        codes = torch.tensor(words, device=self.device)
+        with head_at_ends(self.model, ends, codes) as chosen:
+            logits = self.forward(rows, cache)
+        if chosen:
+            return logits[:, 0]
+        return logits[torch.arange(len(rows), device=self.device), ends].index_select(-1, codes).float()
+
+    def forward(self, rows: list[list[int]], cache: DynamicCache | None, **options: Any) -> Tensor:
+        """Logits of rows behind what `cache` holds, which is extended by them; padding stands behind."""
+        longest, past = max(map(len, rows)), 0 if cache is None else cache.get_seq_length()
         ids = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * (past + len(row)) + [0] * (longest - len(row)) for row in rows])
-        positions = torch.arange(past, past + longest, device=self.device).expand(len(rows), -1)
-        output = self.body(
-            input_ids=ids,
-            attention_mask=mask.to(self.device),
-            position_ids=positions,
-            use_cache=True,
-            **{self.argument: cache},
-        )
-        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-        return output.last_hidden_state[torch.arange(len(rows), device=self.device), last]
-
-
-def _parts(base: Any) -> tuple[nn.Module, Any]:
-    """The model below the language-model head, and the head, whose rows of the codes are all that is needed.
-
-    Raises:
-        ValueError: The model has no such head.
-    """
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    if head is None:
-        raise ValueError(f"codes need a causal language model, but {type(base).__name__} has no output embeddings.")
-    return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model, head
+        if past:
+            mask = torch.tensor([[1] * (past + len(row)) + [0] * (longest - len(row)) for row in rows])
+            positions = torch.arange(past, past + longest, device=self.device).expand(len(rows), -1)
+            options |= {"attention_mask": mask.to(self.device), "position_ids": positions}
+        options |= {"use_cache": False} if cache is None else {"use_cache": True, self.argument: cache}
+        return self.model(input_ids=ids, **forward_options(self.model, **options)).logits

@@ -1,5 +1,6 @@
 """Typed decisions: questions with closed sets of answers about a state, and records of them."""
 
+from bayeslora.tasks.decisions.answers import Answer
 from bayeslora.tasks.decisions.labels import hard_label, read_target
 from bayeslora.tasks.decisions.questions import (
     Choice,
@@ -15,6 +16,7 @@ from bayeslora.tasks.decisions.records import Record, is_decision_file, read_rec
 from bayeslora.tasks.decisions.splits import split_records
 
 __all__ = [
+    "Answer",
     "Choice",
     "Noul",
     "Option",

@@ -21,6 +21,7 @@ __all__ = ["Record", "check_state", "is_decision_file", "parse_record", "read_re
 
 logger = logging.getLogger("bayeslora")
 
+KINDS = ("noul", "choice", "score")
 _LABEL_MAPS = ("labels", "expected", "gold", "answers", "targets", "soft")
 _LABELS = ("label", "answer", "ground_truth", "target", "expected", "gold", "soft")
 _OPTIONS = ("criteria", "options", "choices", "levels")
@@ -73,7 +74,7 @@ def check_state(state: Any) -> None:
 
 
 def is_decision_file(path: str | Path) -> bool:
-    """Whether the first row of a data file has a state and questions, as records of decisions do."""
+    """Whether the first row of a data file is a record of decisions: a state with typed questions or one of them."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -81,7 +82,11 @@ def is_decision_file(path: str | Path) -> bool:
         first = read_rows(path)[0].values
     except TaskError:  # Whoever reads it then says what is wrong.
         return False
-    return "state" in first and ("questions" in first or "question" in first or "labels" in first)
+    if "state" not in first:
+        return False
+    question = first.get("question")
+    typed = isinstance(question, Mapping) or str(question).lstrip().startswith("{") or first.get("type") in KINDS
+    return "questions" in first or isinstance(first.get("labels"), Mapping) or ("question" in first and typed)
 
 
 def read_records(

@@ -1,0 +1,215 @@
+"""The app of a decision model: the clients' paths, and what stands before them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Scope
+
+from bayeslora import __version__
+from bayeslora.deploy.serve.bounds import BoundedBody
+from bayeslora.deploy.serve.decisions.encodings import DecodedBody
+from bayeslora.deploy.serve.decisions.gemini import Gemini
+from bayeslora.deploy.serve.decisions.keys import RequireKey, key_of_environment
+from bayeslora.deploy.serve.decisions.openai import OpenAI
+from bayeslora.deploy.serve.decisions.systemone import SystemOne
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, refused
+from bayeslora.deploy.serve.decisions.worker import Worker
+from bayeslora.deploy.serve.errors import CatchErrors, Refused
+from bayeslora.deploy.serve.in_time import in_time
+from bayeslora.deploy.serve.metrics import CountRequests, Metrics
+from bayeslora.deploy.serve.security import SecurityHeaders
+from bayeslora.deploy.serve.settings import Settings
+from bayeslora.runs.decisions import DecisionModel
+from bayeslora.scoring.codes import TooLongError
+from bayeslora.tasks import TaskError
+from bayeslora.tasks.decisions import Answer
+from bayeslora.tasks.reading.unique_keys import read_json_text
+
+__all__ = ["ALIASES", "create_decision_app"]
+
+ALIASES = ("jev-latest", "jev-preview", "bayeslora")
+"""Names that every server answers to, beside its own."""
+
+_SYSTEM_ONE = ("/v1/systemone", "/api/alpha/decisions")
+_BY_SHAPE = ("/v1/decisions", "/v1beta/decisions")
+_PATHS = (*_SYSTEM_ONE, *_BY_SHAPE, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
+
+
+def create_decision_app(
+    model: DecisionModel, name: str, settings: Settings | None = None, *, hosts: Sequence[str] = ("*",)
+) -> FastAPI:
+    """An ASGI app that answers typed questions.
+
+    Args:
+        model: It belongs to the app from now on.
+        name: What it is called: its folder, or the base model.
+        settings: See `Settings`.
+        hosts: Host headers that are served.
+
+    Raises:
+        ValueError: The environment variable of the API key is not set.
+    """
+    settings = settings or Settings()
+    key, metrics, worker = key_of_environment(settings.api_key), Metrics(), Worker(settings.queue_items)
+    metrics.watch_queue(lambda: worker.queued)
+    served = name.rstrip("/").rpartition("/")[2] or name
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await worker.close()
+
+    app = FastAPI(
+        title="bayeslora",
+        description="Typed decisions with uncertainty, by one model.",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(CountRequests, metrics=metrics, paths=_PATHS),
+            Middleware(SecurityHeaders),
+            Middleware(CatchErrors, render=_render),
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(RequireKey, key=key),
+            Middleware(BoundedBody, max_bytes=settings.max_body_bytes, timeout=settings.timeout),
+            Middleware(DecodedBody, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    app.add_exception_handler(HTTPException, _no_such_path)
+
+    async def decide(request: Request) -> Response:
+        body = _json_object(await request.body())
+        wire = request.scope["bayeslora.wire"] = _wire_of(request.url.path, body)
+        asked = wire.parse(body)
+        _check_model(asked, served)
+        work = worker.submit(lambda: _decided(model, asked))
+        answers, tokens = await in_time(work, request, settings.timeout)
+        metrics.observe_records(
+            {"entropy": one.entropy, "mutual_information": one.mutual_information} for one in answers.values()
+        )
+        content = wire.answered(asked, answers, served, tokens)
+        return JSONResponse(content, headers={"x-typesafe-request-id": uuid.uuid4().hex})
+
+    for path in (*_SYSTEM_ONE, *_BY_SHAPE):
+        app.add_api_route(path, decide, methods=["POST"], summary="Answers to typed questions about a state")
+
+    @app.get("/v1/models", summary="Names that requests may have")
+    async def models() -> dict[str, Any]:
+        return _models(served)
+
+    @app.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="Whether questions are being answered", responses={503: {"description": "Not now."}})
+    async def readyz() -> Response:
+        return JSONResponse({"status": "ready" if worker.running else "not ready"}, 200 if worker.running else 503)
+
+    @app.get("/metrics", summary="Prometheus' text format", response_class=Response)
+    async def counters() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _decided(model: DecisionModel, asked: Asked) -> tuple[dict[str, Answer], int]:
+    """The answers, and the tokens that were read.
+
+    Raises:
+        Refused: They cannot be read (413 where they are too long, else 422).
+        ArithmeticError: A probability is not finite.
+    """
+    try:
+        tokens = model.num_tokens(asked.state, asked.questions)
+        answers = model.decide(asked.state, asked.questions)
+    except TooLongError as error:
+        raise Refused(413, "context_length_exceeded", str(error), path=("state",)) from error
+    except ValueError as error:
+        raise refused(str(error), ("questions",)) from error
+    if any(p != p for answer in answers.values() for p in answer.probabilities):
+        raise ArithmeticError("the model's probabilities are not finite.")
+    return answers, tokens
+
+
+def _wire_of(path: str, body: Mapping[str, Any]) -> Wire:
+    """OpenAI asks a list, Gemini a map about an input, System One a map about a state."""
+    if path in _SYSTEM_ONE:
+        return SystemOne()
+    if isinstance(body.get("questions"), list):
+        return OpenAI()
+    return Gemini() if "input" in body and isinstance(body.get("questions"), Mapping) else SystemOne()
+
+
+def _render(scope: Scope, problem: Refused) -> Response:
+    """An error in the format of its client, as far as that is known."""
+    wire: Wire | None = scope.get("bayeslora.wire")
+    if wire is None:
+        headers = dict(scope["headers"])
+        google = b"x-goog-api-key" in headers or b"google-genai" in headers.get(b"user-agent", b"")
+        by_client: Wire = (
+            Gemini() if google else OpenAI() if b"OpenAI" in headers.get(b"user-agent", b"") else SystemOne()
+        )
+        wire = by_client if scope["path"] in _BY_SHAPE else SystemOne()
+    return wire.refusal(problem)
+
+
+def _json_object(body: bytes) -> Mapping[str, Any]:
+    """What a body says.
+
+    Raises:
+        Refused: It is no JSON object of texts that can be encoded, or names something twice (422).
+    """
+    try:
+        content = read_json_text(body)
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except TaskError as error:
+        raise refused(str(error), (), "repeated_key") from error
+    except (ValueError, RecursionError) as error:
+        text = f"expected JSON in UTF-8 with finite numbers, but it cannot be read ({error}); correct it."
+        raise refused(text, (), "json_invalid") from error
+    if not isinstance(content, dict):
+        raise refused(f"expected a JSON object, got {type(content).__name__}; send one.", (), "json_invalid")
+    return content
+
+
+def _check_model(asked: Asked, served: str) -> None:
+    if asked.model is not None and str(asked.model).removeprefix("models/") not in (served, *ALIASES):
+        others = ", ".join(ALIASES)
+        text = f"there is no model {str(asked.model)[:100]!r}; this server has {served} (also called {others})."
+        raise Refused(404, "model_not_found", text, path=("model",))
+
+
+def _models(served: str) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    named = [served, *ALIASES]
+    description = "Typed decisions with uncertainty, served by bayeslora."
+    return {
+        "models": [{"name": one, "description": description, "release_date": f"{now:%Y-%m-%d}"} for one in named],
+        "object": "list",
+        "data": [
+            {"id": one, "object": "model", "created": int(now.timestamp()), "owned_by": "bayeslora"} for one in named
+        ],
+    }
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: f"there is no {request.url.path[:200]}; expected one of {', '.join(_PATHS)}."}
+    text[405] = f"{request.url.path[:200]} does not take {request.method}."
+    problem = Refused(
+        error.status_code, "not_found", text.get(error.status_code, str(error.detail)), headers=error.headers
+    )
+    return _render(request.scope, problem)

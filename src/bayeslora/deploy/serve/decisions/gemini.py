@@ -1,0 +1,87 @@
+"""Gemini's decisions: `{model, input, questions: {id: question}}`, answered by id with the top probability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from bayeslora.deploy.serve.decisions.systemone import SystemOne
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, refused
+from bayeslora.deploy.serve.errors import Refused
+from bayeslora.tasks.decisions import Answer
+from bayeslora.tasks.decisions.questions import shown
+
+__all__ = ["Gemini"]
+
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class Gemini(Wire):
+    """The format of google-genai's client."""
+
+    name: ClassVar[str] = "gemini"
+
+    def parse(self, body: Mapping[str, Any]) -> Asked:
+        """As `Wire.parse`."""
+        questions = body["questions"]
+        own = {name: _question(name, value) for name, value in questions.items()}
+        renamed = dict(body) | {"state": _text(body.get("input"), ("input",)), "questions": own}
+        try:
+            return SystemOne().parse(renamed)
+        except Refused as error:
+            path = tuple("input" if part == "state" else part for part in error.path)
+            raise refused(str(error), path) from error
+
+    def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
+        """As `Wire.answered`."""
+        confident = {
+            name: answer.to_dict(asked.extensions) | {"confidence": max(answer.probabilities)}
+            for name, answer in answers.items()
+        }
+        usage = {
+            "total_input_tokens": tokens,
+            "total_output_tokens": len(answers),
+            "total_tokens": tokens + len(answers),
+        }
+        return {"model": model, "answers": confident, "usage": usage}
+
+    def status(self, problem: Refused) -> int:
+        """400 for whatever is wrong with a body."""
+        return 400 if problem.status in (413, 422) else problem.status
+
+    def error(self, problem: Refused) -> dict[str, Any]:
+        """`{error: {code, message, status}}`."""
+        code = self.status(problem)
+        return {"error": {"code": code, "message": str(problem), "status": _STATUS.get(code, "INTERNAL")}}
+
+
+def _question(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    value = dict(value)
+    value["instructions"] = _text(value.get("instructions"), ("questions", name, "instructions"))
+    criteria = value.get("criteria")
+    if value.get("type") == "noul" and isinstance(criteria, Mapping):
+        value["criteria"] = {key.removesuffix("_description"): text for key, text in criteria.items()}
+    return value
+
+
+def _text(content: Any, path: tuple[str, ...]) -> Any:
+    """A text, or contents of texts, as one text."""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise refused(f"expected content of type text, got {shown(kind)}; this model reads texts only.", path)
+        texts.append(str(part.get("text", "")))
+    return "\n".join(texts)

@@ -1,0 +1,90 @@
+"""What a wire format is: from a body to questions, from answers to a body, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from starlette.responses import JSONResponse, Response
+
+from bayeslora.deploy.serve.errors import Refused
+from bayeslora.tasks.decisions import Answer, Question, QuestionError
+
+__all__ = ["Asked", "Wire", "asking", "refused"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, whatever the format it came in.
+
+    Args:
+        state: What the questions are about.
+        questions: By name, in the request's order.
+        model: The name that the client asked for.
+        values: What the client calls the options of a question, where that is not their keys.
+        names: What the client calls the questions, where that is not their keys here.
+        extensions: Whether fields beginning with `x_` are answered.
+    """
+
+    state: Any
+    questions: dict[str, Question]
+    model: str | None = None
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    names: dict[str, str | None] = field(default_factory=dict)
+    extensions: bool = True
+
+
+class Wire(ABC):
+    """One of the formats."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def parse(self, body: Mapping[str, Any]) -> Asked:
+        """The request of a body.
+
+        Raises:
+            Refused: It is wrong (422); `path` says where.
+        """
+
+    @abstractmethod
+    def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
+        """The body of an answer.
+
+        Args:
+            asked: The request.
+            answers: By the questions' names.
+            model: Name of what answers.
+            tokens: That were read.
+        """
+
+    @abstractmethod
+    def error(self, problem: Refused) -> dict[str, Any]:
+        """The body of an answer that is none."""
+
+    def status(self, problem: Refused) -> int:
+        """Its HTTP status."""
+        return problem.status
+
+    def refusal(self, problem: Refused) -> Response:
+        """The whole answer."""
+        return JSONResponse(self.error(problem), self.status(problem), problem.headers)
+
+
+def refused(message: str, path: Sequence[str | int], code: str = "value_error") -> Refused:
+    """A request that is wrong at a place in its body."""
+    return Refused(422, code, message, field=".".join(map(str, path)), path=path)
+
+
+def asking(path: Sequence[str | int], parse: Callable[[], Any]) -> Any:
+    """What `parse` gives; what is wrong with a question is refused at its place below `path`.
+
+    Raises:
+        Refused: It is wrong (422).
+    """
+    try:
+        return parse()
+    except QuestionError as error:
+        raise refused(str(error), (*path, *error.path)) from error

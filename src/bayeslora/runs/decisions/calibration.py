@@ -1,0 +1,227 @@
+"""What labelled records say of a decision model: temperatures, and thresholds above which it may act by itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.optimize import minimize
+
+from bayeslora.prediction.certified import Certified, certified_threshold
+from bayeslora.runs.decisions.heads import signature
+from bayeslora.tasks.decisions import Answer, Question, hard_label
+
+__all__ = ["Calibration", "Labelled", "Policy", "Signal", "calibrated", "fit_temperatures", "name_of"]
+
+logger = logging.getLogger("bayeslora")
+
+Signal = Literal["confidence", "entropy", "novelty"]
+_SPREAD = 0.3
+"""Standard deviation of a group's log T around the common one."""
+_COMMON = 0.7
+_WIDEST = 5.0
+
+DEFINITIONS = {
+    "noul": "|2 P(true) - 1|",
+    "choice": "(max p - 1/n) / (1 - 1/n)",
+    "score": "max(0, 1 - sum_i p_i |i - mode| / D), D the same sum for uniform p around the middle",
+    "signal": "of the probabilities before the temperature",
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer of the model, and the right one.
+
+    Args:
+        answer: Without calibration.
+        target: Probabilities of the options.
+        state: What answers about the same state share.
+    """
+
+    answer: Answer
+    target: tuple[float, ...]
+    state: str
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the most probable option is another."""
+        return self.answer.best != hard_label(self.target)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When a question's answers may be acted on.
+
+    Args:
+        question: Its text, for people.
+        signal: What is compared with the threshold.
+        certified: The threshold, and what it was certified on.
+    """
+
+    question: str
+    signal: Signal
+    certified: Certified
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is stored beside the model.
+
+    Args:
+        temperatures: By the type of a question and its number of options, such as "choice:6".
+        common: Temperature of types and numbers that no label was seen of.
+        policies: By `name_of` the question.
+        alpha: Share of errors that is promised.
+        delta: Probability with which the promise may fail, for each question.
+    """
+
+    temperatures: dict[str, float] = field(default_factory=dict)
+    common: float = 1.0
+    policies: dict[str, Policy] = field(default_factory=dict)
+    alpha: float | None = None
+    delta: float | None = None
+
+    def apply(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        """Answers with calibrated probabilities, and with an action where a threshold was asked for."""
+        return {name: self._one(answer) for name, answer in answers.items()}
+
+    def _one(self, answer: Answer) -> Answer:
+        policy = self.policies.get(name_of(answer.question))
+        action = answer.action
+        if self.alpha is not None:
+            action = "escalate" if policy is None else _action(answer, policy)
+        temperature = self.temperatures.get(group_of(answer.question), self.common)
+        scaled = np.log(np.maximum(answer.probabilities, 1e-12)) / temperature
+        scaled = np.exp(scaled - scaled.max())
+        return replace(answer, probabilities=tuple((scaled / scaled.sum()).tolist()), action=action)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is stored, with what confidence means."""
+        return asdict(self) | {"confidence": DEFINITIONS}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
+        """A stored one."""
+        policies = {
+            name: Policy(one["question"], one["signal"], Certified(**one["certified"]))
+            for name, one in content["policies"].items()
+        }
+        plain = {name: content[name] for name in ("temperatures", "common", "alpha", "delta")}
+        return cls(policies=policies, **plain)
+
+
+def calibrated(
+    labelled: Sequence[Labelled], *, alpha: float | None, delta: float, signal: Signal = "confidence"
+) -> Calibration:
+    """Temperatures of all labels, and a certified threshold of each question.
+
+    Thresholds look at probabilities before the temperature, so that no label is used twice for one guarantee.
+
+    Args:
+        labelled: Answers of the uncalibrated model to questions that it was not trained on.
+        alpha: Share of errors to promise; None: no thresholds.
+        delta: Probability with which the promise may fail, for each question.
+        signal: What the threshold is on.
+
+    Raises:
+        ValueError: There is no label, an argument is out of its range, or no question has labels enough.
+    """
+    if signal not in get_args(Signal):
+        raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}, got {signal!r}.")
+    if not labelled:
+        raise ValueError("calibration needs labelled questions, got none; label some that fit has not seen.")
+    common, temperatures = fit_temperatures(labelled)
+    if alpha is None:
+        return Calibration(temperatures, common)
+    policies, refused = {}, []
+    for name, rows in _by_question(labelled).items():
+        try:
+            certified = certified_threshold(
+                [score_of(row.answer, signal) for row in rows],
+                [row.wrong for row in rows],
+                [row.state for row in rows],
+                alpha,
+                delta,
+            )
+        except ValueError as error:
+            refused.append(error)
+            logger.warning(
+                "the question %r: %s; its answers are all escalated", rows[0].answer.question.instructions, error
+            )
+            continue
+        policies[name] = Policy(rows[0].answer.question.instructions, signal, certified)
+    if not policies:
+        raise refused[0]
+    return Calibration(temperatures, common, policies, alpha, delta)
+
+
+def fit_temperatures(labelled: Sequence[Labelled]) -> tuple[float, dict[str, float]]:
+    """A common temperature, and one for each type and number of options that is shrunk to it.
+
+    The largest posterior: log-likelihood of the labels (soft ones in expectation), log T_common ~ N(0, 0.7^2), and
+    log T_group ~ N(log T_common, 0.3^2).
+    """
+    groups: dict[str, list[Labelled]] = {}
+    for row in labelled:
+        groups.setdefault(group_of(row.answer.question), []).append(row)
+    tables = [
+        (
+            np.log(np.maximum([row.answer.probabilities for row in rows], 1e-12)),
+            np.array([row.target for row in rows]),
+        )
+        for rows in groups.values()
+    ]
+
+    def loss(point: np.ndarray) -> float:
+        total = (point[0] / _COMMON) ** 2 / 2 + float((((point[1:] - point[0]) / _SPREAD) ** 2).sum()) / 2
+        for log_temperature, (scores, targets) in zip(point[1:], tables, strict=True):
+            scaled = scores / math.exp(log_temperature)
+            peak = scaled.max(1, keepdims=True)
+            normal = peak + np.log(np.exp(scaled - peak).sum(1, keepdims=True))
+            total -= float((targets * (scaled - normal)).sum())
+        return total
+
+    start = np.zeros(len(tables) + 1)
+    found = minimize(loss, start, method="L-BFGS-B", bounds=[(-_WIDEST, _WIDEST)] * len(start)).x
+    return math.exp(found[0]), {name: math.exp(value) for name, value in zip(groups, found[1:], strict=True)}
+
+
+def group_of(question: Question) -> str:
+    """Type and number of options."""
+    return f"{question.kind}:{len(question.options)}"
+
+
+def name_of(question: Question) -> str:
+    """The same for the same question, whatever its id and the order of its options."""
+    return repr(signature(question))
+
+
+def score_of(answer: Answer, signal: Signal) -> float:
+    """How sure an answer is by a signal; higher is surer.
+
+    Raises:
+        ValueError: The model has no novelty, as nothing was fitted.
+    """
+    if signal == "novelty":
+        if answer.novelty is None:
+            raise ValueError("a zero-shot model knows no novelty; use signal='confidence', or fit it first.")
+        return -answer.novelty
+    return answer.confidence if signal == "confidence" else -answer.entropy
+
+
+def _action(answer: Answer, policy: Policy) -> str:
+    threshold = policy.certified.threshold
+    sure = threshold is not None and score_of(answer, policy.signal) >= threshold
+    return "automate" if sure else "escalate"
+
+
+def _by_question(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    found: dict[str, list[Labelled]] = {}
+    for row in labelled:
+        found.setdefault(name_of(row.answer.question), []).append(row)
+    return found

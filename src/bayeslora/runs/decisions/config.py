@@ -1,0 +1,45 @@
+"""What a decision model is made of, as it stands in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["DecisionConfig"]
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """The base model, and how questions are read.
+
+    Args:
+        model: Hub id, local folder, or "offline:smollm2".
+        dtype: Number type of its weights; "auto" as in `bayeslora.runs.config.ModelConfig`.
+        device: "auto", "cpu", "cuda", ...
+        revision: Branch, tag or commit of a Hub id.
+        readout: "codes" (no training), "heads" (one for each question that has labels), or "auto": heads for questions
+            with 25 labels or more, codes for the others.
+        orders: Rotations of the options that codes average over.
+        max_length: Longest prompt in tokens; default: what the model has positions for.
+        label_noise: Whether heads estimate a share of wrong labels.
+        seed: Of the labels that are drawn from soft ones where a temperature is fitted.
+
+    Raises:
+        ValueError: A field is out of its range.
+    """
+
+    model: str = "offline:smollm2"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    readout: Literal["auto", "codes", "heads"] = "auto"
+    orders: int = 2
+    max_length: int | None = None
+    label_noise: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.readout not in ("auto", "codes", "heads"):
+            raise ValueError(f"readout must be auto, codes or heads, got {self.readout!r}.")
+        if self.orders < 1:
+            raise ValueError(f"orders must be at least 1, got {self.orders}.")

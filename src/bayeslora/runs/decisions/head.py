@@ -1,0 +1,144 @@
+"""The head of one question: Gaussian process regression of its labels, and probabilities of its options from it.
+
+Labels are numbers: of a noul +1 and -1, of a score the level's place between -1 and 1, of a choice one in its own
+column and zero in the others; soft labels are the means of these. With noise of variance s2 around a latent
+f ~ N(m, v), an option whose number is e has p(e | f) proportional to exp(-|e - f|^2 / 2 tau), tau = (s2 + v) T. T and
+the share of wrong labels come from exact leave-one-out predictions of whole states; no record is set aside for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.readouts.evidence import Scales, fit_scales
+from bayeslora.readouts.label_noise import fit_temperature_and_noise
+from bayeslora.readouts.predictive import standard_points
+from bayeslora.readouts.regression import Regression, Utilities
+from bayeslora.runs.decisions.kernels import Kernels
+from bayeslora.tasks.decisions import Question
+
+__all__ = ["QuestionHead", "positions"]
+
+_ROUNDS = 3
+"""Of expectation maximisation, where labels may be wrong."""
+
+_LEAST_RIGHT = 0.05
+_NO_NOISE = 1e-3
+_POINTS = 256
+
+
+def positions(question: Question) -> Tensor:
+    """The number, or row of numbers, that stands for each option [options, outputs], float64.
+
+    >>> from bayeslora.tasks.decisions import parse_question
+    >>> positions(parse_question({"type": "score", "instructions": "How?", "criteria": ["a", "b", "c"]})).flatten()
+    tensor([-1.,  0.,  1.], dtype=torch.float64)
+    """
+    count = len(question.options)
+    if question.kind == "choice":
+        return torch.eye(count, dtype=torch.float64)
+    line = torch.linspace(-1, 1, count, dtype=torch.float64).unsqueeze(1)
+    return line.flip(0) if question.kind == "noul" else line
+
+
+@dataclass(frozen=True)
+class QuestionHead:
+    """A fitted head.
+
+    Args:
+        question: What it answers.
+        kernels: The training features.
+        weights: Prior variance of each kernel.
+        targets: Numbers of the labels [records, outputs].
+        noise: Noise variance of each record [records].
+        variance: Noise variance s2 of a right label.
+        temperature: T.
+        share: Of wrong labels.
+        nll: Leave-one-out NLL of the labels, nats, the wrong ones included.
+    """
+
+    question: Question
+    kernels: Kernels
+    weights: Tensor
+    targets: Tensor
+    noise: Tensor
+    variance: float
+    temperature: float = 1.0
+    share: float = 0.0
+    nll: float = float("nan")
+
+    @classmethod
+    def fit(
+        cls, question: Question, features: Tensor, targets: Tensor, states: Sequence[str], *, noisy: bool, seed: int
+    ) -> QuestionHead:
+        """Fit everything in closed form or by the evidence.
+
+        Args:
+            question: The question.
+            features: [records, poolings, layers, hidden].
+            targets: Probabilities of the options [records, options].
+            states: What records that leave together share.
+            noisy: Whether labels may be wrong.
+            seed: Of the one label that is drawn from each soft one where T is fitted.
+        """
+        kernels, numbers = Kernels.of(features), targets.double() @ positions(question)
+        matrices, centred = kernels.between_points(), numbers - numbers.mean(0)
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.multinomial(targets.double(), 1, generator=generator).squeeze(1)
+        choices = torch.full((len(labels),), targets.shape[1])
+        right = torch.ones(len(labels), dtype=torch.float64)
+        scales: Scales | None = None
+        for round_ in range(_ROUNDS if noisy else 1):
+            scales = fit_scales(matrices, centred, right if round_ else None, scales)
+            head = cls(question, kernels, scales.weights, numbers, scales.noise / right, scales.noise)
+            found = fit_temperature_and_noise(head.leave_one_out(states), labels, choices, noisy=noisy)
+            if found.share < _NO_NOISE:
+                break
+            right = found.right.clamp_min(_LEAST_RIGHT)
+        return replace(head, temperature=found.temperature, share=found.share, nll=found.nll)
+
+    def predict(self, features: Tensor) -> Predictive:
+        """Of new features [records, poolings, layers, hidden]; its samples are [points, records, options]."""
+        cross, own = self.kernels.to_points(features)
+        mixed = torch.stack(cross).mul(self.weights[:, None, None]).sum(0)
+        prior = (own * self.weights[:, None]).sum(0)[:, None, None]
+        return self._predictive(self._posterior.predict(mixed, prior, torch.arange(len(features)).unsqueeze(1)))
+
+    def leave_one_out(self, states: Sequence[str]) -> Predictive:
+        """Of the training records, each without all records of its state, at T = 1 where none is fitted yet."""
+        places: dict[str, list[int]] = {}
+        for row, state in enumerate(states):
+            places.setdefault(state, []).append(row)
+        width = max(map(len, places.values()))
+        table = torch.tensor([rows + [-1] * (width - len(rows)) for rows in places.values()])
+        grouped = self._posterior.leave_one_out(table)
+        flat, order = table >= 0, table[table >= 0]
+        mean = torch.empty_like(self.targets)
+        mean[order] = grouped.mean[flat]
+        variance = torch.empty(len(states), dtype=torch.float64)
+        variance[order] = grouped.covariance.diagonal(dim1=1, dim2=2)[flat]
+        return self._predictive(Utilities(mean.unsqueeze(1), variance[:, None, None]))
+
+    @cached_property
+    def _posterior(self) -> Regression:
+        matrices = torch.stack(self.kernels.between_points())
+        kernel = (matrices * self.weights[:, None, None]).sum(0)
+        return Regression.condition(kernel, self.targets - self.targets.mean(0), self.noise)
+
+    def _predictive(self, utilities: Utilities) -> Predictive:
+        mean = utilities.mean[:, 0] + self.targets.mean(0)
+        variance = utilities.covariance[:, 0, 0].clamp_min(0)
+        points = standard_points(mean.shape[1], _POINTS)
+        latent = mean + points.unsqueeze(1) * variance.sqrt().unsqueeze(1)
+        tau = (self.variance + variance) * self.temperature
+        distance = (positions(self.question) - latent.unsqueeze(2)).square().sum(-1)
+        samples = torch.log_softmax(-distance / (2 * tau[:, None]), -1)
+        # So many records cannot show that an error is rarer than this (Jeffreys): no option is ever impossible.
+        rest = 0.5 / (len(self.targets) + 1)
+        return Predictive(torch.log((1 - rest) * samples.exp() + rest / samples.shape[-1]))

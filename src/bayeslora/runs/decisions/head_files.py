@@ -1,0 +1,61 @@
+"""Heads as tensors and plain fields, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bayeslora.readouts.novelty import Novelty
+from bayeslora.runs.decisions.head import QuestionHead
+from bayeslora.runs.decisions.heads import Heads, signature
+from bayeslora.runs.decisions.kernels import Kernels
+from bayeslora.tasks.decisions import parse_question
+
+__all__ = ["head_fields", "heads_tensors", "restored_heads"]
+
+_NUMBERS = ("variance", "temperature", "share", "nll")
+
+
+def head_fields(head: QuestionHead) -> dict[str, Any]:
+    """What of a head is no tensor."""
+    return {"question": head.question.to_dict()} | {name: getattr(head, name) for name in _NUMBERS}
+
+
+def heads_tensors(heads: Heads) -> dict[str, Tensor]:
+    """The tensors of all heads by name."""
+    tensors: dict[str, Tensor] = {}
+    for index, head in enumerate(heads.by_signature.values()):
+        own = {"weights": head.weights, "targets": head.targets, "noise": head.noise}
+        own |= {"points": head.kernels.points, "mean": head.kernels.mean, "scale": head.kernels.scale}
+        tensors |= {f"heads.{index}.{name}": tensor.contiguous() for name, tensor in own.items()}
+    if heads.novelty is not None:
+        novelty = heads.novelty
+        own = {"scale": novelty.scale, "points": novelty.points, "reference": novelty.reference}
+        tensors |= {f"novelty.{name}": tensor.contiguous() for name, tensor in own.items()}
+    return tensors
+
+
+def restored_heads(fields: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Heads:
+    """Heads from their fields and tensors.
+
+    Raises:
+        ValueError: A tensor or a field is missing.
+    """
+    try:
+        heads = [_head(index, one, tensors) for index, one in enumerate(fields)]
+        novelty = Novelty(*(tensors[f"novelty.{name}"] for name in ("scale", "points", "reference")))
+    except KeyError as error:
+        raise ValueError(f"the heads of this decision model lack {error}; save the model again.") from error
+    return Heads({signature(head.question): head for head in heads}, novelty)
+
+
+def _head(index: int, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuestionHead:
+    def own(name: str) -> Tensor:
+        return tensors[f"heads.{index}.{name}"]
+
+    kernels = Kernels(own("points"), own("mean"), own("scale"))
+    numbers = {name: float(fields[name]) for name in _NUMBERS}
+    question = parse_question(fields["question"])
+    return QuestionHead(question, kernels, own("weights"), own("targets"), own("noise"), **numbers)

@@ -1,0 +1,196 @@
+"""A decision model: fitted on records, asked typed questions about a state, saved as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bayeslora.models import load_base_model
+from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
+from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.heads import Heads
+from bayeslora.runs.decisions.reading import HiddenReader
+from bayeslora.scoring.codes import CodeReader, Template
+from bayeslora.system.devices import stored_or_fast
+from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
+from bayeslora.tasks.decisions.records import check_state
+
+__all__ = ["DecisionModel"]
+
+
+FEWEST = 25
+"""Labels from which on a question gets a head of its own by default."""
+
+
+class DecisionModel:
+    """Answers typed questions about a state with probabilities that know what they do not know.
+
+    Args:
+        model: Hub id, local folder, or "offline:smollm2"; or a whole `DecisionConfig`.
+        template: The prompt.
+        **options: Fields of `DecisionConfig`.
+
+    Attributes:
+        questions: Those that it was fitted on, by their ids.
+    """
+
+    def __init__(
+        self, model: str | DecisionConfig = "offline:smollm2", *, template: Template | None = None, **options: Any
+    ):
+        config = model if isinstance(model, DecisionConfig) else DecisionConfig(model)
+        self.config = replace(config, **options)
+        base, tokenizer = load_base_model(
+            self.config.model,
+            dtype=stored_or_fast(self.config.dtype, self.config.device),  # type: ignore[arg-type]
+            revision=self.config.revision,
+            device=self.config.device,
+        )
+        self.reader = CodeReader(
+            base, tokenizer, template=template, orders=self.config.orders, max_length=self.config.max_length
+        )
+        self.hidden = HiddenReader(self.reader)
+        self.questions: dict[str, Question] = {}
+        self.heads = Heads()
+        self.calibration: Calibration | None = None
+
+    def fit(
+        self,
+        records: str | Path | Sequence[Record],
+        questions: Mapping[str, Any] | None = None,
+        *,
+        progress: bool = True,
+    ) -> DecisionModel:
+        """Learn from records; what was learned before is forgotten, a calibration too.
+
+        Args:
+            records: A file of them, or what `read_records` gave.
+            questions: Those of records that have only a state and labels.
+            progress: Whether a bar shows how many states are read.
+
+        Raises:
+            TaskError: A record is wrong.
+            ValueError: There is too little to learn from.
+            TooLongError: A state does not fit; nothing is cut.
+        """
+        if self.config.readout == "codes":
+            raise ValueError("readout='codes' learns nothing: take readout='auto' or 'heads', or decide without fit.")
+        if isinstance(records, str | Path):
+            shared = None if questions is None else parse_questions(questions)
+            records = read_records(records, shared, require_labels=True)
+        self.calibration = None
+        self.questions = {name: question for record in records for name, question in record.questions.items()}
+        fewest = FEWEST if self.config.readout == "auto" else 2
+        self.heads = Heads.fit(self.hidden, records, self.config, fewest=fewest, progress=progress)
+        return self
+
+    def decide(self, state: Any, questions: Mapping[str, Any] | None = None) -> dict[str, Answer]:
+        """Answers by the ids of the questions.
+
+        Args:
+            state: A text, an object or an array.
+            questions: By id, `Question` objects or maps as in a System One request; default: those it was fitted on.
+
+        Raises:
+            QuestionError: The state is empty or a question is wrong.
+            TooLongError: They do not fit into what the model reads.
+            ValueError: A question has more options than there are codes.
+        """
+        check_state(state)
+        asked = self.questions if questions is None else as_questions(questions)
+        if not asked:
+            raise ValueError("there are no questions: give some, or fit the model on records that have them.")
+        by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
+        by_code = {name: question for name, question in asked.items() if name not in by_head}
+        found = self.heads.decide(self.hidden, state, by_head) if by_head else {}
+        found |= self._by_codes(state, by_code) if by_code else {}
+        answers = {name: found[name] for name in asked}
+        return answers if self.calibration is None else self.calibration.apply(answers)
+
+    def calibrate(
+        self,
+        records: str | Path | Sequence[Record],
+        *,
+        alpha: float | None = None,
+        delta: float = 0.1,
+        signal: Signal = "confidence",
+    ) -> DecisionModel:
+        """Learn temperatures and, with an alpha, thresholds from labelled records that `fit` has not seen.
+
+        Args:
+            records: A file of them, or what `read_records` gave.
+            alpha: The share of errors that answers with the action "automate" may have.
+            delta: Probability with which that promise may fail, for each question.
+            signal: What the threshold is on: "confidence", "entropy" or "novelty".
+
+        Raises:
+            TaskError: A record is wrong.
+            ValueError: There are too few labels, or an argument is out of its range.
+        """
+        if isinstance(records, str | Path):
+            records = read_records(records, self.questions or None, require_labels=True)
+        self.calibration, labelled = None, []
+        for record in records:
+            asked = {name: record.questions[name] for name in record.targets}
+            for name, answer in (self.decide(record.state, asked) if asked else {}).items():
+                labelled.append(Labelled(answer, record.targets[name], record.state_key))
+        self.calibration = calibrated(labelled, alpha=alpha, delta=delta, signal=signal)
+        return self
+
+    def _by_codes(self, state: Any, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        scores = self.reader(state, list(questions.values()))
+        novelty = self.heads.novelty_of(self.hidden, state)
+        return {
+            name: Answer(question, tuple(score.exp().tolist()), novelty=novelty)
+            for (name, question), score in zip(questions.items(), scores, strict=True)
+        }
+
+    def num_tokens(self, state: Any, questions: Mapping[str, Question]) -> int:
+        """Tokens that are read for a request."""
+        return self.reader.num_tokens(state, list(questions.values()))
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write the model's folder: `decision.json`, and what was learned. The base model is named, not copied.
+
+        Args:
+            folder: Where.
+            overwrite: Replace what is there.
+            metrics: Are written to metrics.json.
+
+        Raises:
+            FileExistsError: There is something at `folder`, and not `overwrite`.
+        """
+        from bayeslora.runs.decisions.files import save_decision_model
+
+        save_decision_model(self, Path(folder), overwrite=overwrite, metrics=metrics)
+
+    def save_calibration(self, folder: Path) -> None:
+        """Write the calibration into the model's folder, in the place of an earlier one."""
+        from bayeslora.runs.decisions.files import save_calibration
+
+        save_calibration(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | None = None) -> DecisionModel:
+        """A saved one.
+
+        Raises:
+            FileNotFoundError: There is none in `folder`.
+            ValueError: A file of it is damaged.
+        """
+        from bayeslora.runs.decisions.files import load_decision_model
+
+        return load_decision_model(Path(folder), device)
+
+
+def as_questions(questions: Mapping[str, Any]) -> dict[str, Question]:
+    """Questions by id, whether they are parsed already or not.
+
+    Raises:
+        QuestionError: One of them is wrong.
+    """
+    return {
+        name: question if isinstance(question, Question) else parse_questions({name: question})[name]
+        for name, question in questions.items()
+    }

@@ -1,0 +1,106 @@
+"""Decision models as runs: trained from a config into a folder, and scored on records that they have not seen."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bayeslora.runs.config import RunConfig, TaskConfig
+from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.heads import Heads, signature
+from bayeslora.runs.decisions.model import DecisionModel
+from bayeslora.system.files import check_absent
+from bayeslora.tasks.decisions import Record, is_decision_file, read_records
+
+__all__ = ["evaluate_decisions", "is_decision_task", "train_decisions"]
+
+logger = logging.getLogger("bayeslora")
+
+
+def is_decision_task(task: TaskConfig) -> bool:
+    """Whether a task's name is a file of decision records, or a folder with one as train.jsonl."""
+    return is_decision_file(_train_file(task.name))
+
+
+def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Fit heads on a file of records (all of it: nothing is set aside) and write the model to `output_dir`.
+
+    A folder has train.jsonl and may have test.jsonl, on which the model is then scored. The adapter's method and the
+    options of its training mean nothing for heads on frozen features.
+
+    Args:
+        config: The run; `model`, `task.name`, `task.max_length` and `seed` count.
+        output_dir: The folder.
+        overwrite: Replace what is there.
+
+    Returns:
+        `metrics.json`: leave-one-out NLL of each question (nats), and the scores on the test records.
+
+    Raises:
+        FileExistsError: There is something at `output_dir`, and not `overwrite`.
+        TaskError: A record is wrong.
+        ValueError: There is too little to learn from, or an option of the model is not for heads.
+    """
+    output, train = Path(output_dir), _train_file(config.task.name)
+    check_absent(output, overwrite)
+    if config.model.merge or config.model.quantization != "none":
+        raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
+    logger.info("heads on frozen features: the method and the options train.* of an adapter are not used")
+    settings = DecisionConfig(
+        config.model.name, config.model.dtype, config.model.device, config.model.revision, seed=config.seed
+    )
+    records = read_records(train, require_labels=True)
+    model = DecisionModel(settings).fit(records)
+    metrics: dict[str, Any] = {"task": config.task.name, "model": config.model.name, "records": len(records)}
+    metrics["leave_one_out"] = _leave_one_out(model.heads, model)
+    test = train.with_name(f"test{train.suffix}")
+    if train.stem == "train" and test.is_file():
+        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(read_records(test), records))
+    model.save(output, overwrite=overwrite, metrics=metrics)
+    return metrics
+
+
+def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[str, Any]:
+    """Accuracy, NLL (nats) and the mean top probability of the labelled questions of records.
+
+    Soft labels count in expectation for the NLL, by their most probable option for the accuracy.
+    """
+    right, nll, top = [], [], []
+    for record in records:
+        asked = {name: record.questions[name] for name in record.targets}
+        for name, answer in (model.decide(record.state, asked) if asked else {}).items():
+            target = record.targets[name]
+            right.append(answer.best == record.label(name))
+            top.append(max(answer.probabilities))
+            pairs = zip(target, answer.probabilities, strict=True)
+            nll.append(-math.fsum(t * math.log(max(p, 1e-300)) for t, p in pairs if t))
+    count = max(1, len(nll))
+    scores = {"accuracy": sum(right) / count, "nll": math.fsum(nll) / count, "confidence": math.fsum(top) / count}
+    return scores | {"num_examples": len(nll)}
+
+
+def unseen(records: Sequence[Record], trained: Sequence[Record]) -> list[Record]:
+    """Records whose state no training record has; how many are left out is said."""
+    known = {record.state_key for record in trained}
+    fresh = [record for record in records if record.state_key not in known]
+    if len(fresh) < len(records):
+        logger.warning(
+            "%d of %d test records have a state of training, and are left out", len(records) - len(fresh), len(records)
+        )
+    return fresh
+
+
+def _leave_one_out(heads: Heads, model: DecisionModel) -> dict[str, Any]:
+    names = {signature(question): name for name, question in model.questions.items()}
+    return {
+        names[key]: {"nll": head.nll, "labels": len(head.targets), "temperature": head.temperature, "wrong": head.share}
+        for key, head in heads.by_signature.items()
+    }
+
+
+def _train_file(name: str) -> Path:
+    path = Path(name)
+    return path / "train.jsonl" if path.is_dir() else path

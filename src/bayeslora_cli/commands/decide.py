@@ -1,0 +1,39 @@
+"""bayeslora decide."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora_cli.commands.base import Command, add_device
+
+
+class Decide(Command):
+    """Answers one request from the standard input."""
+
+    name: ClassVar[str] = "decide"
+    description: ClassVar[str] = "Answer typed questions about a state: a System One request as JSON, from stdin."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The model."""
+        said = "Folder of a decision model, or a base model such as offline:smollm2, which answers without training."
+        parser.add_argument("run", type=str, help=said)
+        add_device(parser)
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints the answers as JSON."""
+        from bayeslora.runs.decisions import DecisionModel, is_decision_folder
+        from bayeslora.tasks.reading.unique_keys import read_json_text
+
+        request = read_json_text(sys.stdin.read())
+        if not isinstance(request, dict) or "state" not in request:
+            raise ValueError('expected a request {"state": ..., "questions": {...}} on the standard input.')
+        if is_decision_folder(options.run):
+            model = DecisionModel.load(options.run, device=options.device)
+        else:
+            model = DecisionModel(options.run, readout="codes", device=options.device or "auto")
+        answers = model.decide(request["state"], request.get("questions"))
+        print(json.dumps({"answers": {name: answer.to_dict() for name, answer in answers.items()}}, ensure_ascii=False))

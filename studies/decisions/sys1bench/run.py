@@ -1,0 +1,188 @@
+"""Decision heads on generated records: SmolLM2's hidden states against TF-IDF under the same head, and codes zero-shot.
+
+    bash studies/decisions/sys1bench/generate.sh data
+    python studies/decisions/sys1bench/run.py data results.json
+
+Each row: a task, a condition (clean, 15 % wrong training labels, 30 % unknowable), a number of records, and three draws
+of them. Three questions a record; test records are generated with another seed, and states that a training record has
+too are left out of the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.prediction.temperature import fit_temperature
+from bayeslora.runs.decisions import DecisionModel
+from bayeslora.runs.decisions.heads import Heads, signature
+from bayeslora.runs.decisions.reading import Vectors
+from bayeslora.tasks.decisions import Answer, Question, Record, read_records
+from bayeslora.tasks.decisions.questions import text_of
+
+QUESTIONS = {
+    "support_tickets": ("queue", "is_angry", "priority"),
+    "phishing_email": ("is_phishing", "attack_class", "urgency"),
+}
+SIZES = (25, 50, 200)
+DRAWS = 3
+
+
+class Kept:
+    """A reader that reads each state and question once."""
+
+    def __init__(self, read: Callable[[Any, Sequence[Question]], Vectors]):
+        self.read, self.known, self.seconds, self.count = read, {}, 0.0, 0
+
+    def __call__(self, state: Any, questions: Sequence[Question]) -> Vectors:
+        key = (text_of(state), *map(signature, questions))
+        if key not in self.known:
+            started = time.perf_counter()
+            self.known[key] = self.read(state, questions)
+            self.seconds += time.perf_counter() - started
+            self.count += 1
+        return self.known[key]
+
+
+def tf_idf(train: Sequence[Record]) -> Callable[[Any, Sequence[Question]], Vectors]:
+    """The words of the state, and nothing of the question, as vectors of the head."""
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit([text_of(record.state) for record in train])
+
+    def read(state: Any, questions: Sequence[Question]) -> Vectors:
+        row = torch.from_numpy(words.transform([text_of(state)]).toarray()[0]).float()
+        return Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
+
+    return read
+
+
+def load(folder: Path, task: str, name: str) -> list[Record]:
+    kept = QUESTIONS[task]
+    return [
+        Record(
+            record.state,
+            {one: record.questions[one] for one in kept},
+            {one: record.targets[one] for one in kept},
+            record.id,
+        )
+        for record in read_records(folder / f"{task}_{name}.jsonl")
+    ]
+
+
+def scores(answers: Sequence[Answer], labels: Sequence[int]) -> dict[str, float]:
+    """Accuracy, NLL (nats), ECE of the top probability in 15 equal bins, and AURC by confidence."""
+    nll = [-math.log(max(a.probabilities[y], 1e-300)) for a, y in zip(answers, labels, strict=True)]
+    right = [float(a.best == y) for a, y in zip(answers, labels, strict=True)]
+    top = [max(a.probabilities) for a in answers]
+    bins: dict[int, list[int]] = {}
+    for index, p in enumerate(top):
+        bins.setdefault(min(14, int(p * 15)), []).append(index)
+    ece = sum(abs(sum(right[i] - top[i] for i in members)) for members in bins.values()) / len(top)
+    return {"accuracy": sum(right) / len(right), "nll": sum(nll) / len(nll), "ece": ece}
+
+
+def asked(heads: Heads, reader: Any, test: Sequence[Record]) -> tuple[list[Answer], list[int]]:
+    answers, labels = [], []
+    for record in test:
+        found = heads.decide(reader, record.state, record.questions)
+        answers += [found[name] for name in record.targets]
+        labels += [record.label(name) for name in record.targets]
+    return answers, labels
+
+
+def rows_of(
+    model: DecisionModel, reader: Kept, folder: Path, task: str, other: Sequence[Record]
+) -> list[dict[str, Any]]:
+    rows = []
+    for condition in ("clean", "noise", "unknowable"):
+        pool = load(folder, task, condition)
+        test = load(folder, task, "unknowable_test" if condition == "unknowable" else "clean_test")
+        for size in SIZES:
+            for draw in range(DRAWS if size < len(pool) else 1):
+                train = random.Random(draw).sample(pool, size)
+                seen = {record.state_key for record in train}
+                fresh = [record for record in test if record.state_key not in seen]
+                for name in ("hidden states", "tf-idf"):
+                    vectors = reader if name == "hidden states" else Kept(tf_idf(train))
+                    started = time.perf_counter()
+                    heads = Heads.fit(vectors, train, model.config, fewest=2, progress=False)
+                    seconds = time.perf_counter() - started
+                    answers, labels = asked(heads, vectors, fresh)
+                    row = {"task": task, "condition": condition, "records": size, "draw": draw, "features": name}
+                    row |= scores(answers, labels) | {"fit_seconds": round(seconds, 2), "test_answers": len(labels)}
+                    row["novelty_auroc"] = auroc(heads, vectors, fresh, other)
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+    return rows
+
+
+def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Record]) -> float:
+    """Of novelty, between test states and states of the other generator."""
+    low = [heads.novelty_of(reader, record.state) for record in near]
+    high = [heads.novelty_of(reader, record.state) for record in far]
+    won = sum((b > a) + (b == a) / 2 for a in low for b in high)
+    return won / len(low) / len(high)
+
+
+def zero_shot(model: DecisionModel, folder: Path, task: str) -> dict[str, Any]:
+    """Codes without training, and with one temperature from 50 training records."""
+    test = load(folder, task, "clean_test")[:50]
+    train = random.Random(0).sample(load(folder, task, "clean"), 25)
+    parts = {}
+    for name, records in (("train", train), ("test", test)):
+        found = [model.reader(r.state, list(r.questions.values())) for r in records]
+        parts[name] = [score for scores in found for score in scores]
+    labels = {
+        name: [r.label(q) for r in records for q in r.targets] for name, records in (("train", train), ("test", test))
+    }
+    joined = Predictive.concatenate([Predictive(score[None, None]) for score in parts["train"]])
+    temperature = fit_temperature(joined, torch.tensor(labels["train"])).value
+    questions = [question for record in test for question in record.questions.values()]
+    row: dict[str, Any] = {
+        "task": task,
+        "condition": "clean",
+        "features": "codes, zero-shot",
+        "temperature": temperature,
+    }
+    for name, value in (("", 1.0), ("_with_temperature", temperature)):
+        answers = [
+            Answer(question, tuple(torch.softmax(score / value, -1).tolist()))
+            for question, score in zip(questions, parts["test"], strict=True)
+        ]
+        row |= {f"{key}{name}": number for key, number in scores(answers, labels["test"]).items()}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = DecisionModel("offline:smollm2", readout="heads")
+    reader = Kept(model.hidden)
+    tests = {task: load(options.data, task, "clean_test") for task in QUESTIONS}
+    rows: list[dict[str, Any]] = []
+    for task, other in (("support_tickets", "phishing_email"), ("phishing_email", "support_tickets")):
+        rows += rows_of(model, reader, options.data, task, tests[other][:50])
+        rows.append(zero_shot(model, options.data, task))
+        content = {
+            "rows": rows,
+            "seconds_per_state": reader.seconds / max(1, reader.count),
+            "states_read": reader.count,
+        }
+        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
