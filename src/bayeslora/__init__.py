@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bayeslora.prediction.generation import generate
     from bayeslora.readouts.front import BayesianHead
     from bayeslora.runs import load_run
+    from bayeslora.runs.decisions import DecisionModel
     from bayeslora.tasks import get_task
     from bayeslora.training.sft import BayesianSFTTrainer as BayesianSFTTrainer
     from bayeslora.training.trainer import BayesianLoraTrainer, ELBOTrainerMixin
@@ -29,6 +30,7 @@ __all__ = [
     "BayesianLoraTrainer",
     "Classification",
     "Cloze",
+    "DecisionModel",
     "ELBOTrainerMixin",
     "Letter",
     "Predictive",
@@ -50,6 +52,7 @@ _LATER = {
     "BayesianHead": "readouts.front",
     "BayesianLoraTrainer": "training.trainer",
     "BayesianSFTTrainer": "training.sft",
+    "DecisionModel": "runs.decisions",
     "ELBOTrainerMixin": "training.trainer",
     "generate": "prediction.generation",
     "get_task": "tasks",

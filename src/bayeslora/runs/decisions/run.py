@@ -96,7 +96,12 @@ def unseen(records: Sequence[Record], trained: Sequence[Record]) -> list[Record]
 def _leave_one_out(heads: Heads, model: DecisionModel) -> dict[str, Any]:
     names = {signature(question): name for name, question in model.questions.items()}
     return {
-        names[key]: {"nll": head.nll, "labels": len(head.targets), "temperature": head.temperature, "wrong": head.share}
+        names.get(key, key[1]): {
+            "nll": head.nll,
+            "labels": len(head.targets),
+            "temperature": head.temperature,
+            "wrong": head.share,
+        }
         for key, head in heads.by_signature.items()
     }
 

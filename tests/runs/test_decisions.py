@@ -1,0 +1,268 @@
+"""Decision models on a tiny base: what heads learn, what they say of what they have not seen, and their files."""
+
+import io
+import json
+import random
+import string
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken
+
+import bayeslora
+from bayeslora.readouts.regression import Regression
+from bayeslora.runs.decisions import DecisionModel, is_decision_folder
+from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
+from bayeslora.scoring.codes import TooLongError
+from bayeslora.tasks import TaskError
+from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions
+from bayeslora_cli.main import main
+from conftest import byte_level_tokenizer, tiny_llama
+
+QUESTIONS = {
+    "metal": {"type": "noul", "instructions": "Is it a metal?"},
+    "kind": {"type": "choice", "instructions": "Which?", "criteria": {"iron": None, "wood": "trees", "glass": None}},
+    "many": {"type": "score", "instructions": "How many?", "criteria": ["none", "one", "two"]},
+}
+THINGS = ("iron", "wood", "glass")
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The state says its thing and its number; labels follow from them."""
+    generator = random.Random(seed)
+    made = []
+    for index in range(count):
+        thing, number = generator.choice(THINGS), generator.randrange(3)
+        noise = "".join(generator.choices(string.ascii_lowercase, k=3))
+        state = f"{noise} {thing} {thing} {thing} {'xyz'[number] * 6} {index}"
+        labels = {"metal": thing == "iron", "kind": thing, "many": number}
+        made.append({"state": state, "questions": QUESTIONS, "labels": labels})
+    return made
+
+
+def records(count: int, seed: int = 0) -> list[Record]:
+    from bayeslora.tasks.decisions.records import parse_record
+
+    return [parse_record(row) for row in rows(count, seed)]
+
+
+def write(path: Path, made: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = byte_level_tokenizer(260)
+    tokenizer.add_tokens([AddedToken(f" {label}", normalized=False) for label in string.ascii_uppercase])
+    tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=512, num_hidden_layers=6).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(base: str) -> DecisionModel:
+    return DecisionModel(base, device="cpu", dtype="float32").fit(records(90), progress=False)
+
+
+def accuracy(model: DecisionModel, test: list[Record]) -> float:
+    right = [model.decide(r.state, r.questions)[q].best == r.label(q) for r in test for q in r.targets]
+    return sum(right) / len(right)
+
+
+def test_heads_learn_what_the_words_say_and_answer_with_all_that_is_known(model: DecisionModel) -> None:
+    test = records(30, seed=1)
+    assert accuracy(model, test) > 0.9
+    answers = model.decide(test[0].state)
+    assert list(answers) == list(QUESTIONS)
+    for answer in answers.values():
+        assert answer.readout == "heads" and sum(answer.probabilities) == pytest.approx(1)
+        assert 0 <= answer.mutual_information <= answer.entropy and 0 <= (answer.novelty or 0) <= 1
+        assert min(answer.probabilities) > 0
+    assert all(head.nll < 0.5 for head in model.heads.by_signature.values())
+
+
+def test_labels_without_a_pattern_are_not_pretended_to_have_one(base: str) -> None:
+    train, generator = records(60), random.Random(0)
+    shuffled = [replace(r, targets={"metal": (1.0, 0.0) if generator.random() < 0.5 else (0.0, 1.0)}) for r in train]
+    knows_nothing = DecisionModel(base, device="cpu").fit(shuffled, progress=False)
+    means = [max(knows_nothing.decide(r.state)["metal"].probabilities) for r in records(20, seed=1)]
+    assert sum(means) / len(means) < 0.7
+
+
+def test_a_question_is_known_by_its_content_and_its_options_by_their_names(model: DecisionModel) -> None:
+    state = records(1, seed=2)[0].state
+    plain = model.decide(state)["kind"]
+    turned = {**QUESTIONS["kind"], "criteria": dict(reversed(QUESTIONS["kind"]["criteria"].items()))}
+    found = model.decide(state, {"other": turned, "new": {"type": "noul", "instructions": "Unknown?"}})
+    assert found["other"].question.keys == ("glass", "wood", "iron") and found["new"].readout == "codes"
+    assert found["other"].by_key(found["other"].probabilities) == plain.by_key(plain.probabilities)
+    assert found["new"].novelty is not None
+
+
+def test_leave_one_out_is_a_refit_without_the_state(model: DecisionModel) -> None:
+    head = next(iter(model.heads.by_signature.values()))
+    states = [str(index // 2) for index in range(len(head.targets))]  # Two records a state leave together.
+    fast = head.leave_one_out(states).probabilities
+    kernel = (torch.stack(head.kernels.between_points()) * head.weights[:, None, None]).sum(0)
+    centred = head.targets - head.targets.mean(0)
+    out, rest = torch.tensor([6, 7]), torch.tensor([n for n in range(len(states)) if n not in (6, 7)])
+    refit = Regression.condition(kernel[rest][:, rest], centred[rest], head.noise[rest])
+    prior = kernel[out, out][:, None, None]
+    slow = head._predictive(refit.predict(kernel[out][:, rest], prior, torch.arange(2).unsqueeze(1)))
+    assert fast[out] == pytest.approx(slow.probabilities, abs=1e-8)
+
+
+def test_other_states_are_new_and_those_of_training_are_not(model: DecisionModel) -> None:
+    def novelty(state: Any) -> float:
+        return next(iter(model.decide(state).values())).novelty or 0.0
+
+    usual = [novelty(record.state) for record in records(20, seed=3)]
+    strange = [novelty("WHAT IS THIS? 123456 &&&& " * n) for n in (2, 3, 4)]
+    assert sum(usual) / len(usual) < 0.8 and min(strange) == 1.0
+
+
+def test_wrong_labels_are_found_and_weigh_less(base: str) -> None:
+    train, generator = records(90), random.Random(5)
+    flipped = generator.sample(range(90), 14)
+    noisy = []
+    for index, record in enumerate(train):
+        true, false = record.targets["metal"]
+        noisy.append(replace(record, targets={"metal": (false, true) if index in flipped else (true, false)}))
+    head = next(iter(DecisionModel(base, device="cpu").fit(noisy, progress=False).heads.by_signature.values()))
+    assert 0.05 < head.share < 0.35
+    doubted = head.noise.argsort(descending=True)[:14].tolist()
+    assert len(set(doubted) & set(flipped)) > 9
+
+
+def test_a_saved_model_answers_the_same(model: DecisionModel, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    model.save(folder)
+    assert is_decision_folder(folder) and not is_decision_folder(tmp_path)
+    state = records(1, seed=4)[0].state
+    assert DecisionModel.load(folder).decide(state) == model.decide(state)
+    with pytest.raises(FileExistsError):
+        model.save(folder)
+    (folder / "heads.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"heads\.safetensors is cut"):
+        DecisionModel.load(folder)
+    (folder / "decision.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"decision\.json is damaged"):
+        DecisionModel.load(folder)
+    with pytest.raises(FileNotFoundError, match="no decision model"):
+        DecisionModel.load(tmp_path)
+
+
+def test_too_few_labels_are_codes_with_a_word_or_an_error(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    few = [replace(r, targets={"metal": r.targets["metal"]}) if n < 20 else r for n, r in enumerate(records(44))]
+    mixed = DecisionModel(base, device="cpu").fit(few, progress=False)
+    assert "'Which?' has 24 labels, fewer than 25" in caplog.text
+    answers = mixed.decide(few[0].state)
+    assert (answers["metal"].readout, answers["kind"].readout) == ("heads", "codes")
+    with pytest.raises(ValueError, match="at least 25 labels to fit a head on, but the most that one has is 10"):
+        DecisionModel(base, device="cpu").fit(records(10), progress=False)
+    assert DecisionModel(base, device="cpu", readout="heads").fit(records(10), progress=False).heads.by_signature
+    with pytest.raises(ValueError, match="learns nothing"):
+        DecisionModel(base, device="cpu", readout="codes").fit(records(10))
+
+
+def test_wrong_states_and_questions_say_so(model: DecisionModel) -> None:
+    for state in ("", None, {}, 3):
+        with pytest.raises(QuestionError, match="state should be"):
+            model.decide(state)
+    with pytest.raises(QuestionError, match="question 'q'.*has 1"):
+        model.decide("a", {"q": {**QUESTIONS["kind"], "criteria": {"a": None}}})
+    with pytest.raises(TooLongError, match="the model reads 512"):
+        model.decide("words " * 400)
+
+
+# --- calibration ---------------------------------------------------------------------------------------------------
+
+
+def test_temperatures_of_few_labels_stay_near_the_common_one() -> None:
+    noul, pair = parse_question(QUESTIONS["metal"]), parse_question({**QUESTIONS["kind"], "criteria": ["a", "b"]})
+    generator = random.Random(0)
+
+    def rows_of(question: Any, count: int) -> list[Labelled]:
+        made = []
+        for index in range(count):
+            p = 0.99 if generator.random() < 0.5 else 0.01
+            true = generator.random() < (0.8 if p > 0.5 else 0.2)
+            made.append(Labelled(Answer(question, (p, 1 - p)), (1.0, 0.0) if true else (0.0, 1.0), str(index)))
+        return made
+
+    common, temperatures = fit_temperatures(rows_of(noul, 400) + rows_of(pair, 3))
+    # 0.99 should be 0.8: log 99 / log 4 = 3.3.
+    assert temperatures["noul:2"] == pytest.approx(3.3, rel=0.2)
+    assert temperatures["choice:2"] == pytest.approx(common, rel=0.35) and 1.5 < common < 3.4
+    tempered = Calibration(temperatures, common).apply({"q": Answer(noul, (0.99, 0.01))})["q"]
+    assert tempered.probabilities[0] == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_calibrated_model_automates_what_it_certified_and_escalates_the_rest(
+    model: DecisionModel, tmp_path: Path
+) -> None:
+    labelled = records(60, seed=7)
+    try:
+        model.calibrate(labelled, alpha=0.2, delta=0.1)
+        assert model.calibration is not None
+        actions = [a.action for r in labelled for a in model.decide(r.state).values()]
+        assert actions.count("automate") > 60 and set(actions) <= {"automate", "escalate"}
+        unknown = model.decide(labelled[0].state, {"new": {"type": "noul", "instructions": "Unknown?"}})["new"]
+        assert unknown.action == "escalate" and unknown.to_dict()["x_action"] == "escalate"
+        model.save(tmp_path / "run")
+        loaded = DecisionModel.load(tmp_path / "run")
+        assert loaded.calibration == model.calibration
+        assert loaded.decide(labelled[0].state) == model.decide(labelled[0].state)
+        stored = json.loads((tmp_path / "run" / "calibration.json").read_text())
+        assert stored["confidence"]["noul"] == "|2 P(true) - 1|"
+        with pytest.raises(ValueError, match="takes at least 22 labelled states, got 10"):
+            model.calibrate(labelled[:10], alpha=0.1)
+    finally:
+        model.calibration = None
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def test_train_decide_and_calibrate_by_command(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", rows(40))
+    write(tmp_path / "data" / "test.jsonl", rows(12, seed=1) + rows(40)[:2])
+    more = write(tmp_path / "more.jsonl", rows(30, seed=2))
+    run = str(tmp_path / "run")
+    common = ["--model.name", base, "--model.device", "cpu", "--output_dir", run]
+    main(["train", "--task.name", str(tmp_path / "data"), *common])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (
+        metrics["num_examples"] == 36 and metrics["accuracy"] > 0.7 and metrics["leave_one_out"]["kind"]["labels"] == 40
+    )
+    main(["calibrate", run, "--data", str(more), "--alpha", "0.3"])
+    assert '"coverage"' in capsys.readouterr().out
+    request = {"state": rows(1, seed=9)[0]["state"], "questions": {"k": QUESTIONS["kind"]}}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
+    main(["decide", run])
+    answer = json.loads(capsys.readouterr().out)["answers"]["k"]
+    assert answer["x_readout"] == "heads" and answer["x_action"] in ("automate", "escalate")
+    with pytest.raises(SystemExit):
+        main(["train", "--task.name", str(tmp_path / "data"), *common])
+    assert "is there already" in capsys.readouterr().err
+    broken = write(tmp_path / "broken.jsonl", [*rows(3), {**rows(1)[0], "labels": {"kind": "gold"}}])
+    with pytest.raises(SystemExit):
+        main(["train", "--task.name", str(broken), *common[:-1], str(tmp_path / "other")])
+    assert "broken.jsonl, line 4: question 'kind'" in capsys.readouterr().err
+
+
+def test_the_package_offers_the_model_and_records_may_come_from_a_file(base: str, tmp_path: Path) -> None:
+    bare = [{"state": row["state"], "labels": row["labels"]} for row in rows(30)]
+    path = write(tmp_path / "bare.jsonl", bare)
+    fitted = bayeslora.DecisionModel(base, device="cpu").fit(path, QUESTIONS, progress=False)
+    assert fitted.questions == parse_questions(QUESTIONS)
+    with pytest.raises(TaskError, match="line 1: questions should be a map"):
+        bayeslora.DecisionModel(base, device="cpu").fit(path)
