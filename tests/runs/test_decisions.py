@@ -174,7 +174,7 @@ def test_wrong_states_and_questions_say_so(model: DecisionModel) -> None:
     for state in ("", None, {}, 3):
         with pytest.raises(QuestionError, match="state should be"):
             model.decide(state)
-    with pytest.raises(QuestionError, match="question 'q'.*has 1"):
+    with pytest.raises(QuestionError, match=r"question 'q'.*has 1"):
         model.decide("a", {"q": {**QUESTIONS["kind"], "criteria": {"a": None}}})
     with pytest.raises(TooLongError, match="the model reads 512"):
         model.decide("words " * 400)
