@@ -21,7 +21,7 @@ def test_the_bound_is_where_so_few_errors_have_probability_delta() -> None:
 
 
 def drawn(
-    seed: int, units: int = 150, questions: int = 1, difficulty: float = 0.7
+    seed: int, units: int = 300, questions: int = 1, difficulty: float = 0.5
 ) -> tuple[list[float], list[bool], list[int]]:
     """Scores that are surer where errors are rarer; questions of one unit are right or wrong together."""
     generator = random.Random(seed)
@@ -35,36 +35,36 @@ def drawn(
     return scores, wrong, names
 
 
-def risk(threshold: float | None, difficulty: float = 0.7) -> float:
+def risk(threshold: float | None, difficulty: float = 0.5) -> float:
     """Exact share of errors among what is accepted: scores are uniform above the threshold."""
     return 0.0 if threshold is None else difficulty * (1 - threshold) / 2
 
 
 @pytest.mark.parametrize("questions", [1, 6])
 def test_the_promise_holds_on_many_draws_with_grouped_questions_too(questions: int) -> None:
-    found = [certified_threshold(*drawn(seed, questions=questions), ALPHA, DELTA) for seed in range(400)]
+    found = [certified_threshold(*drawn(seed, questions=questions), ALPHA, DELTA) for seed in range(200)]
     broken = sum(risk(one.threshold) > ALPHA for one in found)
-    # Of 400 draws 40 may break it; 53 is what a promise that just holds exceeds in 1 % of such tests.
-    assert broken <= 53
+    # Of 200 draws 20 may break it; 30 is what a promise that just holds exceeds in 1 % of such tests.
+    assert broken <= 30
     assert sum(one.coverage for one in found) / len(found) > 0.1
 
 
 def test_counting_questions_in_place_of_states_breaks_the_promise() -> None:
     """What the unit is for."""
     broken = 0
-    for seed in range(200):
+    for seed in range(60):
         scores, wrong, names = drawn(seed, units=60, questions=6)
         by_question = certified_threshold(scores, wrong, list(range(len(names))), ALPHA, DELTA)
         broken += risk(by_question.threshold) > ALPHA
-    assert broken > 30
+    assert broken > 9
 
 
 def test_the_order_of_rows_means_nothing_and_equal_scores_stand_together() -> None:
-    scores, wrong, names = drawn(3)
+    scores, wrong, names = drawn(3, difficulty=0.2)
     scores = [round(score, 1) for score in scores]
     found = certified_threshold(scores, wrong, names, ALPHA, DELTA)
     rows = list(zip(scores, wrong, names, strict=True))
-    for seed in range(20):
+    for seed in range(5):
         random.Random(seed).shuffle(rows)
         again = certified_threshold(*map(list, zip(*rows, strict=True)), ALPHA, DELTA)  # type: ignore[arg-type]
         assert again == found
