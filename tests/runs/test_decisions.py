@@ -250,7 +250,7 @@ def test_train_decide_and_calibrate_by_command(
         metrics["num_examples"] == 36 and metrics["accuracy"] > 0.7 and metrics["leave_one_out"]["kind"]["labels"] == 40
     )
     main(["calibrate", run, "--data", str(more), "--alpha", "0.3"])
-    assert '"coverage"' in capsys.readouterr().out
+    assert "temperatures: " in capsys.readouterr().out
     request = {"state": rows(1, seed=9)[0]["state"], "questions": {"k": QUESTIONS["kind"]}}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
     main(["decide", run])

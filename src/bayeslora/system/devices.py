@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-__all__ = ["choose_device", "is_here", "kept_device", "stored_or_fast"]
+__all__ = ["choose_device", "is_here", "kept_device"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -47,10 +47,3 @@ def kept_device(name: str) -> str:
         return name
     logger.warning("the run was trained on %r, which is not here; it is loaded on %s", name, choose_device("auto"))
     return "auto"
-
-
-def stored_or_fast(dtype: str, device: str) -> str:
-    """`dtype`, but float32 for "auto" where bfloat16 is emulated: that is about three times slower on such a CPU."""
-    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "float32" if dtype == "auto" and on_cpu and not native else dtype

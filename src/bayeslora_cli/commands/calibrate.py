@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device
+from bayeslora_cli.commands.base import Command, add_device, add_json, print_result
+
+if TYPE_CHECKING:
+    from bayeslora.runs.decisions.calibration import Policy
 
 
 class Calibrate(Command):
@@ -28,6 +30,7 @@ class Calibrate(Command):
         signals = Literal["confidence", "entropy", "novelty"]
         parser.add_argument("--signal", type=signals, default="confidence", help="What the threshold is on.")
         add_device(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints what was learned."""
@@ -37,8 +40,17 @@ class Calibrate(Command):
         model.calibrate(options.data, alpha=options.alpha, delta=options.delta, signal=options.signal)
         model.save_calibration(Path(options.run))
         assert model.calibration is not None
-        print(json.dumps({"temperatures": model.calibration.temperatures}))
-        for policy in model.calibration.policies.values():
-            found = policy.certified
-            line = {"question": policy.question, "coverage": found.coverage, "threshold": found.threshold}
-            print(json.dumps({**line, "errors": found.errors, "states": found.units, "bound": found.bound}))
+        found = model.calibration
+        temperatures = ", ".join(f"{name} {value:.3g}" for name, value in found.temperatures.items())
+        lines = [_line(policy) for policy in found.policies.values()]
+        print_result(options, found.to_dict(), f"temperatures: {temperatures}", *lines)
+
+
+def _line(policy: Policy) -> str:
+    found = policy.certified
+    if found.threshold is None:
+        return f"{policy.question}: nothing can be certified on {found.units} states; everything is escalated"
+    return (
+        f"{policy.question}: {found.coverage:.0%} automated at {policy.signal} >= {found.threshold:.4g}; "
+        f"{found.errors} of {found.accepted} wrong, at most {found.bound:.1%}"
+    )

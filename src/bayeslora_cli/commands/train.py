@@ -38,8 +38,12 @@ class Train(ConfigCommand):
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores on dev, where things are, and what to do next."""
         from bayeslora.options.parsing import instantiate
+        from bayeslora.runs.decisions import is_decision_task
 
         config = instantiate(parser, options, self.config_class())
+        if is_decision_task(config.task):
+            self._decisions(options, config)
+            return
         if config.task.scoring == "text":
             from bayeslora.runs.language_modelling import train_texts as train
         else:
@@ -62,3 +66,15 @@ class Train(ConfigCommand):
             f"scores   {folder / 'metrics.json'}",
             f"next     bayeslora evaluate {shlex.quote(options.output_dir)}",
         )
+
+    def _decisions(self, options: Namespace, config: RunConfig) -> None:
+        """Records of typed decisions: a head for each question, and no adapter."""
+        from bayeslora.runs.decisions import train_decisions
+
+        metrics = train_decisions(config, options.output_dir, overwrite=options.overwrite)
+        lines = (
+            f"{name}: {one['labels']} labels, leave-one-out NLL {one['nll']:.3f} nats"
+            for name, one in metrics["leave_one_out"].items()
+        )
+        here = shlex.quote(options.output_dir)
+        print_result(options, metrics, *lines, f"next     bayeslora decide {here}, calibrate or serve it")

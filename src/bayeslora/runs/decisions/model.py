@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.models import load_base_model
+from bayeslora.models.number_type import number_type
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.decisions.reading import HiddenReader
 from bayeslora.scoring.codes import CodeReader, Template
-from bayeslora.system.devices import stored_or_fast
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
 from bayeslora.tasks.decisions.records import check_state
 
@@ -43,7 +43,7 @@ class DecisionModel:
         self.config = replace(config, **options)
         base, tokenizer = load_base_model(
             self.config.model,
-            dtype=stored_or_fast(self.config.dtype, self.config.device),  # type: ignore[arg-type]
+            dtype=number_type(self.config.dtype, self.config.model, self.config.device),
             revision=self.config.revision,
             device=self.config.device,
         )
