@@ -13,7 +13,12 @@ STUDIES = ROOT / "studies"
 INDEX = STUDIES / "README.md"
 READMES = sorted(path for path in STUDIES.rglob("README.md") if path != INDEX and "runs" not in path.parts)
 ANSWERED = [path for path in READMES if "**Answer.**" in path.read_text(encoding="utf-8")]
-DATA = sorted(path for suffix in ("json", "jsonl", "yaml") for path in STUDIES.rglob(f"*.{suffix}"))
+FILES = sorted(
+    path
+    for suffix in ("json", "jsonl", "yaml", "md", "py")
+    for path in STUDIES.rglob(f"*.{suffix}")
+    if len(path.relative_to(STUDIES).parts) > 2 and "runs" not in path.parts
+)
 
 
 def name(path: Path) -> str:
@@ -60,8 +65,8 @@ def same(word: str, number: float) -> bool:
     return abs(abs(number) - float(word)) <= 0.5 * 10**-places + 1e-9
 
 
-@pytest.mark.parametrize("path", DATA, ids=name)
-def test_every_result_and_config_has_a_readme_with_its_command(path):
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_result_and_script_has_a_readme_with_its_command(path):
     folders = [folder for folder in path.parents if STUDIES in folder.parents]
     readme = next((folder / "README.md" for folder in folders if (folder / "README.md").is_file()), None)
     assert readme is not None, f"{name(path)} has no README.md beside or above it"
