@@ -30,7 +30,6 @@ source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-n
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"  # tables in outputs
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # a folder whose pages index.md names all
 
 default_role = "py:obj"  # `name` in a docstring: a link where the name is documented, code elsewhere
 autodoc_typehints_format = "short"
