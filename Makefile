@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where none is there yet; newer releases bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test campaign lint types check docs notebook clean
+.PHONY: demo test campaign conformance lint types check docs notebook clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,11 @@ check: lint types test
 SEED ?= 0
 campaign: $(VENV)/.installed  ## Bad inputs, kills and full disks, counted (under 30 minutes on 2 cores; not part of the tests)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/cli $(BIN)/python -m campaign --seed $(SEED)
+
+conformance: $(VENV)/.installed  ## jevcompat against SmolLM2 without and with a key, in a virtual environment of its own
+	test -x build/suites/bin/jevcompat || $(PYTHON) -m venv build/suites
+	build/suites/bin/pip install --quiet jevcompat==0.1.1 "typesafe-sdk[zstd]==0.7.5"
+	BIN=$(BIN) bash studies/decisions/jevcompat/conformance.sh build/suites/bin/jevcompat build
 
 $(VENV)/.documented: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[docs]"

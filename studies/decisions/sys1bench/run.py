@@ -11,11 +11,13 @@ too are left out of the test.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ QUESTIONS = {
 }
 SIZES = (25, 50, 200)
 DRAWS = 3
+FAR = 20
+"""States of the other task, for the novelty."""
 
 
 class Kept:
@@ -100,29 +104,29 @@ def asked(heads: Heads, reader: Any, test: Sequence[Record]) -> tuple[list[Answe
 
 
 def rows_of(
-    model: DecisionModel, reader: Kept, folder: Path, task: str, other: Sequence[Record]
-) -> list[dict[str, Any]]:
-    rows = []
-    for condition in ("clean", "noise", "unknowable"):
-        pool = load(folder, task, condition)
-        test = load(folder, task, "unknowable_test" if condition == "unknowable" else "clean_test")
-        for size in SIZES:
-            for draw in range(DRAWS if size < len(pool) else 1):
-                train = random.Random(draw).sample(pool, size)
-                seen = {record.state_key for record in train}
-                fresh = [record for record in test if record.state_key not in seen]
-                for name in ("hidden states", "tf-idf"):
-                    vectors = reader if name == "hidden states" else Kept(tf_idf(train))
-                    started = time.perf_counter()
-                    heads = Heads.fit(vectors, train, model.config, fewest=2, progress=False)
-                    seconds = time.perf_counter() - started
-                    answers, labels = asked(heads, vectors, fresh)
-                    row = {"task": task, "condition": condition, "records": size, "draw": draw, "features": name}
-                    row |= scores(answers, labels) | {"fit_seconds": round(seconds, 2), "test_answers": len(labels)}
-                    row["novelty_auroc"] = auroc(heads, vectors, fresh, other)
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
-    return rows
+    model: DecisionModel, reader: Kept, options: argparse.Namespace, task: str, far: Sequence[Record]
+) -> Iterator[dict[str, Any]]:
+    for condition, size in itertools.product(options.conditions, SIZES):
+        pool = load(options.data, task, condition)
+        test = load(options.data, task, "unknowable_test" if condition == "unknowable" else "clean_test")[
+            : options.tests
+        ]
+        for draw in range(DRAWS if size < len(pool) else 1):
+            train = random.Random(draw).sample(pool, size)
+            seen = {record.state_key for record in train}
+            fresh = [record for record in test if record.state_key not in seen]
+            for name, vectors in (("tf-idf", Kept(tf_idf(train))), ("hidden states", reader)):
+                started = time.perf_counter()
+                heads = Heads.fit(vectors, train, model.config, fewest=2, progress=False)  # type: ignore[arg-type]
+                seconds = time.perf_counter() - started
+                answers, labels = asked(heads, vectors, fresh)
+                row = {"task": task, "condition": condition, "records": size, "draw": draw, "features": name}
+                row |= scores(answers, labels) | {"fit_seconds": round(seconds, 2), "test_answers": len(labels)}
+                row["novelty_auroc"] = auroc(heads, vectors, fresh, far)
+                print(json.dumps(row), flush=True)
+                yield row
+    if "clean" in options.conditions:
+        yield zero_shot(model, options.data, task)
 
 
 def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Record]) -> float:
@@ -135,7 +139,7 @@ def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Recor
 
 def zero_shot(model: DecisionModel, folder: Path, task: str) -> dict[str, Any]:
     """Codes without training, and with one temperature from 50 training records."""
-    test = load(folder, task, "clean_test")[:50]
+    test = load(folder, task, "clean_test")[:25]
     train = random.Random(0).sample(load(folder, task, "clean"), 25)
     parts = {}
     for name, records in (("train", train), ("test", test)):
@@ -167,21 +171,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=list(QUESTIONS))
+    parser.add_argument("--conditions", nargs="+", default=["clean", "noise", "unknowable"])
+    parser.add_argument("--tests", type=int, default=150, help="Test records.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = DecisionModel("offline:smollm2", readout="heads")
     reader = Kept(model.hidden)
-    tests = {task: load(options.data, task, "clean_test") for task in QUESTIONS}
-    rows: list[dict[str, Any]] = []
-    for task, other in (("support_tickets", "phishing_email"), ("phishing_email", "support_tickets")):
-        rows += rows_of(model, reader, options.data, task, tests[other][:50])
-        rows.append(zero_shot(model, options.data, task))
-        content = {
-            "rows": rows,
-            "seconds_per_state": reader.seconds / max(1, reader.count),
-            "states_read": reader.count,
-        }
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content: dict[str, Any] = {
+        "command": " ".join(["python studies/decisions/sys1bench/run.py", *sys.argv[1:]]),
+        "rows": [],
+    }
+    for task in options.tasks:
+        other = next(name for name in QUESTIONS if name != task)
+        far = load(options.data, other, "clean_test")[:FAR]
+        for row in rows_of(model, reader, options, task, far):
+            content["rows"].append(row)
+            content |= {"seconds_per_state": reader.seconds / reader.count, "states_read": reader.count}
+            options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
