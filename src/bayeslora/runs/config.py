@@ -86,6 +86,8 @@ class TaskConfig:
         chat_template: With scoring letter or cloze: put prompts into the tokenizer's chat template; "auto": for letter,
             where the tokenizer has one. Training writes what it used into the run's config.
         raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.
+        length_power: With scoring cloze: a choice's log-likelihood is divided by its number of tokens to this power; 1
+            is the mean per token, as in the papers, 0 the sum (docs/guides/readout.md).
     """
 
     name: str = "arc_easy"
@@ -106,6 +108,7 @@ class TaskConfig:
     classes: list[str] | None = None
     chat_template: Literal["auto"] | bool = "auto"
     raw: bool = False
+    length_power: Annotated[float, Range(-2, 4)] = 1.0
 
 
 @dataclass

@@ -22,7 +22,7 @@ from bayeslora.models.heads import require_supplied
 from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig
-from bayeslora.scoring import SCORINGS, Scoring, get_scoring
+from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
@@ -88,7 +88,11 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
     chat = uses_chat_template(task, tokenizer)
     if scoring.takes_classes:
         return scoring(tokenizer, max_length, classes=task.classes or task.choices)  # type: ignore[call-arg]
-    return scoring(tokenizer, max_length, chat_template=chat)
+    if task.length_power == 1:
+        return scoring(tokenizer, max_length, chat_template=chat)
+    if task.scoring != "cloze":
+        raise ValueError(f"task.length_power is for scoring cloze, not for {task.scoring}; leave it out.")
+    return Cloze(tokenizer, max_length, chat_template=chat, length_power=task.length_power)
 
 
 def uses_chat_template(task: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> bool:

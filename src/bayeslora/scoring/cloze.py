@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from bayeslora.models.layers import text_config, unwrapped
 from bayeslora.scoring.base import (
@@ -56,13 +57,13 @@ class ClozeBatch(ChoiceBatch):
         return self if fits and packs(model, lambda: self._probe(model)) else UnpackedBatch.of(self)
 
     def raw_logits(self, model: nn.Module) -> Tensor:
-        """Mean log-likelihood per token of each choice, nats."""
+        """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats."""
         suited = self.suited_to(model)
         if suited is not self:
             return suited.raw_logits(model)
         likelihood = self.likelihood(model)
         choice = self["choice"].repeat(likelihood.shape[0] // self.batch_size, 1)
-        return _mean_by_choice(likelihood, choice, self["choice_mask"].shape[1])
+        return _by_choice(likelihood, choice, self["choice_mask"].shape[1], self.get("length_power"))
 
     def likelihood(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each answer token [rows, answer tokens], nats."""
@@ -131,18 +132,41 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _mean_by_choice(likelihood: Tensor, choice: Tensor, choices: int) -> Tensor:
-    """Average of `likelihood` [rows, tokens] over the tokens of each choice: [rows, choices]."""
+def _by_choice(likelihood: Tensor, choice: Tensor, choices: int, power: Tensor | None) -> Tensor:
+    """Sum of `likelihood` [rows, tokens] over the tokens of each choice, over their number to `power`: [rows, choices].
+
+    `power` None is 1.
+    """
     member = nn.functional.one_hot(choice + 1, choices + 1)[..., 1:].to(likelihood.dtype)
-    return (member * likelihood.unsqueeze(-1)).sum(1) / member.sum(1).clamp_min(1)
+    lengths = member.sum(1).clamp_min(1)
+    return (member * likelihood.unsqueeze(-1)).sum(1) / (lengths if power is None else lengths**power)
 
 
 class Cloze(Scoring):
-    """Works with small models too; the choices need not be listed in the prompt."""
+    """Works with small models too; the choices need not be listed in the prompt.
+
+    Args:
+        tokenizer: As in `Scoring`.
+        max_length: As in `Scoring`.
+        chat_template: As in `Scoring`.
+        length_power: k: a choice's log-likelihood is divided by its number of tokens to the k. 1 is the mean per token,
+            as in the papers; 0 the sum, whose noise grows with the length as that of the mean falls with it.
+    """
 
     name: ClassVar[str] = "cloze"
     templated: ClassVar[bool] = True
     _equal_said = False
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 1024,
+        *,
+        chat_template: bool = False,
+        length_power: float = 1.0,
+    ):
+        super().__init__(tokenizer, max_length, chat_template=chat_template)
+        self.length_power = length_power
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
         """Question (another text in its place: `question`) and "Answer:"; as a chat, the question alone."""
@@ -152,9 +176,9 @@ class Cloze(Scoring):
     def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:
         """Batch of `items`."""
         encoded = [self._encode(item) for item in items]
-        return ClozeBatch(
-            **_packed(encoded, self.tokenizer.pad_token_id), choice_mask=choice_mask(items), **choice_labels(items)
-        )
+        power = {} if self.length_power == 1 else {"length_power": torch.tensor(self.length_power)}
+        packed = _packed(encoded, self.tokenizer.pad_token_id)
+        return ClozeBatch(**packed, choice_mask=choice_mask(items), **choice_labels(items), **power)
 
     def _encode(self, item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
         """Tokens of the question and of each choice as they continue it."""

@@ -41,7 +41,7 @@ class UnpackedBatch(ChoiceBatch):
             answer=torch.where(real, context.unsqueeze(-1) + place[:longest], 1).flatten(0, 1),
             real=real.flatten(0, 1),
             choice_mask=mask,
-            **({} if packed.labels is None else {"labels": packed.labels}),
+            **{name: packed[name] for name in ("labels", "length_power") if name in packed},
         )
 
     @property
@@ -55,11 +55,12 @@ class UnpackedBatch(ChoiceBatch):
         return int(self["answer"].shape[1])
 
     def raw_logits(self, model: nn.Module) -> Tensor:
-        """Mean log-likelihood per token of each choice, nats."""
+        """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats."""
         likelihood = self.likelihood(model)
         real = self["real"].repeat(len(likelihood) // len(self["real"]), 1)
-        mean = likelihood.masked_fill(~real, 0).sum(-1) / real.sum(-1).clamp_min(1)
-        return mean.unflatten(0, (-1, self.rows_per_item))
+        lengths = real.sum(-1).clamp_min(1)
+        scores = likelihood.masked_fill(~real, 0).sum(-1) / lengths ** self.get("length_power", 1)
+        return scores.unflatten(0, (-1, self.rows_per_item))
 
     def likelihood(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each answer token [rows, answer tokens], nats; without meaning where it is not `real`."""
