@@ -14,7 +14,7 @@ from bayeslora import BayesianHead
 from bayeslora.deploy.export import export_run
 from bayeslora.deploy.hub import write_hub_folder
 from bayeslora.runs import load_run
-from bayeslora.tasks import load_items
+from bayeslora.tasks import Item, load_items
 from bayeslora_cli.main import main
 
 
@@ -140,3 +140,14 @@ def test_a_comparison_has_a_row_for_it(tiny_base: Path, data: Path, tmp_path: Pa
     assert (
         cell["method"] == "head" and cell["num_samples"] == 0 and len(cell["predictions"]["test"]["probabilities"]) == 6
     )
+
+
+def test_fixed_choices_have_frequencies_of_their_own(tiny_base: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Nine in ten are yes, whatever is asked: the head says so, also of choices in another order."""
+    items = [Item(str(one), f"Is {one * 37 % 101} nice?", ("yes", "no"), int(one % 10 == 0)) for one in range(40)]
+    head = BayesianHead(str(tiny_base)).fit(items)
+    assert head.config.task.classes is None and head.run.config.task.classes == ["yes", "no"]
+    head.save(tmp_path / "run")
+    other = Item("other", "Is 500 nice?", ("no", "yes"), None)
+    for one in (head, BayesianHead.load(tmp_path / "run")):
+        assert one.predict([other]).predictive.probabilities[0, 1] > 0.75

@@ -82,7 +82,8 @@ class TaskConfig:
         choices: The choices of all items, for a file without a column of choices.
         classes: With scoring classification: the texts of the head's classes, in its order; each item's choices are
             some or all of them, in any order. Default: `choices`, else those of the first item, which all others must
-            then have too. Training writes them into the run's config.
+            then have too. Training writes them into the run's config. With
+            scoring options training writes the choices here that all items share, if they do.
         chat_template: With scoring letter or cloze: put prompts into the tokenizer's chat template; "auto": for letter,
             where the tokenizer has one. Training writes what it used into the run's config.
         raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.

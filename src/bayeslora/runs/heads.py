@@ -32,7 +32,16 @@ from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.memory import peak_memory
 from bayeslora.tasks import Item, Splits
 
-__all__ = ["HeadRun", "fit_run", "load_head_run", "open_reader", "train_head", "write_head_run"]
+__all__ = [
+    "HeadRun",
+    "choice_indicators",
+    "fit_run",
+    "fixed_choices",
+    "load_head_run",
+    "open_reader",
+    "train_head",
+    "write_head_run",
+]
 
 logger = logging.getLogger("bayeslora")
 
@@ -55,7 +64,7 @@ class HeadRun(Run):
 
     def features(self, items: Sequence[Item], *, progress: bool = False) -> OptionFeatures:
         """What the head reads of items."""
-        return _with_prior(self.reader(items, progress=progress), self.prior)
+        return _read(self.reader, items, self.config.task.classes, self.prior, progress=progress)
 
     def without_cache(self) -> Self:
         """The run reading every item anew."""
@@ -149,9 +158,10 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     method, started = _method(config), time.perf_counter()
     if unlabelled := [item.id for item in items if item.label is None]:
         raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
-    prior = _prior_head(method.prior, output)
+    prior, classes = _prior_head(method.prior, output), fixed_choices(items)
+    config = replace(config, task=replace(config.task, classes=classes))
     with peak_memory(next(reader.model.parameters()).device) as memory:
-        features = _with_prior(reader(items, progress=True), prior)
+        features = _read(reader, items, classes, prior, progress=True)
         read = time.perf_counter() - started
         head = fit_head(features, torch.tensor([item.label for item in items]), label_noise=method.label_noise)
     seconds = time.perf_counter() - started
@@ -186,6 +196,33 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
         head=head,
         prior=prior,
     )
+
+
+def fixed_choices(items: Sequence[Item]) -> list[str] | None:
+    """The choices that all items share, in their order; None where they differ."""
+    first = items[0].choices
+    return list(first) if all(item.choices == first for item in items) else None
+
+
+def _read(
+    reader: FeatureReader, items: Sequence[Item], classes: Sequence[str] | None, prior: Head | None, *, progress: bool
+) -> OptionFeatures:
+    """What a head reads of items; of fixed choices also which one it is, so that each has a frequency of its own."""
+    features = reader(items, progress=progress)
+    if classes:
+        features = features.with_numbers(choice=choice_indicators(items, classes))
+    return _with_prior(features, prior)
+
+
+def choice_indicators(items: Sequence[Item], classes: Sequence[str]) -> Tensor:
+    """[items, choices, classes], 1 where a choice is that class; zeros for a choice that is none of them."""
+    width, place = max(len(item.choices) for item in items), {text: index for index, text in enumerate(classes)}
+    found = torch.zeros(len(items), width, len(classes))
+    for number, item in enumerate(items):
+        for index, text in enumerate(item.choices):
+            if text in place:
+                found[number, index, place[text]] = 1
+    return found
 
 
 def describe_head(head: Head) -> dict[str, Any]:

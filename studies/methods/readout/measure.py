@@ -29,7 +29,7 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.head import fit_head
 from bayeslora.runs.config import ModelConfig
-from bayeslora.runs.heads import open_reader
+from bayeslora.runs.heads import choice_indicators, fixed_choices, open_reader
 from bayeslora.tasks import Item, LocalFile, get_task
 
 ARC = Path("../shared/data/arc_easy")
@@ -42,6 +42,8 @@ SIZES: dict[str, tuple[list[int], int | None]] = {
     "boolq": ([400], 500),
 }
 """Training items of each task, and the test items it is cut to."""
+FIXED = ("sst2", "boolq")
+"""Tasks whose items share their choices, which a head then knows by name: it says nothing of others."""
 RESULTS = Path(__file__).with_name("results.jsonl")
 
 
@@ -88,7 +90,7 @@ def base_rows(train: OptionFeatures, labels: Tensor, test: OptionFeatures) -> It
 def head_rows(train: OptionFeatures, labels: Tensor, test: OptionFeatures) -> Iterator[tuple[str, Predictive, dict]]:
     parts = {
         "likelihood readout": (replace(train, hidden={}), replace(test, hidden={})),
-        "head, hidden states alone": (replace(train, numbers={}), replace(test, numbers={})),
+        "head, hidden states alone": (without_likelihood(train), without_likelihood(test)),
         "head": (train, test),
     }
     for row, (features, others) in parts.items():
@@ -106,6 +108,10 @@ def head_rows(train: OptionFeatures, labels: Tensor, test: OptionFeatures) -> It
         yield row, head.predict(others).predictive, chosen
         if row == "head":
             yield f"{row}, T = 1", head.predict(others, temperature=1.0).predictive, {}
+
+
+def without_likelihood(features: OptionFeatures) -> OptionFeatures:
+    return replace(features, numbers={name: rows for name, rows in features.numbers.items() if name != "likelihood"})
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -215,7 +221,9 @@ def main() -> None:
     def read(items: list[Item]) -> OptionFeatures:
         key = tuple(item.id for item in items)
         if key not in memory:
-            memory[key] = reader(items)
+            classes = fixed_choices(items)
+            indicators = {} if classes is None else {"choice": choice_indicators(items, classes)}
+            memory[key] = reader(items).with_numbers(**indicators)
         return memory[key]
 
     done = known()
@@ -224,7 +232,7 @@ def main() -> None:
             in_task(name, read, done)
         if "wrong labels" in options.kinds and name == "arc_easy":
             wrong_labels(name, read, done)
-        if "other task" in options.kinds:
+        if "other task" in options.kinds and name not in FIXED:
             elsewhere(name, options.tasks, read, done)
 
 
