@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,32 @@ def test_errors_are_in_the_words_of_the_command_line(call, said, capsys):
         main(call.split())
     assert stopped.value.code == (2 if call else 0)
     assert said in capsys.readouterr().err
+
+
+IMPORTS = """
+import sys
+import peft
+before = set(sys.modules)
+import bayeslora
+beyond = set(sys.modules) - before
+print(len(before), len(beyond), sorted({name.partition(".")[0] for name in beyond} - set(sys.stdlib_module_names)))
+import bayeslora.runs.config
+print(sorted({"datasets", "sklearn", "matplotlib", "pandas", "torchmetrics"} & (set(sys.modules) - before)))
+"""
+
+
+def test_importing_the_package_costs_what_importing_peft_costs_and_configs_need_no_trainer():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    package, configs = done.stdout.splitlines()
+    before, beyond, names = package.split(maxsplit=2)
+    assert int(beyond) <= 0.03 * int(before) and names == "['bayeslora', 'bayeslora_cli']"
+    assert configs == "[]"
+
+
+def test_a_name_that_a_package_gives_late_is_no_module_of_it():
+    """Importing the module would put it in the name's place."""
+    from bayeslora import runs
+
+    assert set(runs.__all__) == set(runs._HOME)
+    assert not set(runs.__all__) & {path.stem for path in Path(runs.__path__[0]).iterdir()}

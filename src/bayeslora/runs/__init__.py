@@ -4,12 +4,21 @@ A run folder holds `adapter/` (PEFT), `config.yaml` (enough to run again), `metr
 `predictions.jsonl` and `reliability.png`.
 """
 
-from bayeslora.runs.dev_predictions import calibrated_on_dev
-from bayeslora.runs.finished import evaluate, load_run, predict_file, write_evaluation
-from bayeslora.runs.items import task_items
-from bayeslora.runs.prediction import Prediction, predict_items
-from bayeslora.runs.run import Run
-from bayeslora.runs.training import Trained, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayeslora.runs.dev_predictions import calibrated_on_dev as calibrated_on_dev
+    from bayeslora.runs.finished import evaluate as evaluate
+    from bayeslora.runs.finished import load_run as load_run
+    from bayeslora.runs.finished import predict_file as predict_file
+    from bayeslora.runs.finished import write_evaluation as write_evaluation
+    from bayeslora.runs.items import task_items as task_items
+    from bayeslora.runs.prediction import Prediction as Prediction
+    from bayeslora.runs.prediction import predict_items as predict_items
+    from bayeslora.runs.run import Run as Run
+    from bayeslora.runs.training import Trained as Trained
+    from bayeslora.runs.training import train as train
 
 __all__ = [
     "Prediction",
@@ -24,3 +33,24 @@ __all__ = [
     "train",
     "write_evaluation",
 ]
+
+_HOME = {
+    "Prediction": "prediction",
+    "Run": "run",
+    "Trained": "training",
+    "calibrated_on_dev": "dev_predictions",
+    "evaluate": "finished",
+    "load_run": "finished",
+    "predict_file": "finished",
+    "predict_items": "prediction",
+    "task_items": "items",
+    "train": "training",
+    "write_evaluation": "finished",
+}
+"""The file of each name: a config class is in this folder too, and `--help` need not wait for trainers and pictures."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
