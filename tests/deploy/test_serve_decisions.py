@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> DecisionModel:
     tokenizer = byte_level_tokenizer(260)
     labels = [*string.ascii_uppercase, *(a + b for a in string.ascii_uppercase for b in string.ascii_uppercase)]
     tokenizer.add_tokens([AddedToken(f" {label}", normalized=False) for label in labels[:300]])
-    tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=8192).save_pretrained(folder)
+    tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=16384).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return DecisionModel(str(folder), device="cpu", dtype="float32", orders=1)
 
@@ -156,7 +156,7 @@ def test_other_errors_have_a_type_and_a_message(client: httpx.Client) -> None:
     for response, status, kind in cases:
         assert response.status_code == status, response.text
         assert response.json()["detail"]["error_type"] == kind and response.json()["detail"]["message"]
-    assert "tokens, but the model reads 8192" in cases[1][0].json()["detail"]["message"]
+    assert "tokens, but the model reads 16384" in cases[1][0].json()["detail"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -384,6 +384,32 @@ def test_the_gemini_client_reads_every_answer(address: str) -> None:
     questions = {**QUESTIONS, "b": {**CHOICE, "criteria": criteria}}
     found = client.decisions.create(model="tiny", input=STATE, questions=questions).answers
     assert found["b"].choice in criteria and 0 < found["a"].noul < 1
+
+
+@pytest.mark.parametrize("key", [None, "local-key"])
+def test_the_conformance_suite_passes(model: DecisionModel, monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    runner = pytest.importorskip("jevcompat.runner")
+    monkeypatch.setenv("DECISION_KEY", "local-key")
+    settings = {} if key is None else {"api_key": "DECISION_KEY"}
+    with serving(model, **settings) as address:
+        report = runner.run(address, key=key)
+    assert [one.id for one in report.results if one.status == "fail"] == []
+    skipped = {one.id for one in report.results if one.status == "skip"}
+    off = {"auth.bearer", "auth.missing", "auth.invalid"}
+    assert report.conformant and skipped == (off if key is None else {"auth.ignored-when-off"})
+
+
+def test_the_evaluation_tool_reads_the_answers(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = pytest.importorskip("jev_eval.cli")
+    monkeypatch.setenv("JEV_API_KEY", "local")
+    monkeypatch.setenv("TYPESAFE_AI_BASE_URL", f"{address}/v1")
+    rows = [{"state": f"{STATE} {n}", "labels": {"team": "ab"[n % 2], "urgent": n % 3 == 0}} for n in range(12)]
+    data, cache = tmp_path / "labelled.jsonl", tmp_path / "cache.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = ["-q", "team:choice(a,b)", "-q", "urgent:noul"]
+    assert cli.main(["run", "--data", str(data), *questions, "--cache", str(cache), "--model", "tiny"]) == 0
+    assert len(cache.read_text().splitlines()) >= 12
+    assert cli.main(["report", "--cache", str(cache)]) == 0
 
 
 def test_the_command_line_tells_a_decision_folder_and_a_base_model(model: DecisionModel, tmp_path: Path) -> None:

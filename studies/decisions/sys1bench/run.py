@@ -187,7 +187,7 @@ def main() -> None:
         far = load(options.data, other, "clean_test")[:FAR]
         for row in rows_of(model, reader, options, task, far):
             content["rows"].append(row)
-            content |= {"seconds_per_state": reader.seconds / reader.count, "states_read": reader.count}
+            content |= {"seconds_per_state": reader.seconds / max(1, reader.count), "states_read": reader.count}
             options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
