@@ -71,7 +71,8 @@ def test_posterior_task_scoring_optimizer_format_and_command(added, tiny_base, t
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text("utf-8"))
     assert saved["task"]["scoring"] == "bare" and saved["train"]["optimizer"] == "signs"
     assert saved["method"]["init_args"]["posterior"] == "narrow"
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))["num_examples"] == 10
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))
+    assert metrics["num_examples"] == 10 and metrics["top_two"] == 1.0
     main(["export", run, "--format", "card", "--output_dir", str(tmp_path / "card")])
     assert json.loads((tmp_path / "card" / "export.json").read_text("utf-8"))["format"] == "card"
     capsys.readouterr()
@@ -87,13 +88,14 @@ def test_method_and_executor(added, tiny_base, tmp_path):  # noqa: F811
     path = written(tmp_path / "compare.yaml", config)
     main(["compare", "--config", path, "--output_dir", str(tmp_path / "out"), "--executor", "last_first"])
     cells = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text("utf-8").splitlines()]
+    assert "in the top two" in (tmp_path / "out" / "report.md").read_text("utf-8").replace("\N{NO-BREAK SPACE}", " ")
     ranks = json.loads(next((tmp_path / "out").rglob("adapter_config.json")).read_text("utf-8"))
     assert ranks["r"] == 1 and any(cell.get("method") == "one" for cell in cells)
 
 
 def test_every_kind_has_a_recipe():
     assert {path.rpartition("/")[0].replace("bayeslora/", "") for path in FILES} == {
-        *("methods", "posteriors", "tasks", "scoring", "training/optimizers", "deploy/export"),
+        *("methods", "posteriors", "tasks", "metrics", "scoring", "training/optimizers", "deploy/export"),
         *("experiments/comparison/executors", "bayeslora_cli/commands"),
     }
 

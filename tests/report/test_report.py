@@ -19,10 +19,11 @@ from sklearn.metrics import roc_auc_score
 
 from bayeslora import metrics
 from bayeslora.experiments.comparison import Cell, Header, Items, Predictions, Results
+from bayeslora.metrics import Sample, all_metrics, detection_auroc
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.report import write_report
 from bayeslora.report.colours import styles
-from bayeslora.report.statistics import METRICS, Resampling, compare, detection_auroc, metric_values
+from bayeslora.report.page import write_report
+from bayeslora.report.statistics import Resampling, compare
 from bayeslora_cli.main import main
 
 torch.set_num_threads(1)
@@ -148,8 +149,8 @@ def random_items(number: int, grid: int | None) -> tuple[numpy.ndarray, numpy.nd
 def test_every_metric_of_a_resample_is_that_of_the_repeated_items(number, grid):
     probabilities, labels = random_items(number, grid)
     counts = Resampling(40, seed=1).item_counts(number)
-    values = metric_values(probabilities, labels, counts)
-    assert set(values) == {metric.name for metric in METRICS}
+    sample = Sample(probabilities, labels, counts)
+    values = {metric.name: metric.of(sample) for metric in all_metrics()}
     for place, row in enumerate(counts.astype(int)):
         drawn = numpy.repeat(numpy.arange(number), row)
         expected = metrics.summary(probabilities[drawn], labels[drawn])
@@ -355,7 +356,7 @@ def name_of(task: str, method: str) -> str:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", [method.title for method in METHODS])
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", all_metrics(), ids=lambda metric: metric.name)
 def test_scores_are_means_and_deviations_over_seeds(page, results, task, method, metric):
     labels = results.items(task, "test").label_array()
     cells = final(results, task, method)
@@ -365,7 +366,7 @@ def test_scores_are_means_and_deviations_over_seeds(page, results, task, method,
 
 
 def test_directions_of_the_metrics():
-    better = {metric.name: metric.higher_is_better for metric in METRICS}
+    better = {metric.name: metric.higher_is_better for metric in all_metrics()}
     upward = {name for name, higher in better.items() if higher}
     assert upward == {"accuracy", "auroc", "accuracy_at_80"}
     assert set(better) == set(metrics.summary(*random_items(20, None))) - {"num_examples"}

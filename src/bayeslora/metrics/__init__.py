@@ -6,6 +6,7 @@ two do not fit together, when a row is no distribution, or when a label is out o
 are not integers. The work is done in float64 on the CPU. docs/reference/metrics.md has the formulas and their limits.
 """
 
+from bayeslora.metrics.base import Metric
 from bayeslora.metrics.calibration import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -17,7 +18,8 @@ from bayeslora.metrics.calibration import (
 )
 from bayeslora.metrics.direction import CONFIDENCE, ENTROPY, MEASURES, MUTUAL_INFORMATION, Measure
 from bayeslora.metrics.inputs import Array
-from bayeslora.metrics.report import summary
+from bayeslora.metrics.report import METRICS, all_metrics, summary
+from bayeslora.metrics.sample import Sample
 from bayeslora.metrics.scores import SMALLEST_PROBABILITY, accuracy, brier, nll
 from bayeslora.metrics.selective import (
     RiskCoverageCurve,
@@ -26,25 +28,30 @@ from bayeslora.metrics.selective import (
     risk_coverage_curve,
     selective_accuracy,
 )
-from bayeslora.metrics.uncertainty import entropy, out_of_distribution_auroc
+from bayeslora.metrics.uncertainty import detection_auroc, entropy, out_of_distribution_auroc
 
 __all__ = [
     "CONFIDENCE",
     "ENTROPY",
     "MEASURES",
+    "METRICS",
     "MUTUAL_INFORMATION",
     "SMALLEST_PROBABILITY",
     "Array",
     "Measure",
+    "Metric",
     "ReliabilityCurve",
     "RiskCoverageCurve",
+    "Sample",
     "accuracy",
     "adaptive_calibration_error",
+    "all_metrics",
     "aurc",
     "brier",
     "confidence_calibration_error",
     "confidence_reliability_curve",
     "correctness_auroc",
+    "detection_auroc",
     "entropy",
     "expected_calibration_error",
     "maximum_calibration_error",

@@ -1,11 +1,25 @@
 """Does the confidence of the top choice match how often it is right?"""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
+import numpy
 import torch
-from torchmetrics.functional.classification import binary_calibration_error
 
-from bayeslora.metrics.inputs import Array, checked, checked_confidence, top_choice
+from bayeslora.metrics.base import Metric
+from bayeslora.metrics.inputs import Array, checked_confidence
+from bayeslora.metrics.sample import Levels, Sample, below_one
+
+__all__ = [
+    "ReliabilityCurve",
+    "adaptive_calibration_error",
+    "confidence_calibration_error",
+    "confidence_reliability_curve",
+    "expected_calibration_error",
+    "maximum_calibration_error",
+    "reliability_curve",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,23 @@ class ReliabilityCurve:
     count: torch.Tensor
 
 
-def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
+class CalibrationError(Metric):
+    """A gap between accuracy and confidence in [0, 1], from bins of the confidence."""
+
+    def of(self, sample: Sample, bins: int = 15) -> numpy.ndarray:
+        """The metric of each resample."""
+        return self.of_levels(sample.confidence, bins)
+
+    def of_levels(self, levels: Levels, bins: int) -> numpy.ndarray:
+        """The metric of each resample, of items known by their confidence and whether they are right."""
+        raise NotImplementedError
+
+    def __call__(self, probabilities: Array, labels: Array, bins: int = 15) -> float:
+        """The metric of the items as they are."""
+        return float(self.of(Sample(probabilities, labels), bins)[0])
+
+
+class ExpectedCalibrationError(CalibrationError):
     """Top-label calibration error over bins of equal width, weighted by their items; in [0, 1].
 
     Also of two choices: the confidence is that of the top choice, not of column 1 (as netcal has it for two).
@@ -36,7 +66,68 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
 
     Source: Guo et al. (arXiv:1706.04599), equation 3.
     """
-    return confidence_calibration_error(*top_choice(*checked(probabilities, labels)), bins)
+
+    name = "ece"
+    title = "ECE"
+    place = 2
+
+    def of_levels(self, levels: Levels, bins: int) -> numpy.ndarray:
+        """Source: equation 3."""
+        size, right, confidence = _equal_width(levels, bins)
+        return numpy.abs(right - confidence).sum(1) / size.sum(1)
+
+
+class MaximumCalibrationError(CalibrationError):
+    """Largest gap between accuracy and confidence in any of `bins` bins of equal width; in [0, 1].
+
+    Source: Guo et al. (arXiv:1706.04599), equation 5.
+    """
+
+    name = "mce"
+    title = "MCE"
+    place = 4
+
+    def of_levels(self, levels: Levels, bins: int) -> numpy.ndarray:
+        """Source: equation 5."""
+        size, right, confidence = _equal_width(levels, bins)
+        gaps = numpy.abs(right - confidence)
+        return numpy.divide(gaps, size, out=numpy.zeros_like(gaps), where=size > 0).max(1)
+
+
+class AdaptiveCalibrationError(CalibrationError):
+    """Top-label calibration error over bins of equal mass, weighted by their items; in [0, 1].
+
+    Items of equal confidence share a bin, so the order of the items never matters; bins are then less equal. Bins lie
+    between the quantiles of the confidence, linearly interpolated.
+
+    Source: Mukhoti et al. (arXiv:2002.09437), after Nixon et al. (arXiv:1904.01685).
+    """
+
+    name = "adaptive_ece"
+    title = "adaptive ECE"
+    place = 3
+
+    def of_levels(self, levels: Levels, bins: int) -> numpy.ndarray:
+        """The metric of each resample."""
+        scores, size, right = levels
+        drawn = size.cumsum(1)
+        number = int(drawn[0, -1])
+        rank = _equal_steps(bins)[1:-1] * (number - 1)
+        # The k-th smallest confidence, from 0, is that of the first level up to which more than k items were drawn.
+        below, above = (
+            scores[numpy.stack([(drawn <= k).sum(1) for k in ranks.tolist()] or [numpy.empty(0, int)], axis=-1)]
+            for ranks in (rank.floor(), rank.ceil())
+        )
+        edges = torch.lerp(torch.from_numpy(below), torch.from_numpy(above), rank - rank.floor()).numpy()
+        borders = numpy.searchsorted(scores, edges, side="left").reshape(len(size), bins - 1)
+        ends = numpy.pad(borders, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(scores))))
+        sums = numpy.pad((right - scores * size).cumsum(1), ((0, 0), (1, 0)))
+        return numpy.abs(numpy.diff(numpy.take_along_axis(sums, ends, axis=1), axis=1)).sum(1) / number
+
+
+expected_calibration_error = ExpectedCalibrationError()
+maximum_calibration_error = MaximumCalibrationError()
+adaptive_calibration_error = AdaptiveCalibrationError()
 
 
 def confidence_calibration_error(confidence: Array, correct: Array, bins: int = 15) -> float:
@@ -50,31 +141,7 @@ def confidence_calibration_error(confidence: Array, correct: Array, bins: int = 
     Raises:
         ValueError: A confidence is NaN or outside of [0, 1], or there are not as many of both.
     """
-    confidence, correct = checked_confidence(confidence, correct)
-    return binary_calibration_error(_below_one(confidence), correct.long(), n_bins=bins, norm="l1").item()
-
-
-def maximum_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
-    """Largest gap between accuracy and confidence in any of `bins` bins of equal width; in [0, 1].
-
-    Source: Guo et al. (arXiv:1706.04599), equation 5.
-    """
-    confidence, correct = _top_choice(probabilities, labels)
-    return binary_calibration_error(confidence, correct.long(), n_bins=bins, norm="max").item()
-
-
-def adaptive_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
-    """Top-label calibration error over bins of equal mass, weighted by their items; in [0, 1].
-
-    Items of equal confidence share a bin, so the order of the items never matters; bins are then less equal.
-
-    Source: Mukhoti et al. (arXiv:2002.09437), after Nixon et al. (arXiv:1904.01685).
-    """
-    confidence, correct = _top_choice(probabilities, labels)
-    inner_edges = torch.quantile(confidence, _equal_steps(bins)[1:-1])
-    curve = _grouped(confidence, correct, torch.bucketize(confidence, inner_edges, right=True), bins)
-    gap = (curve.accuracy - curve.confidence).abs() * curve.count
-    return (gap.nansum() / len(confidence)).item()
+    return float(expected_calibration_error.of_levels(_levels(confidence, correct), bins)[0])
 
 
 def reliability_curve(probabilities: Array, labels: Array, bins: int = 15) -> ReliabilityCurve:
@@ -86,7 +153,7 @@ def reliability_curve(probabilities: Array, labels: Array, bins: int = 15) -> Re
     >>> curve.count.tolist(), curve.accuracy.tolist()
     ([0, 3], [nan, 0.6666666666666666])
     """
-    return confidence_reliability_curve(*top_choice(*checked(probabilities, labels)), bins)
+    return _curve(Sample(probabilities, labels).confidence, bins)
 
 
 def confidence_reliability_curve(confidence: Array, correct: Array, bins: int = 15) -> ReliabilityCurve:
@@ -95,37 +162,32 @@ def confidence_reliability_curve(confidence: Array, correct: Array, bins: int = 
     Raises:
         ValueError: A confidence is NaN or outside of [0, 1], or there are not as many of both.
     """
+    return _curve(_levels(confidence, correct), bins)
+
+
+def _levels(confidence: Array, correct: Array) -> Levels:
     confidence, correct = checked_confidence(confidence, correct)
-    confidence = _below_one(confidence)
-    index = torch.bucketize(confidence, _equal_steps(bins), right=True) - 1
-    return _grouped(confidence, correct, index, bins)
+    return Levels.of(below_one(confidence), correct.numpy())
 
 
-def _top_choice(probabilities: Array, labels: Array) -> tuple[torch.Tensor, torch.Tensor]:
-    """Confidence of the top choice `[items]`, kept below one, and whether it is right `[items]`."""
-    confidence, correct = top_choice(*checked(probabilities, labels))
-    return _below_one(confidence), correct
+def _curve(levels: Levels, bins: int) -> ReliabilityCurve:
+    size, right, confidence = (torch.from_numpy(sums[0]) for sums in _equal_width(levels, bins))
+    return ReliabilityCurve(confidence / size, right / size, size.long())
 
 
-def _below_one(confidence: torch.Tensor) -> torch.Tensor:
-    # torchmetrics' bins are open above, with one bin more for exactly 1, and anything past 1 it takes for a
-    # logit. Saturated confidences belong into the last bin, as in the definition.
-    confidence = confidence.double()
-    return confidence.clamp_max(1 - torch.finfo(confidence.dtype).eps / 2)
+def _equal_width(levels: Levels, bins: int) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """Items, right items and sum of confidences in bins of equal width `[resamples, bins]` each."""
+    place = numpy.searchsorted(_equal_steps(bins).numpy(), levels.scores, side="right") - 1
+    # Levels ascend, and so do their bins: each bin with a level is a run of them.
+    filled, starts = numpy.unique(place, return_index=True)
+    found = numpy.zeros((3, len(levels.size), bins))
+    for sums, values in zip(found, (levels.size, levels.positive, levels.scores * levels.size), strict=True):
+        sums[:, filled] = numpy.add.reduceat(values, starts, axis=1)
+    return found[0], found[1], found[2]
 
 
 def _equal_steps(bins: int) -> torch.Tensor:
-    """Edges `[bins + 1]` from zero to one."""
+    """Edges `[bins + 1]` from zero to one, as torch rounds them: numpy's differ in the last bit."""
     if bins < 1:
         raise ValueError(f"Expected at least one bin, but got bins={bins}.")
     return torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-
-
-def _grouped(confidence: torch.Tensor, correct: torch.Tensor, index: torch.Tensor, bins: int) -> ReliabilityCurve:
-    """Average the items `[items]` of each bin; `index [items]` names each item's bin."""
-    count = torch.bincount(index, minlength=bins)
-    return ReliabilityCurve(
-        confidence=torch.bincount(index, weights=confidence, minlength=bins) / count,
-        accuracy=torch.bincount(index, weights=correct.double(), minlength=bins) / count,
-        count=count,
-    )

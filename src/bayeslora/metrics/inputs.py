@@ -109,3 +109,20 @@ def share_of(count: int, share: float) -> int:
     """
     exact = Fraction(str(share)) * count
     return round(exact) if abs(exact - round(exact)) < _ROUNDING else math.ceil(exact)
+
+
+def checked_values(name: str, scores: Array) -> torch.Tensor:
+    """Finite uncertainties `[items]`, float64 on the CPU, or an error that says what is wrong."""
+    values = torch.as_tensor(scores).detach().cpu().double()
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"Expected {name} [items] with at least one item, but got shape {list(values.shape)}. "
+            "Pass one uncertainty per item."
+        )
+    if not values.isfinite().all():
+        item = int((~values.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"Expected finite uncertainties, but {name}[{item}] is {values[item].item()}. Look for the item's "
+            "prediction."
+        )
+    return values

@@ -1,16 +1,24 @@
 """The metrics that every report shows."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
-from bayeslora.metrics.calibration import (
-    adaptive_calibration_error,
-    expected_calibration_error,
-    maximum_calibration_error,
-)
+from bayeslora.metrics.base import Metric
 from bayeslora.metrics.inputs import Array
-from bayeslora.metrics.scores import accuracy, brier, nll
-from bayeslora.metrics.selective import aurc, correctness_auroc, selective_accuracy
+from bayeslora.metrics.sample import Sample
+from bayeslora.options.registry import Registry
+
+__all__ = ["METRICS", "all_metrics", "summary"]
+
+METRICS: Registry[Metric] = Registry(Metric, "bayeslora.metrics")  # type: ignore[type-abstract]
+"""By name, as `metrics.json` has it."""
+
+
+def all_metrics() -> list[Metric]:
+    """All metrics of labelled predictions, in the order of a table's columns."""
+    return sorted((metric() for metric in METRICS.classes()), key=lambda metric: metric.place)
 
 
 def summary(probabilities: Array, labels: Array) -> dict[str, Any]:
@@ -23,19 +31,11 @@ def summary(probabilities: Array, labels: Array) -> dict[str, Any]:
 
     Returns:
         accuracy, nll (nats), ece (15 bins), brier, num_examples, adaptive_ece and mce (15 bins), auroc (of
-        correctness), aurc, accuracy_at_80 (on the most confident 80 %). Each is a number but auroc, which is None, not
-        NaN, where all predictions are right or all are wrong.
+        correctness), aurc, accuracy_at_80 (on the most confident 80 %), and metrics of your own. Each is a number but
+        auroc, which is None, not NaN, where all predictions are right or all are wrong.
     """
-    auroc = correctness_auroc(probabilities, labels)
-    return {
-        "accuracy": accuracy(probabilities, labels),
-        "nll": nll(probabilities, labels),
-        "ece": expected_calibration_error(probabilities, labels),
-        "brier": brier(probabilities, labels),
-        "num_examples": len(labels),
-        "adaptive_ece": adaptive_calibration_error(probabilities, labels),
-        "mce": maximum_calibration_error(probabilities, labels),
-        "auroc": None if math.isnan(auroc) else auroc,
-        "aurc": aurc(probabilities, labels),
-        "accuracy_at_80": selective_accuracy(probabilities, labels, coverage=0.8),
-    }
+    sample = Sample(probabilities, labels)
+    found = {metric.name: float(metric.of(sample)[0]) for metric in all_metrics()}
+    values = {name: None if math.isnan(value) else value for name, value in found.items()}
+    first = {name: values.pop(name) for name in ("accuracy", "nll", "ece", "brier")}
+    return {**first, "num_examples": len(labels), **values}

@@ -1,11 +1,13 @@
 """How uncertain a prediction is, and whether unfamiliar items are the uncertain ones."""
 
+from __future__ import annotations
+
 import numpy
 import torch
-from sklearn.metrics import roc_auc_score
 
 from bayeslora.metrics.direction import ENTROPY, Measure
-from bayeslora.metrics.inputs import Array, checked_probabilities
+from bayeslora.metrics.inputs import Array, checked_probabilities, checked_values
+from bayeslora.metrics.sample import Levels
 
 
 def entropy(probabilities: Array) -> torch.Tensor:
@@ -37,22 +39,27 @@ def out_of_distribution_auroc(inside: Array, outside: Array, measure: Measure = 
     Source: Hendrycks and Gimpel (arXiv:1610.02136), section 2.
     """
     scores = [measure.doubt(checked_values(name, part)) for name, part in (("inside", inside), ("outside", outside))]
-    is_outside = numpy.repeat([False, True], [len(part) for part in scores])
-    return float(roc_auc_score(is_outside, torch.cat(scores).numpy()))
+    return float(detection_auroc(*(part.numpy() for part in scores))[0])
 
 
-def checked_values(name: str, scores: Array) -> torch.Tensor:
-    """Finite uncertainties `[items]`, float64 on the CPU, or an error that says what is wrong."""
-    values = torch.as_tensor(scores).detach().cpu().double()
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(
-            f"Expected {name} [items] with at least one item, but got shape {list(values.shape)}. "
-            "Pass one uncertainty per item."
-        )
-    if not values.isfinite().all():
-        item = int((~values.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"Expected finite uncertainties, but {name}[{item}] is {values[item].item()}. Look for the item's "
-            "prediction."
-        )
-    return values
+def detection_auroc(
+    inside: numpy.ndarray,
+    outside: numpy.ndarray,
+    inside_counts: numpy.ndarray | None = None,
+    outside_counts: numpy.ndarray | None = None,
+) -> numpy.ndarray:
+    """`out_of_distribution_auroc` of each resample `[resamples]`.
+
+    Args:
+        inside: Uncertainty of the test items `[inside items]`, larger for the more uncertain.
+        outside: Uncertainty of the out-of-distribution items `[outside items]`.
+        inside_counts: How often each resample has each item `[resamples, inside items]`; default: one resample, the
+            items themselves.
+        outside_counts: The same `[resamples, outside items]`.
+    """
+    counts = [
+        numpy.ones((1, len(part))) if given is None else given
+        for part, given in ((inside, inside_counts), (outside, outside_counts))
+    ]
+    is_outside = numpy.repeat([False, True], [len(inside), len(outside)])
+    return Levels.of(numpy.concatenate([inside, outside]), is_outside, numpy.concatenate(counts, axis=1)).auroc()

@@ -7,18 +7,10 @@ from typing import TypeAlias
 
 import numpy
 
-from bayeslora.metrics import entropy
+from bayeslora.metrics import Sample, all_metrics, detection_auroc, entropy
+from bayeslora.metrics.base import Heading
 from bayeslora.report.rows import Row, TaskRows
-from bayeslora.report.statistics import (
-    DETECTION,
-    METRICS,
-    Metric,
-    Resampling,
-    Score,
-    compare,
-    detection_auroc,
-    metric_values,
-)
+from bayeslora.report.statistics import DETECTION, Resampling, Score, compare
 
 __all__ = ["Scores", "TaskScores", "task_scores"]
 
@@ -52,21 +44,18 @@ def task_scores(task: TaskRows, resampling: Resampling) -> TaskScores:
 
 def _labelled(task: TaskRows, split: str, counts: Mapping[str, numpy.ndarray], resampling: Resampling) -> Scores:
     labels = task.items[split].label_array()
-    values = {
-        row.title: {
-            seed: metric_values(probabilities, labels, counts[split])
-            for seed, probabilities in row.probabilities(split).items()
-        }
+    samples = {
+        row.title: {seed: Sample(found, labels, counts[split]) for seed, found in row.probabilities(split).items()}
         for row in task.with_split(split)
     }
     return {
-        metric.name: _compared(metric, {row: _picked(by_seed, metric) for row, by_seed in values.items()}, resampling)
-        for metric in METRICS
+        metric.name: _compared(
+            metric,
+            {row: {seed: metric.of(sample) for seed, sample in by_seed.items()} for row, by_seed in samples.items()},
+            resampling,
+        )
+        for metric in all_metrics()
     }
-
-
-def _picked(by_seed: Mapping[int, Mapping[str, numpy.ndarray]], metric: Metric) -> _BySeed:
-    return {seed: values[metric.name] for seed, values in by_seed.items()}
 
 
 def _detection(task: TaskRows, split: str, counts: Mapping[str, numpy.ndarray], resampling: Resampling) -> Scores:
@@ -98,5 +87,5 @@ def _information(row: Row, split: str) -> _BySeed:
     return row.mutual_information(split) if any(values.any() for values in found.values()) else {}
 
 
-def _compared(metric: Metric, values: dict[str, _BySeed], resampling: Resampling) -> dict[str, Score]:
+def _compared(metric: Heading, values: dict[str, _BySeed], resampling: Resampling) -> dict[str, Score]:
     return compare(values, resampling, higher_is_better=metric.higher_is_better)

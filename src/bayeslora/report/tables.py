@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bayeslora.experiments.comparison import Cell, Results
-from bayeslora.metrics import nll
+from bayeslora.metrics import all_metrics, nll
+from bayeslora.metrics.base import Heading
 from bayeslora.prediction.conformal import ConformalSets, evaluate
 from bayeslora.report.rows import BASELINE, Row, TaskRows, outside_name, row_order
 from bayeslora.report.scores import Scores, TaskScores
-from bayeslora.report.statistics import DETECTION, METRICS, Mark, Metric, Score
+from bayeslora.report.statistics import DETECTION, Mark, Score
+from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
 __all__ = [
     "Entry",
@@ -26,7 +28,6 @@ __all__ = [
     "summary_table",
 ]
 
-MISSING = "–"
 COVERAGE = 0.9
 _PERCENT = f"{100 * COVERAGE:g} %"
 _SUMMARY = ("accuracy", "nll", "ece", "auroc", "aurc")
@@ -65,7 +66,7 @@ class Table:
 
 def summary_table(scores: Mapping[str, TaskScores]) -> Table:
     """For each task the best row of the main metrics, how many are tied with it, and the baseline."""
-    metrics = [metric for metric in METRICS if metric.name in _SUMMARY]
+    metrics = [metric for metric in all_metrics() if metric.name in _SUMMARY]
     return Table(
         title="The best rows on the test items",
         heads=["task", *(metric.head for metric in metrics)],
@@ -85,21 +86,21 @@ def _winner(scores: Mapping[str, Score]) -> Entry:
     tied = sum(score.mark == "tied" for score in scores.values())
     remarks = [f"{tied} tied"] if tied else []
     if BASELINE in scores and BASELINE not in best:
-        remarks.append(f"{BASELINE} {_number(scores[BASELINE].mean)}")
+        remarks.append(f"{BASELINE} {plus_minus(scores[BASELINE].mean)}")
     names = " and ".join(best) if len(best) < 3 else f"{best[0]} and {len(best) - 1} others"
-    return Entry(f"{names} {_number(scores[best[0]].mean)}", remark=", ".join(remarks))
+    return Entry(f"{names} {plus_minus(scores[best[0]].mean)}", remark=", ".join(remarks))
 
 
 def score_table(task: TaskRows, scores: Scores) -> Table:
     """Rows and metrics on the test split."""
     return _scores(
-        f"Scores on the {len(task.items['test'])} test items", METRICS, task, task.with_split("test"), scores
+        f"Scores on the {len(task.items['test'])} test items", all_metrics(), task, task.with_split("test"), scores
     )
 
 
 def outside_table(task: TaskRows, split: str, scores: Scores) -> Table:
     """Rows and metrics on an out-of-distribution split."""
-    items, metrics = task.items[split], [metric for metric in METRICS if metric.name in _OUTSIDE]
+    items, metrics = task.items[split], [metric for metric in all_metrics() if metric.name in _OUTSIDE]
     notes = []
     if items.labels is None:
         metrics, notes = [], ["Its labels do not mean what those of the training mean, so only detection is scored."]
@@ -114,7 +115,7 @@ def outside_table(task: TaskRows, split: str, scores: Scores) -> Table:
 
 def _scores(
     title: str,
-    metrics: Sequence[Metric],
+    metrics: Sequence[Heading],
     task: TaskRows,
     rows: Sequence[Row],
     scores: Scores,
@@ -156,8 +157,7 @@ def _without_cells(task: TaskRows, columns: int) -> dict[str, list[Entry]]:
 def _score(score: Score | None) -> Entry:
     if score is None or math.isnan(score.mean):
         return Entry(MISSING)
-    spread = "" if math.isnan(score.std) else f" ± {_number(score.std)}"
-    return Entry(f"{_number(score.mean)}{spread}", score.mark)
+    return Entry(plus_minus(score.mean, score.std), score.mark)
 
 
 def set_table(task: TaskRows) -> Table:
@@ -176,7 +176,7 @@ def set_table(task: TaskRows) -> Table:
             too_few |= rule.all_choices
             found.append(evaluate(rule.sets(test[seed], masks["test"]), labels["test"]))
         rows[_name(task, row)] = [
-            Entry(_spread([values[name] for values in found], digits))
+            Entry(plus_minus(*mean_and_std([values[name] for values in found]), digits))
             for name, digits in (("coverage", 3), ("set_size", 2))
         ]
     notes = [
@@ -251,7 +251,7 @@ def learning_rate_table(results: Results, task: TaskRows) -> Table:
         entries = []
         for rate in tried:
             cells = [cell for cell in results.cells("selection", task.task, method) if cell.learning_rate == rate]
-            text = _spread([_dev_nll(task, cell) for cell in cells if "dev" in cell.predictions], 3)
+            text = plus_minus(*mean_and_std([_dev_nll(task, cell) for cell in cells if "dev" in cell.predictions]))
             entries.append(Entry("used" if rate in used and text == MISSING else text, "best" if rate in used else ""))
         rows[method] = entries
     return Table(
@@ -264,21 +264,6 @@ def learning_rate_table(results: Results, task: TaskRows) -> Table:
 
 def _dev_nll(task: TaskRows, cell: Cell) -> float:
     return nll(cell.predictions["dev"].padded(), task.items["dev"].label_array())
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean, and sample standard deviation where there are several."""
-    if not values:
-        return MISSING
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _significant(value: float | None) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["sweep_table"]
+from bayeslora.report.text import MISSING, markdown_table, plus_minus
 
-_MISSING = "–"
+__all__ = ["sweep_table"]
 
 
 def sweep_table(record: Mapping[str, Any]) -> str:
@@ -21,8 +21,7 @@ def _table(record: Mapping[str, Any], task: str) -> str:
     heads = ["row", "best rate", "dev accuracy", "dev NLL", "dev ECE", "rates", "diverged"]
     heads += ["lambda_max", "1 / lambda_max", f"rate by lambda_max of {rows[0]['row']}"]
     lines = [f"{task}: chosen by dev {record['select_by']}, seed {record['seed']}", ""]
-    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(_entries(row))} |" for row in rows]
+    lines.append(markdown_table(heads, [list(_entries(row)) for row in rows]))
     notes = [_note(row) for row in rows if row["best"] is None or row["edge"] is not None]
     return "\n".join(lines + (["", *notes] if notes else []))
 
@@ -32,7 +31,7 @@ def _entries(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["row"]
     yield _number(row["best"])
     for name in ("accuracy", "nll", "ece"):
-        yield _MISSING if best is None else f"{best[name]:.3f}"
+        yield plus_minus(None if best is None else best[name])
     yield str(len(row["points"]))
     yield str(sum(point["diverged"] for point in row["points"]))
     for name in ("largest_eigenvalue", "hint", "relative_hint"):
@@ -49,4 +48,4 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3g}"
+    return MISSING if value is None else f"{value:.3g}"

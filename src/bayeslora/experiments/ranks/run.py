@@ -16,6 +16,7 @@ from bayeslora.experiments.ranks.explanations import reference_texts, text_overl
 from bayeslora.experiments.ranks.picture import rank_study_picture
 from bayeslora.experiments.ranks.table import rank_study_table
 from bayeslora.metrics import summary
+from bayeslora.report.text import mean_and_std
 from bayeslora.runs import task_items
 from bayeslora.runs.config import describe
 from bayeslora.runs.loading import load_model
@@ -134,5 +135,5 @@ def _test_scores(cell: Cell, results: Results) -> Mapping[str, float]:
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation over seeds; of one seed there is none."""
-    deviation = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(numpy.mean(values)), "std": deviation}
+    mean, std = mean_and_std(values)
+    return {"mean": mean, "std": std if len(values) > 1 else None}

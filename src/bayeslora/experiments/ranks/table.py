@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bayeslora.report.text import markdown_table, plus_minus
+
 __all__ = ["rank_study_table"]
 
 _SCORES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE"}
@@ -20,27 +22,21 @@ def rank_study_table(record: Mapping[str, Any]) -> str:
         f"{record['method']} on {record['task']} with {record['model']}: {record['train_items']} training and "
         f"{record['test_items']} test items, {seeds} seed{'s' if seeds > 1 else ''}"
     )
-    lines = [above, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(_entries(row, bool(record['texts'])))} |" for row in record["rows"]]
+    table = markdown_table(heads, [list(_entries(row, bool(record["texts"]))) for row in record["rows"]])
     below = f"Training time is relative to the first row; share is of the base model's {record['base_parameters']:,}."
     if record["texts"]:
         below += f" Text overlap (0 to 100) is of {record['texts']} texts with their references."
-    return "\n".join([*lines, "", below])
+    return "\n\n".join([above, table, below])
 
 
 def _entries(row: Mapping[str, Any], texts: bool) -> Iterator[str]:
     yield row["row"]
     yield f"{row['learning_rate']:g}"
     for name in _SCORES:
-        yield _spread(row[name], 3)
+        yield plus_minus(**row[name])
     for name in _OVERLAPS if texts else ():
-        yield _spread(row["text_overlap"][name], 1)
+        yield plus_minus(**row["text_overlap"][name], digits=1)
     yield f"{row['trainable_parameters']:,}"
     yield f"{row['trainable_share']:.2%}"
     yield f"{row['adapter_bytes'] / 1e6:.2f}"
     yield f"{row['relative_train_time']:.2f}"
-
-
-def _spread(value: Mapping[str, float | None], digits: int) -> str:
-    deviation = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{deviation}"

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from bayeslora.adapters.files import require_supplied
 from bayeslora.adapters.from_lora import adapter_folder
 from bayeslora.deploy.export import export_merged
 from bayeslora.experiments.sequences.config import ChainConfig
 from bayeslora.experiments.sequences.sketch import draw_sketch
-from bayeslora.experiments.sequences.tables import markdown_table, three_decimals
-from bayeslora.models.heads import require_supplied
+from bayeslora.report.text import markdown_table, plus_minus
 from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
 from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.config import describe
@@ -192,7 +192,7 @@ def _table(records: list[dict[str, Any]]) -> str:
     splits = [split for split in ("dev", "test", "test_mean") if split in records[0]]
     heads = ["after block", *(f"{split.replace('_', ', ')} {name}" for split in splits for name in _SCORES[:3])]
     rows = [
-        [str(record["block"]), *(three_decimals(record[split][name]) for split in splits for name in _SCORES[:3])]
+        [str(record["block"]), *(plus_minus(record[split][name]) for split in splits for name in _SCORES[:3])]
         for record in records
     ]
-    return markdown_table(heads, rows)
+    return markdown_table(heads, rows, numbers=True) + "\n"

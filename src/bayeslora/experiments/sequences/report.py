@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.sequences.forgetting import METRICS, Passes, average_final, forgetting, when_learned
-from bayeslora.experiments.sequences.tables import markdown_table, mean_and_deviation, three_decimals
 from bayeslora.metrics.reliability_diagram import write_png
+from bayeslora.report.text import markdown_table, mean_and_std, plus_minus
 from bayeslora.system.files import atomic_file
 
 __all__ = ["continual_summary", "write_continual_report"]
@@ -81,20 +81,23 @@ def _summary(passes: Sequence[Passes]) -> str:
         [
             found.row,
             str(len(found.seeds)),
-            *(mean_and_deviation([reduce(each) for each in found.scores[metric]]) for _, metric, reduce in columns),
+            *(
+                plus_minus(*mean_and_std([reduce(each) for each in found.scores[metric]]))
+                for _, metric, reduce in columns
+            ),
         ]
         for found in passes
     ]
-    return markdown_table(["method", "seeds", *(head for head, _, _ in columns)], rows)
+    return markdown_table(["method", "seeds", *(head for head, _, _ in columns)], rows, numbers=True)
 
 
 def _matrix(found: Passes, metric: str) -> str:
     scores = found.scores[metric]
     rows = [
-        [f"after {task}", *(mean_and_deviation(scores[:, i, j].tolist()) for j in range(len(found.tasks)))]
+        [f"after {task}", *(plus_minus(*mean_and_std(scores[:, i, j].tolist())) for j in range(len(found.tasks)))]
         for i, task in enumerate(found.tasks)
     ]
-    return markdown_table(["", *found.tasks], rows)
+    return markdown_table(["", *found.tasks], rows, numbers=True)
 
 
 def _picture(passes: Sequence[Passes], path: Path) -> None:
@@ -112,7 +115,7 @@ def _picture(passes: Sequence[Passes], path: Path) -> None:
             for (i, j), value in numpy.ndenumerate(mean):
                 dark = value > (low + high) / 2
                 weight = "bold" if i == j else "normal"
-                axes.text(j, i, three_decimals(value), ha="center", va="center", fontsize=8, weight=weight,
+                axes.text(j, i, plus_minus(value), ha="center", va="center", fontsize=8, weight=weight,
                           color="white" if dark else "black")  # fmt: skip
             axes.set_xticks(range(len(tasks)), tasks, fontsize=8)
             axes.set_yticks(range(len(tasks)), tasks if column == 0 else [""] * len(tasks), fontsize=8)
