@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from torch import nn
 
 from bayeslora.adapters.config import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.options.plain import Plain
+from bayeslora.options.ranges import Positive, Range, Size, StandardDeviation
 from bayeslora.posteriors import get_posterior
 from bayeslora.posteriors.weights.inducing import InducingWeights
 
@@ -59,19 +61,19 @@ class BayesianLoraConfig(RandomLoraConfig):
         ValueError: A value out of range, an unknown posterior, or an option of LoRA that cannot be combined.
     """
 
-    posterior: str = field(default="diagonal", metadata={"help": "Family of q(V)."})
-    posterior_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of that family."})
-    posterior_std: float = field(default=0.25, metadata={"help": "Standard deviation of q(V) at the start."})
-    prior_std: float | list[float] = field(default=0.05, metadata={"help": "sigma, one or of A and B."})
-    inducing_std: float | list[float] | None = field(default=0.2, metadata={"help": "tau; None: sigma."})
-    residual_scale: float = field(default=1.0, metadata={"help": "lambda."})
-    learn_residual_scale: bool = field(default=False, metadata={"help": "Train lambda."})
-    maximum_residual_scale: float = field(default=1.0, metadata={"help": "Bound of a trained lambda."})
-    mean: Literal["lora", "inducing"] = field(default="lora", metadata={"help": "Where the mean of W comes from."})
-    mean_std: float | list[float | None] | None = field(default=None, metadata={"help": "Prior std of the mean."})
-    bases: Literal["lora", "free"] = field(default="lora", metadata={"help": "Inducing inputs."})
-    num_inducing: int | None = field(default=None, metadata={"help": "m; default: the rank."})
-    inducing_diagonal: float = field(default=0.1, metadata={"help": "D at the start."})
+    posterior: str = "diagonal"
+    posterior_options: dict[str, Plain] = field(default_factory=dict)
+    posterior_std: StandardDeviation = 0.25
+    prior_std: StandardDeviation | list[StandardDeviation] = 0.05
+    inducing_std: StandardDeviation | list[StandardDeviation] | None = 0.2
+    residual_scale: Annotated[float, Range(0, 1, above=True)] = 1.0
+    learn_residual_scale: bool = False
+    maximum_residual_scale: Annotated[float, Range(0, 1, above=True)] = 1.0
+    mean: Literal["lora", "inducing"] = "lora"
+    mean_std: StandardDeviation | list[StandardDeviation | None] | None = None
+    bases: Literal["lora", "free"] = "lora"
+    num_inducing: Size | None = None
+    inducing_diagonal: Positive = 0.1
 
     def __post_init__(self) -> None:
         """Check the values."""

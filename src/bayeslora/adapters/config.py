@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import peft.mapping
@@ -58,10 +58,9 @@ class RandomLoraConfig(LoraConfig):
 
     registered_type: ClassVar[_PeftType]
 
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the file format."})
-    base_fingerprint: dict[str, Any] | None = field(
-        default=None, metadata={"help": "What the base model looked like; written by the library."}
-    )
+    format_version: int = FORMAT_VERSION
+    base_fingerprint: dict[str, Any] | None = None
+    """What the base model looked like; written by the library."""
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import StandardDeviation
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
@@ -50,15 +50,16 @@ class BlobConfig(RandomLoraConfig):
     Args:
         epsilon: Start of G ~ U(epsilon / sqrt(2), epsilon), the root of the standard deviation of a weight of A.
         prior_std: Standard deviation of the prior N(0, prior_std^2) of a weight of A.
-        flipout: Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386).
+        flipout: Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386). Off, a
+            batch split into micro-batches gives exactly the same update.
 
     Raises:
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    epsilon: float = field(default=0.05, metadata={"help": "Start of G."})
-    prior_std: float = field(default=0.2, metadata={"help": "Standard deviation of the prior."})
-    flipout: bool = field(default=True, metadata={"help": "Signs of its own for each row of a training batch."})
+    epsilon: StandardDeviation = 0.05
+    prior_std: StandardDeviation = 0.2
+    flipout: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -78,27 +79,13 @@ class BlobConfig(RandomLoraConfig):
         return BlobWeights(rows, columns, std=self.epsilon**2, prior_std=self.prior_std, flipout=self.flipout)
 
 
+@options_of(BlobConfig)
 class Blob(VariationalMethod):
     """BLoB: q(A) = N(M, Omega^2) with Omega = G^2 and independent weights, B deterministic (arXiv 2406.11675).
 
     The posterior, its parameterisation and start, the prior and Flipout are those of the paper. It takes turns between
     an AdamW step for the likelihood and an SGD step for the KL, weighted 2^i / (2^(M + 1) - 1) in batch i of M; here
     both are one loss, mean NLL + beta * KL / N, and one AdamW step.
-
-    Args:
-        epsilon: Start of G ~ U(epsilon / sqrt(2), epsilon), the root of the standard deviation of a weight of A.
-        prior_std: Standard deviation of the prior N(0, prior_std^2) of a weight of A.
-        flipout: Whether each row of a training batch has its own signs of the perturbation. Off, a batch split into
-            micro-batches gives exactly the same update.
     """
 
     name: ClassVar[str] = "blob"
-    config_class: ClassVar[type[LoraConfig]] = BlobConfig
-
-    def __init__(
-        self, epsilon: StandardDeviation = 0.05, prior_std: StandardDeviation = 0.2, flipout: bool = True, **kwargs: Any
-    ):
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-        self.prior_std = prior_std
-        self.flipout = flipout

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_module import RandomModule, check_sample_major, random_signs
 from bayeslora.methods.base import VariationalMethod
+from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size, StandardDeviation
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
@@ -216,15 +216,16 @@ class CLoraConfig(RandomLoraConfig):
         prior_std: That of its prior N(0, prior_std^2).
         hidden: Units of the hidden layer of the network that gives q(E) from the input.
         flipout: Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386).
+            Off, a batch split into equal micro-batches gives exactly the same update.
 
     Raises:
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    std: float = field(default=0.2, metadata={"help": "Standard deviation at the start."})
-    prior_std: float = field(default=0.2, metadata={"help": "Standard deviation of the prior."})
-    hidden: int = field(default=64, metadata={"help": "Units of the hidden layer."})
-    flipout: bool = field(default=True, metadata={"help": "Signs of its own for each row of a training batch."})
+    std: StandardDeviation = 0.2
+    prior_std: StandardDeviation = 0.2
+    hidden: Size = 64
+    flipout: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -244,6 +245,7 @@ class CLoraConfig(RandomLoraConfig):
         return GaussianWeights(rank, rank, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
 
 
+@options_of(CLoraConfig)
 class CLora(VariationalMethod):
     """C-LoRA: the update of input x is B (I + E) A x, where q(E) = N(M, diag(Omega^2)) depends on h = A x.
 
@@ -259,28 +261,6 @@ class CLora(VariationalMethod):
     0.2^2) is that of I + E; at its true weight it would switch the adapter off, since the identity alone costs
     r / (2 * 0.2^2) nats (100 for r = 8) per row and layer, more than any label can give back. So here E is the
     deviation from plain LoRA, and q starts at the prior.
-
-    Args:
-        std: Standard deviation of an element of E at the start.
-        prior_std: Standard deviation of its prior N(0, prior_std^2).
-        hidden: Units of the hidden layer of the network that gives q(E) from the input.
-        flipout: Whether each row of a training batch has its own signs of the perturbation. Off, a batch split into
-            equal micro-batches gives exactly the same update.
     """
 
     name: ClassVar[str] = "c_lora"
-    config_class: ClassVar[type[LoraConfig]] = CLoraConfig
-
-    def __init__(
-        self,
-        std: StandardDeviation = 0.2,
-        prior_std: StandardDeviation = 0.2,
-        hidden: Size = 64,
-        flipout: bool = True,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.std = std
-        self.prior_std = prior_std
-        self.hidden = hidden
-        self.flipout = flipout

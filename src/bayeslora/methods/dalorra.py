@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.options.ranges import Positive, Range, RateScale
+from bayeslora.options.from_config import options_of
+from bayeslora.options.ranges import Positive, Range
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
 __all__ = ["Dalorra", "DalorraConfig", "MaskedRowsWeights"]
@@ -104,9 +104,9 @@ class DalorraConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    probability: float = field(default=0.9, metadata={"help": "Probability of keeping a rank, at the start."})
-    prior_probability: float = field(default=0.5, metadata={"help": "That of the prior."})
-    temperature: float = field(default=2 / 3, metadata={"help": "Of the relaxed masks of training."})
+    probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9
+    prior_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5
+    temperature: Positive = 2 / 3
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -130,6 +130,7 @@ class DalorraConfig(RandomLoraConfig):
         )
 
 
+@options_of(DalorraConfig, posterior_learning_rate_scale=10.0)
 class Dalorra(VariationalMethod):
     """DALorRA: the update is B diag(z) A with z ~ Bernoulli(sigmoid(phi)), r numbers more than LoRA.
 
@@ -140,25 +141,6 @@ class Dalorra(VariationalMethod):
     Bernoulli(1/2); the temperature 2/3 is that of arXiv 1611.00712; A starts at LoRA's divided by `probability`, so
     that the mean starts at LoRA. The loss is mean NLL + beta * KL / N. Since its NLL is that of relaxed masks, it is
     the ELBO only in the limit of temperature 0.
-
-    Args:
-        probability: Of keeping a rank, at the start.
-        prior_probability: That of the prior.
-        temperature: Of the relaxed masks of training; near 0 they are nearly 0 or 1.
     """
 
     name: ClassVar[str] = "dalorra"
-    config_class: ClassVar[type[LoraConfig]] = DalorraConfig
-
-    def __init__(
-        self,
-        probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9,
-        prior_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5,
-        temperature: Positive = 2 / 3,
-        posterior_learning_rate_scale: RateScale = 10.0,
-        **kwargs: Any,
-    ):
-        super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)
-        self.probability = probability
-        self.prior_probability = prior_probability
-        self.temperature = temperature

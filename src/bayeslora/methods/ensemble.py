@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method
+from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.members import MembersWeights
 
@@ -34,7 +35,7 @@ class EnsembleConfig(RandomLoraConfig):
             that cannot be combined.
     """
 
-    members: int = field(default=5, metadata={"help": "Number of adapters."})
+    members: Size = 5
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -60,6 +61,7 @@ class EnsembleConfig(RandomLoraConfig):
         return factor
 
 
+@options_of(EnsembleConfig)
 class DeepEnsemble(Method):
     """K LoRA adapters that start apart, are trained side by side, and whose probabilities are averaged.
 
@@ -70,18 +72,14 @@ class DeepEnsemble(Method):
 
     A prediction always takes every member once, whatever the number of samples or the seed. In eval mode without
     `bayeslora.sampling`, and so when merged, the model is its first member: a mean of factors is no trained model.
-
-    Args:
-        members: K.
     """
 
     name: ClassVar[str] = "ensemble"
-    config_class: ClassVar[type[LoraConfig]] = EnsembleConfig
+    members: int
 
-    def __init__(self, members: Size = 5, **kwargs: Any):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.members = members
-        self.train_samples = members
+        self.train_samples = self.members
 
     def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
         """As the base class; with `init_from` all members start at that adapter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -44,7 +44,7 @@ class IvonConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    initial_std: float = field(default=0.03, metadata={"help": "Standard deviation at the start."})
+    initial_std: float = 0.03
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from peft import LoraConfig
 from torch import nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.options.ranges import RateScale, StandardDeviation
+from bayeslora.options.from_config import options_of
+from bayeslora.options.ranges import StandardDeviation
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
 __all__ = ["MeanField", "MeanFieldConfig"]
@@ -25,15 +25,17 @@ class MeanFieldConfig(RandomLoraConfig):
     Args:
         std: Standard deviation of a weight of A or B at the start.
         prior_std: Standard deviation of the prior N(0, prior_std^2) of a weight.
-        flipout: Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386).
+        flipout: Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386):
+            less variance of the gradient, but a batch split into micro-batches gives the same update only in
+            distribution.
 
     Raises:
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    std: float = field(default=0.01, metadata={"help": "Standard deviation at the start."})
-    prior_std: float = field(default=0.2, metadata={"help": "Standard deviation of the prior."})
-    flipout: bool = field(default=False, metadata={"help": "Signs of its own for each row of a training batch."})
+    std: StandardDeviation = 0.01
+    prior_std: StandardDeviation = 0.2
+    flipout: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -51,31 +53,12 @@ class MeanFieldConfig(RandomLoraConfig):
         return GaussianWeights(rows, columns, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
 
 
+@options_of(MeanFieldConfig, posterior_learning_rate_scale=5.0)
 class MeanField(VariationalMethod):
     """Bayes by Backprop on both LoRA factors: q(W) = N(mean, diag(std^2)), means from LoRA's own start.
 
     Source: Blundell et al., arXiv 1505.05424, with a single Gaussian prior in the place of their mixture, for which
     the KL has a closed form.
-
-    Args:
-        std: Standard deviation of a weight of A or B at the start.
-        prior_std: Standard deviation of the prior N(0, prior_std^2) of a weight.
-        flipout: Whether each row of a training batch has its own signs of the perturbation: less variance of the
-            gradient, but a batch split into micro-batches gives the same update only in distribution.
     """
 
     name: ClassVar[str] = "mean_field"
-    config_class: ClassVar[type[LoraConfig]] = MeanFieldConfig
-
-    def __init__(
-        self,
-        std: StandardDeviation = 0.01,
-        prior_std: StandardDeviation = 0.2,
-        flipout: bool = False,
-        posterior_learning_rate_scale: RateScale = 5.0,
-        **kwargs: Any,
-    ):
-        super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)
-        self.std = std
-        self.prior_std = prior_std
-        self.flipout = flipout

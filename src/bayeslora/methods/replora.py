@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, TrainingResult
+from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import at_least_float32
@@ -119,14 +120,14 @@ class RepLoraConfig(RandomLoraConfig):
 
     Args:
         latent_size: Numbers of the latent vector of a rank.
-        hidden_size: Units of the hidden layer.
+        hidden_size: Units of the hidden layer; at least the rank.
 
     Raises:
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    latent_size: int = field(default=16, metadata={"help": "Numbers of the latent vector of a rank."})
-    hidden_size: int = field(default=64, metadata={"help": "Units of the hidden layer."})
+    latent_size: Size = 16
+    hidden_size: Size = 64
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -154,6 +155,7 @@ class RepLoraConfig(RandomLoraConfig):
         return GeneratedFactor(family, module.weight.data)
 
 
+@options_of(RepLoraConfig)
 class RepLora(Method):
     """Reparameterised LoRA (Truong et al., arXiv 2502.03044): A = g_A(z), B = g_B(z), and after training A and B alone.
 
@@ -165,19 +167,9 @@ class RepLora(Method):
     Only a summary of the paper was at hand ("one-hidden-layer MLPs on one shared latent for the query and value
     adapters"), and no code of the authors: the latent's shape, the sizes, gelu, the shared hidden layers and the exact
     start were chosen here.
-
-    Args:
-        latent_size: Numbers of the latent vector of a rank.
-        hidden_size: Units of the hidden layer; at least the rank.
     """
 
     name: ClassVar[str] = "replora"
-    config_class: ClassVar[type[LoraConfig]] = RepLoraConfig
-
-    def __init__(self, latent_size: Size = 16, hidden_size: Size = 64, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
 
     def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
         """As the base class, with the latent of each block shared by its layers."""

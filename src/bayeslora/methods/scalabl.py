@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
-from bayeslora.options.ranges import RateScale, StandardDeviation
+from bayeslora.options.from_config import options_of
+from bayeslora.options.ranges import StandardDeviation
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
@@ -90,8 +90,8 @@ class ScalaBLConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    std: float = field(default=0.05, metadata={"help": "Standard deviation of a scale at the start."})
-    prior_std: float = field(default=1.0, metadata={"help": "Standard deviation of the prior of a scale."})
+    std: StandardDeviation = 0.05
+    prior_std: StandardDeviation = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -121,6 +121,7 @@ def orthogonal_rows(weight: Tensor) -> Tensor:
     return values.unsqueeze(1) * right
 
 
+@options_of(ScalaBLConfig, posterior_learning_rate_scale=5.0)
 class ScalaBL(VariationalMethod):
     """ScalaBL: the update is B diag(s) F with q(s) = N(s_loc, s_std^2) on r scales, 2 r numbers more than LoRA.
 
@@ -129,22 +130,6 @@ class ScalaBL(VariationalMethod):
     N(0, 1); a forward in training uses one draw for the whole batch. That code minimises KL[p || q] in steps of its
     own, keeps s_loc positive, and draws the first standard deviations from U(0.05 / sqrt(2), 0.05); here it is
     KL[q || p] in one loss, mean NLL + beta * KL / N, with a free s_loc and one start for all.
-
-    Args:
-        std: Standard deviation of a scale at the start.
-        prior_std: Standard deviation of the prior N(0, prior_std^2) of a scale.
     """
 
     name: ClassVar[str] = "scalabl"
-    config_class: ClassVar[type[LoraConfig]] = ScalaBLConfig
-
-    def __init__(
-        self,
-        std: StandardDeviation = 0.05,
-        prior_std: StandardDeviation = 1.0,
-        posterior_learning_rate_scale: RateScale = 5.0,
-        **kwargs: Any,
-    ):
-        super().__init__(posterior_learning_rate_scale=posterior_learning_rate_scale, **kwargs)
-        self.std = std
-        self.prior_std = prior_std

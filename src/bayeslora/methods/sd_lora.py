@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -40,7 +40,7 @@ class SdLoraConfig(RandomLoraConfig):
         ValueError: The rank is no multiple of the tasks, or an option of LoRA cannot be combined.
     """
 
-    tasks: int = field(default=1, metadata={"help": "Tasks so far, the current one included."})
+    tasks: int = 1
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -42,21 +42,9 @@ class InducingWeights(WeightPosterior):
         columns: i.
         side: "A" or "B": which dimension is the LoRA rank.
         inducing: m = m_r = m_c; with `bases="lora"` it must be the rank.
-        posterior: Family of q(V), a name of `bayeslora.posteriors`.
-        posterior_options: Fields of that family.
-        posterior_std: Standard deviation of q(V) at the start, relative to the prior's.
-        prior_std: sigma, in units of the weight.
-        inducing_std: tau, in units of the weight; None: sigma.
-        residual_scale: lambda at the start, 0 < lambda <= 1.
-        learn_residual_scale: Whether lambda is trained, as maximum * sigmoid(parameter).
-        maximum_residual_scale: Upper bound of a trained lambda.
-        mean: "lora": a trainable matrix, the mean function of the process. "inducing": the paper's, no mean function;
-            the mean of W comes from the mean of V.
-        mean_std: Prior standard deviation of each weight of the trainable mean; None: a flat prior. It adds the MAP
-            term `|mean|^2 / (2 mean_std^2)` to the KL: without it the mean can outgrow any noise.
-        bases: "lora": Z is the trainable mean on the wide side and the identity on the rank side, which adds no
-            parameters. "free": Z is trained on both sides.
-        inducing_diagonal: D at the start, in the units of Z.
+        posterior_options: As items, which can be hashed.
+
+    The other arguments are options of `bayeslora.BayesianLoraConfig`, of one factor.
     """
 
     side: Side
