@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from bayeslora.adapters import RandomLoraConfig
 from bayeslora.metrics import ReliabilityCurve
 from bayeslora.prediction.temperature import bound_of
+from bayeslora.report.text import markdown_table
 from bayeslora.runs.config import RunConfig
 from bayeslora.system.files import atomic_file
 from bayeslora.tasks import TaskError, get_task
@@ -70,15 +72,8 @@ def model_card(config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts) 
         metrics: Those of metrics.json.
         facts: The rest.
     """
-    sections = [
-        _introduction(config, metrics),
-        _results(metrics, facts),
-        _loading(config, facts),
-        _training(config, metrics),
-        _limits(config, metrics, facts),
-    ]
     data = _metadata(config, metrics, facts).to_yaml()
-    return ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
+    return ModelCard(f"---\n{data}\n---\n\n{_text(config, metrics, facts)}")
 
 
 # --- metadata ----------------------------------------------------------------------------------------------------
@@ -132,137 +127,60 @@ def _hub_datasets(task: str) -> list[str]:
     return [found] if found else []
 
 
-# --- sections ----------------------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------------------------
 
 
-def _introduction(config: RunConfig, metrics: Mapping[str, Any]) -> str:
-    prompts = " in the tokenizer's chat template" if metrics.get("chat_template") else ""
-    return (
-        f"# {metrics['method']} adapter for {_file_name(config.model.name)}\n\n"
-        f"Trained with bayeslora on `{_file_name(config.task.name)}` "
-        f"({config.task.scoring} scoring{prompts}, {metrics['train_examples']} examples, seed {metrics['seed']})."
+def _text(config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts) -> str:
+    environment = Environment(
+        loader=PackageLoader("bayeslora.runs"),
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["file_name"] = _file_name
+    classifies = config.task.scoring == "classification"
+    is_random = issubclass(config.method.config_class, RandomLoraConfig)
+    return environment.get_template("model_card.md.j2").render(
+        config=config,
+        metrics=metrics,
+        facts=facts,
+        evaluated="accuracy" in metrics,
+        results=_results_table(metrics, facts) if "accuracy" in metrics else "",
+        calibration="" if facts.curve is None else _calibration_table(facts.curve),
+        training=_training_table(config, metrics),
+        on_hub=facts.place != "FOLDER",
+        is_folder=config.model.name.startswith("./"),
+        is_text=config.task.scoring == "text",
+        classifies=classifies,
+        classes=", ".join(json.dumps(name) for name in config.task.classes or ("name of class 0", "name of class 1")),
+        head="SequenceClassification" if classifies else "CausalLM",
+        labels=f", num_labels={facts.classes}" if classifies else "",
+        peft_type=config.method.config_class().peft_type if is_random else "",
+        temperature=_temperature(metrics) if "temperature" in metrics else "",
+        bound=bound_of(metrics),
     )
 
 
-def _results(metrics: Mapping[str, Any], facts: CardFacts) -> str:
-    if "accuracy" not in metrics:
-        return "## Results\n\nIt was not evaluated."
+def _results_table(metrics: Mapping[str, Any], facts: CardFacts) -> str:
     rows = [] if facts.baseline is None else [(f"{facts.baseline['method']} (for comparison)", facts.baseline)]
     rows.append((f"**{metrics['method']}**, {_draws(metrics)}", metrics))
     columns = _TEXT_COLUMNS if "perplexity" in metrics else _COLUMNS
-    parts = [
-        f"## Results\n\nOn the {metrics['split']} split of `{_file_name(str(metrics['task']))}`:",
-        "\n".join(
-            [
-                f"| | {' | '.join(columns)} |",
-                f"|---|{'---|' * len(columns)}",
-                *(f"| {title} | {' | '.join(_cell(row[name]) for name in columns)} |" for title, row in rows),
-            ]
-        ),
-        "`nll` is the negative log-likelihood in nats, `ece` the expected calibration error over 15 bins of equal "
-        "width; both and `brier` are better when lower.",
-    ]
-    if "perplexity" in metrics:
-        parts.append("All of them, and the perplexity, are per token of the texts that the model had to write.")
-    if facts.curve is not None:
-        parts.append(
-            "### Calibration\n\nThe share of right answers among items of similar confidence; a calibrated model is "
-            "right as often as it is confident:\n\n" + _calibration_table(facts.curve)
-        )
-    if facts.picture:
-        parts.append("![Reliability diagram: accuracy against confidence](reliability.png)")
-    return "\n\n".join(parts)
+    return markdown_table(["", *columns], [[title, *(_cell(row[name]) for name in columns)] for title, row in rows])
 
 
 def _calibration_table(curve: ReliabilityCurve) -> str:
     bins = len(curve.count)
-    lines = ["| confidence | items | mean confidence | accuracy |", "|---|---|---|---|"]
+    rows = []
     columns = zip(curve.count.tolist(), curve.confidence.tolist(), curve.accuracy.tolist(), strict=True)
     for index, (count, confidence, accuracy) in enumerate(columns):
         if count:
             edges = f"{index / bins:.2f} to {(index + 1) / bins:.2f}"
-            lines.append(f"| {edges} | {count} | {confidence:.3f} | {accuracy:.3f} |")
-    return "\n".join(lines)
+            rows.append([edges, str(count), f"{confidence:.3f}", f"{accuracy:.3f}"])
+    return markdown_table(["confidence", "items", "mean confidence", "accuracy"], rows)
 
 
-def _loading(config: RunConfig, facts: CardFacts) -> str:
-    parts = ["## How to load"]
-    if config.model.merge:
-        parts.append(
-            "The adapter belongs on its base model with other adapters merged into the weights (`model.merge` in "
-            "`config.yaml`): `bayeslora.load_run` of the run folder does that, PEFT alone does not."
-        )
-        return "\n\n".join(parts)
-    on_hub = facts.place != "FOLDER"
-    if on_hub:
-        parts.append(f"```python\n{_predicting(config, facts.place)}\n```")
-        parts.append(f"```console\nbayeslora evaluate {facts.place} --output_dir evaluation\n```")
-    parts.append("With PEFT:" if on_hub else "")
-    parts.append(f"```python\n{_with_peft(config, facts)}\n```")
-    if _is_random(config):
-        parts.append(
-            "Without `import bayeslora` PEFT does not know the type of this adapter and says "
-            f"`KeyError: '{config.method.config_class().peft_type}'`. In eval mode the model is the posterior mean; "
-            "`bayeslora.predict(model, batch, num_samples=10, seed=0)` averages draws."
-        )
-    return "\n\n".join(part for part in parts if part)
-
-
-def _predicting(config: RunConfig, place: str) -> str:
-    base = f', base_model="{config.model.name}"' if config.model.name.startswith("./") else ""
-    if config.task.scoring == "text":
-        return "\n".join(
-            [
-                "import bayeslora",
-                "from bayeslora.runs.generate import generate_records",
-                "",
-                f'run = bayeslora.load_run("{place}"{base})  # the adapter on its base model',
-                "prompts = [{'prompt': 'Which gas do plants take in?'}]",
-                f"for record in generate_records(run, prompts, raw={config.task.raw}):",
-                "    print(record['text'], record['mutual_information'])  # nats, token by token",
-            ]
-        )
-    lines = [
-        "import bayeslora",
-        "from bayeslora.tasks import Item",
-        "",
-        f'run = bayeslora.load_run("{place}"{base})  # the adapter on its base model',
-    ]
-    if config.task.scoring == "classification":
-        classes = ", ".join(json.dumps(name) for name in config.task.classes or ("name of class 0", "name of class 1"))
-        lines.append(f'item = Item("1", "A text to classify.", ({classes}), None)')
-    else:
-        lines.append('item = Item("1", "Which gas do plants take in?", ("oxygen", "carbon dioxide"), None)')
-    return "\n".join(
-        [
-            *lines,
-            "predictive = run.predict([item]).predictive",
-            "print(predictive.probabilities, predictive.entropy, predictive.mutual_information)  # nats",
-        ]
-    )
-
-
-def _with_peft(config: RunConfig, facts: CardFacts) -> str:
-    classifies = config.task.scoring == "classification"
-    name = config.model.name
-    labels = f", num_labels={facts.classes}" if classifies else ""
-    head = "SequenceClassification" if classifies else "CausalLM"
-    lines = ["import bayeslora  # before PEFT loads it: registers the adapter type"] if _is_random(config) else []
-    if facts.place == "FOLDER":
-        auto = f"AutoPeftModelFor{head}"
-        return "\n".join([*lines, f"from peft import {auto}", "", f"model = {auto}.from_pretrained(FOLDER{labels})"])
-    lines.append("from peft import PeftModel")
-    if name.startswith("offline:"):
-        kind = ', kind="sequence_classification"' if classifies else ""
-        lines += ["from bayeslora.models import load_base_model", ""]
-        lines.append(f'base, tokenizer = load_base_model("{name}"{kind}{labels})')
-    else:
-        auto = f"AutoModelFor{head}"
-        lines += [f"from transformers import {auto}", "", f'base = {auto}.from_pretrained("{name}"{labels})']
-    return "\n".join([*lines, f'model = PeftModel.from_pretrained(base, "{facts.place}")'])
-
-
-def _training(config: RunConfig, metrics: Mapping[str, Any]) -> str:
+def _training_table(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     unit = "texts" if config.task.scoring == "text" else "items"
     facts = {
         "base model": _base_sentence(config.model.name),
@@ -271,8 +189,7 @@ def _training(config: RunConfig, metrics: Mapping[str, Any]) -> str:
         "trainable parameters": f"{metrics['trainable_parameters']:,}",
         "training time": f"{metrics['train_seconds']:.0f} s",
     }
-    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
-    return f"## Training\n\n{table}\n\nEvery option is in `config.yaml`, which `bayeslora train --config` reads."
+    return markdown_table(["", ""], list(facts.items()))
 
 
 def _base_sentence(name: str) -> str:
@@ -283,43 +200,7 @@ def _base_sentence(name: str) -> str:
     return f"`{_file_name(name)}`"
 
 
-def _limits(config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts) -> str:
-    limits = []
-    if "accuracy" in metrics:
-        limits.append(
-            f"The numbers are of {metrics['num_examples']} items of one split and one seed. With few items the ECE is "
-            "noisy and too high on average; on other data or other prompts the calibration may be another."
-        )
-    limits.append(
-        "The uncertainty is that of the adapter's weights given its training data. What the base model has wrong, all "
-        "draws have wrong together."
-    )
-    if metrics.get("num_samples"):
-        limits.append(
-            f"The numbers hold for the average over {metrics['num_samples']} draws, not for the posterior mean that "
-            "PEFT gives by itself."
-        )
-    if metrics.get("temperature", 1) != 1:
-        limits.append(
-            f"The numbers include a temperature of {_temperature(metrics)}, which `bayeslora.load_run` applies "
-            "and PEFT does not."
-        )
-    if meaning := bound_of(metrics):
-        limits.append(f"That temperature is at a bound of its search: the scaled model {meaning}.")
-    if "posterior.safetensors" in facts.files:
-        limits.append(
-            "`posterior.safetensors` holds what the method knows beyond the adapter; only `load_run` reads it."
-        )
-    if facts.license == "unknown":
-        limits.append("Nobody has chosen a licence for the adapter. The licence of the base model binds in any case.")
-    return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
-
-
 # --- words -------------------------------------------------------------------------------------------------------
-
-
-def _is_random(config: RunConfig) -> bool:
-    return issubclass(config.method.config_class, RandomLoraConfig)
 
 
 def _draws(metrics: Mapping[str, Any]) -> str:
