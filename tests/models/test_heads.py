@@ -15,13 +15,14 @@ from tokenizers import processors
 from torch import Tensor
 
 import bayeslora
+from bayeslora.adapters.files import require_supplied
 from bayeslora.experiments.sequences.chain import load_chain
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.methods.mc_dropout import MonteCarloDropout
 from bayeslora.methods.sd_lora import SdLora
 from bayeslora.models import load_base_model
-from bayeslora.models.heads import new_weights, require_supplied
+from bayeslora.models.heads import new_weights
 from bayeslora.models.positions import readable_tokens
 from bayeslora.runs import load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig

@@ -1,6 +1,7 @@
-"""Adapters of format version 1 load for ever, with the mean and the draws they had when they were written."""
+"""What users have on disk is read for ever: adapters of format version 1, a run folder, and results files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from bayeslora import sampling
+from bayeslora.experiments.comparison import Results
+from bayeslora.metrics import summary
+from bayeslora_cli.main import main
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
@@ -27,3 +32,37 @@ def test_a_golden_checkpoint_still_means_what_it_meant(posterior):
     torch.testing.assert_close(mean, torch.tensor(expected["mean"]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(draws, torch.tensor(expected["draws"]), rtol=1e-4, atol=1e-5)
     assert (draws - mean.repeat(2, 1)).abs().max() > 1e-3
+
+
+def test_a_run_folder_from_before_the_rooms_is_evaluated_as_it_was(tmp_path, monkeypatch):
+    """Trained and evaluated when methods, scorings and metrics lay in other modules (`run_v1`; commit 671be66)."""
+    folder = shutil.copytree(GOLDEN.parent / "run_v1", tmp_path / "world")
+    monkeypatch.chdir(folder)
+    main(["evaluate", "run", "--output_dir", "again"])
+    before, after = (json.loads((folder / name / "metrics.json").read_text("utf-8")) for name in ("run", "again"))
+    scores = [
+        "accuracy",
+        "nll",
+        "ece",
+        "brier",
+        "adaptive_ece",
+        "mce",
+        "auroc",
+        "aurc",
+        "accuracy_at_80",
+        "temperature",
+    ]
+    assert {name: after[name] for name in scores} == pytest.approx({name: before[name] for name in scores}, abs=1e-4)
+
+
+RESULTS = sorted((ROOT / "studies").rglob("results.jsonl"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_committed_results_are_read(path):
+    results = Results.read(path)
+    cells = [cell for cell in results.cells("final") if cell.predictions]
+    assert cells
+    split, predictions = next(iter(cells[0].predictions.items()))
+    labels = results.items(cells[0].task, split).labels
+    assert labels is None or summary(predictions.padded(), results.items(cells[0].task, split).label_array())["nll"] > 0

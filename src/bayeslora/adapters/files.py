@@ -5,14 +5,16 @@ PEFT warns where tensors are missing and goes on with fresh ones, and takes any 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import peft.mapping
 from peft import LoraConfig, PeftConfig
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
+from bayeslora.models.heads import new_weights
 from bayeslora.options.ranges import Positive, Share, Size, check_value
 from bayeslora.system.reading import read_json, read_tensors
 
@@ -22,6 +24,7 @@ __all__ = [
     "is_factor",
     "read_adapter",
     "read_adapter_config",
+    "require_supplied",
     "require_tensors",
     "tensors_file",
 ]
@@ -140,3 +143,21 @@ def require_tensors(
             raise ValueError(
                 f"{path}: {name} must have the shape {list(tensor.shape)}, got {list(found[name].shape)}; {REMEDY}"
             )
+
+
+def require_supplied(model: nn.Module, adapters: Iterable[str | Path]) -> None:
+    """Whether the new weights of the base model `model` all stand in one of the adapters (folders).
+
+    Raises:
+        ValueError: Some do not; the message names them.
+    """
+    missing = set(new_weights(model))
+    for adapter in adapters if missing else ():
+        with safe_open(tensors_file(adapter), "pt") as file:
+            missing -= {key.removeprefix("base_model.model.") for key in file.keys()}  # noqa: SIM118
+    if missing:
+        raise ValueError(
+            f"the base model's checkpoint does not hold {', '.join(sorted(missing))}, and neither does the adapter, so "
+            "they would be drawn anew at each load. Train again: now all such weights are trained and saved with the "
+            "adapter."
+        )

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
-
-from bayeslora.adapters.files import tensors_file
 
 __all__ = [
     "compute_in_float32",
     "head_modules",
     "held_by",
     "new_modules",
+    "new_weights",
     "note_new_weights",
-    "require_supplied",
     "saved_modules",
 ]
 
@@ -68,24 +64,6 @@ def saved_modules(model: nn.Module, asked: Iterable[str] | None) -> list[str] | 
         reason = next(why for weight, why in reasons.items() if held_by(weight, [name]))
         logger.info("%s is new (%s); it is trained and saved with the adapter", name, reason)
     return list(dict.fromkeys([*(asked or []), *new_modules(model)])) or None
-
-
-def require_supplied(model: nn.Module, adapters: Iterable[str | Path]) -> None:
-    """Whether the new weights of the base model `model` all stand in one of the adapters (folders).
-
-    Raises:
-        ValueError: Some do not; the message names them.
-    """
-    missing = set(new_weights(model))
-    for adapter in adapters if missing else ():
-        with safe_open(tensors_file(adapter), "pt") as file:
-            missing -= {key.removeprefix("base_model.model.") for key in file.keys()}  # noqa: SIM118
-    if missing:
-        raise ValueError(
-            f"the base model's checkpoint does not hold {', '.join(sorted(missing))}, and neither does the adapter, so "
-            "they would be drawn anew at each load. Train again: now all such weights are trained and saved with the "
-            "adapter."
-        )
 
 
 def compute_in_float32(model: nn.Module, modules: Iterable[str]) -> None:

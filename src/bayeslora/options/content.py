@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from bayeslora.methods import Method
 from bayeslora.options.classes import known
 
 __all__ = ["check_content"]
@@ -42,8 +41,8 @@ def check_content(content: Any, kind: Any, name: str = "") -> None:
                 check_content(inner, hints[head], _join(name, head))
             else:
                 _refuse_classes({head: inner}, name)
-    elif isinstance(kind, type) and issubclass(kind, Method):
-        _check_method(content, name)
+    elif _is_named_by_path(kind):
+        _check_class(content, kind, name)
     elif get_origin(kind) is dict and _names_classes(get_args(kind)[1]):
         for key, inner in _mapping(content, name).items():
             check_content(inner, get_args(kind)[1], _join(name, str(key)))
@@ -52,14 +51,19 @@ def check_content(content: Any, kind: Any, name: str = "") -> None:
 
 
 def _names_classes(kind: Any) -> bool:
-    return is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, Method))
+    return is_dataclass(kind) or _is_named_by_path(kind)
 
 
-def _check_method(content: Any, name: str) -> None:
+def _is_named_by_path(kind: Any) -> bool:
+    """Whether values are objects of classes that are named by their dotted paths, as methods are."""
+    return isinstance(kind, type) and hasattr(kind, "argument_names")
+
+
+def _check_class(content: Any, kind: type, name: str) -> None:
     content = {"class_path": content} if isinstance(content, str) else _mapping(content, name)
     # As with groups, `init_args.r: 4` is `init_args: {r: 4}`, but there is nothing below a class path.
     path = content.get("class_path")
-    if path is not None and (not isinstance(path, str) or known(Method, path) is None):
+    if path is not None and (not isinstance(path, str) or known(kind, path) is None):
         raise ValueError(
             f"{name}: class_path {path!r} is no method of this installation, and a file does not decide what is "
             f"imported. If you trust this class, name it yourself: --allow_method {path}, or in Python "

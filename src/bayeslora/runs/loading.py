@@ -13,12 +13,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.adapters.files import tensors_file
+from bayeslora.adapters.files import require_supplied, tensors_file
 from bayeslora.adapters.from_lora import adapter_folder
 from bayeslora.adapters.merging import merged
 from bayeslora.adapters.starts import open_adapter
 from bayeslora.models import load_base_model, load_tokenizer
-from bayeslora.models.heads import require_supplied
 from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig

@@ -1,0 +1,78 @@
+"""The ground plan: few names at the top, no loose module, short files, and no circle of imports between files."""
+
+import ast
+import statistics
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[2] / "src"
+FILES = sorted(SOURCES.rglob("*.py"))
+LOOSE = {"__init__.py", "__main__.py", "py.typed"}
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def imports(nodes: list[ast.stmt]) -> Iterator[str]:
+    """What is imported when a module is: nothing inside of functions or for type checkers alone."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for name in node.names:
+                full = f"{node.module}.{name.name}"
+                yield full if full in MODULES else str(node.module)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imports(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for block in ("body", "orelse", "finalbody"):
+                inner = getattr(node, block, [])
+                yield from imports(inner if isinstance(inner, list) else [])
+
+
+def graph() -> dict[str, set[str]]:
+    found = {name: set(imports(ast.parse(file.read_text("utf-8")).body)) for name, file in MODULES.items()}
+    return {name: {other for other in others if other in MODULES and other != name} for name, others in found.items()}
+
+
+def test_no_file_imports_itself_through_others():
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_at_most_twenty_names_stand_at_the_top_and_none_is_a_loose_module():
+    top = {path.name for path in (SOURCES / "bayeslora").iterdir() if path.name != "__pycache__"}
+    files = {path.name for path in (SOURCES / "bayeslora").iterdir() if path.is_file()}
+    assert len(top - LOOSE) <= 20, sorted(top)
+    assert files == LOOSE
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_no_file_is_longer_than_350_lines(file):
+    assert len(file.read_text("utf-8").splitlines()) <= 350
+
+
+def test_functions_are_short():
+    """The median of all lines, and the share with many lines of code: no docstring, comments or blank lines."""
+    functions = [
+        node
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert statistics.median(int(node.end_lineno or 0) - node.lineno + 1 for node in functions) <= 7
+    assert sum(len(code_lines(node)) > 40 for node in functions) <= 0.005 * len(functions)
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[int]:
+    statements = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return {node.lineno for statement in statements for node in ast.walk(statement) if hasattr(node, "lineno")}
