@@ -61,7 +61,7 @@ RESULTS = sorted((ROOT / "studies").rglob("results.jsonl"))
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_committed_results_are_read(path):
     results = Results.read(path)
-    cells = [cell for cell in results.cells("final") if cell.predictions]
+    cells = [cell for cell in results.cells() if cell.predictions]
     assert cells
     split, predictions = next(iter(cells[0].predictions.items()))
     labels = results.items(cells[0].task, split).labels
