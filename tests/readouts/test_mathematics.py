@@ -106,6 +106,19 @@ def test_a_block_of_zeros_and_targets_of_zeros_do_no_harm() -> None:
     assert math.isfinite(fit_scales(kernels, torch.zeros(10, 1, dtype=torch.float64)).noise)
 
 
+def test_a_singular_kernel_without_noise_has_its_answer() -> None:
+    """Twelve rows of two features, fitted exactly: what is left of the targets is rounding."""
+    features = normal(generator(0), 12, 2)
+    kernel, targets = features @ features.T, features @ normal(generator(1), 2, 1)
+    scales = fit_scales([kernel], targets)
+    exact = Regression.condition(scales.kernel([kernel]), targets, scales.noise)
+    torch.testing.assert_close(scales.kernel([kernel]) @ exact.solved, targets, rtol=1e-3, atol=1e-3)
+    singular = Regression.condition(kernel, targets, 0.0)
+    torch.testing.assert_close(kernel @ singular.solved, targets, rtol=1e-3, atol=1e-3)
+    with pytest.raises(torch.linalg.LinAlgError):
+        Regression.condition(-torch.eye(3, dtype=torch.float64), targets[:3], 0.0)
+
+
 def test_nothing_to_fit_is_said() -> None:
     with pytest.raises(ValueError, match="nothing to fit"):
         fit_scales([torch.zeros(0, 0, dtype=torch.float64)], torch.zeros(0, 1, dtype=torch.float64))

@@ -20,6 +20,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from bayeslora.readouts.regression import cholesky
+
 __all__ = ["PRIOR_STD", "Scales", "fit_scales", "log_evidence"]
 
 PRIOR_STD = 3.0
@@ -84,7 +86,7 @@ def log_evidence(
     noise = noise if precision is None else noise / precision
     covariance = combined(kernels, weights)
     covariance.diagonal().add_(noise)
-    factor = torch.linalg.cholesky(covariance)
+    factor = cholesky(covariance)
     solved = torch.cholesky_solve(targets, factor)
     inverse = torch.cholesky_inverse(factor)
     log_determinant = 2 * factor.diagonal().log().sum()

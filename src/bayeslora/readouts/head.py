@@ -205,7 +205,7 @@ def _choose_scales(scaling: BlockScaling, features: OptionFeatures, labels: Tens
     """By the evidence of all items, or of so many evenly spread ones as have `EVIDENCE_ROWS` contrasts."""
     chosen = _spread(features.mask, EVIDENCE_ROWS)
     some, contrasts = features[chosen], Contrasts(features.mask[chosen])
-    kernels = [(rows @ rows.T).double() for rows in scaling(some).values()]
+    kernels = [rows @ rows.T for rows in (inputs.double() for inputs in scaling(some).values())]
     return fit_scales(kernels, contrasts.targets(labels[chosen]), precision[chosen][contrasts.owners])
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Regression", "Utilities", "grouped"]
+__all__ = ["Regression", "Utilities", "cholesky", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Regression:
             torch.linalg.LinAlgError: Kernel and noise are not positive definite.
         """
         noise = torch.as_tensor(noise, dtype=kernel.dtype).expand(len(kernel))
-        factor = torch.linalg.cholesky(kernel + noise.diag())
+        factor = cholesky(kernel + noise.diag())
         return cls(factor, targets, noise, torch.cholesky_solve(targets, factor))
 
     def predict(self, cross: Tensor, prior: Tensor, places: Tensor) -> Utilities:
@@ -99,3 +99,20 @@ def grouped(rows: Tensor, places: Tensor) -> Tensor:
     out = torch.zeros(*places.shape, *rows.shape[1:], dtype=rows.dtype)
     out[real] = rows[places[real]]
     return out
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """The lower factor of a covariance that rounding may have left singular: of it and the least of a few jitters.
+
+    Raises:
+        torch.linalg.LinAlgError: It is far from positive definite, or not finite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    for share in (1e-12, 1e-10, 1e-8, 1e-6):
+        if not bool(failed):
+            return factor
+        jitter = share * covariance.diagonal().mean()
+        factor, failed = torch.linalg.cholesky_ex(
+            covariance + jitter * torch.eye(len(covariance), dtype=covariance.dtype)
+        )
+    return torch.linalg.cholesky(covariance)

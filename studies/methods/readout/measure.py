@@ -154,6 +154,7 @@ def append(records: list[dict[str, Any]]) -> None:
 
 def in_task(name: str, read: Any, done: set[tuple[Any, ...]]) -> None:
     pool, test = splits(name)
+    pool = drawn(pool, max(SIZES[name][0]), 0)
     target = labels_of(test)
     for size in SIZES[name][0]:
         for draw in range(3 if size < len(pool) else 1):
