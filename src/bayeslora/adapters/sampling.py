@@ -25,7 +25,7 @@ def sampling(
 ) -> Iterator[None]:
     """Forwards inside this context use draws from the posterior instead of its mean.
 
-    >>> import peft, transformers
+    >>> import peft, torch, transformers
     >>> import bayeslora
     >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     >>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
