@@ -76,21 +76,24 @@ class Generate(Command):
             say(said)
         if options.picture is not None:
             _draw(options.picture, records[:_PICTURED], options.unsure_by)
-        tokens = sum(len(record["tokens"]) for record in records)
-        unsure = sum(span["end"] - span["start"] for record in records for span in record["unsure"])
-        found = {"texts": len(records), "tokens": tokens, "unsure_tokens": unsure}
-        if options.output is None:
-            found["records"] = records
-        else:
+        if options.output is not None:
             write_rows(options.output, records)
-        print_result(
-            options,
-            found,
-            *(_shown(record) for record in records if options.output is None),
-            f"{unsure} of {tokens} tokens are unsure",
-            f"texts: {options.output}" if options.output is not None else "",
-            f"picture: {options.picture}" if options.picture is not None else "",
-        )
+        _report(options, records)
+
+
+def _report(options: Namespace, records: list[dict[str, Any]]) -> None:
+    """The texts, unless they are in a file, and how much of them is unsure."""
+    tokens = sum(len(record["tokens"]) for record in records)
+    unsure = sum(span["end"] - span["start"] for record in records for span in record["unsure"])
+    printed = records if options.output is None else []
+    print_result(
+        options,
+        {"texts": len(records), "tokens": tokens, "unsure_tokens": unsure, "records": printed},
+        *map(_shown, printed),
+        f"{unsure} of {tokens} tokens are unsure",
+        f"texts: {options.output}" if options.output is not None else "",
+        f"picture: {options.picture}" if options.picture is not None else "",
+    )
 
 
 def _draw(path: str, records: list[dict[str, Any]], measure: Literal["mutual_information", "entropy"]) -> None:
