@@ -55,7 +55,13 @@ def test_a_run_folder_from_before_the_rooms_is_evaluated_as_it_was(tmp_path, mon
     assert {name: after[name] for name in scores} == pytest.approx({name: before[name] for name in scores}, abs=1e-4)
 
 
-RESULTS = sorted((ROOT / "studies").rglob("results.jsonl"))
+FILES = sorted((ROOT / "studies").rglob("results.jsonl"))
+RESULTS = [path for path in FILES if json.loads(path.read_text("utf-8").partition("\n")[0])["kind"] == "header"]
+"""Those of comparisons; other studies have formats of their own."""
+
+
+def test_all_committed_comparisons_are_known_by_their_headers():
+    assert len(RESULTS) >= 8
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
