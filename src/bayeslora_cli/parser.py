@@ -30,7 +30,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2, or raise ValueError where the parser is not the command line's."""
-        text = reworded(message, self.asked) + hint(message, self._names())
+        names = self._names()
+        text = reworded(message, self.asked, names.options) + hint(message, names)
         if not self.exit_on_error:
             raise ValueError(text) from ex
         print(f"error: {text}\nSee `{self._command()} --help`.", file=sys.stderr)

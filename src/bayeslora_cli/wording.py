@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 __all__ = ["reworded"]
 
 _KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
 
 
-def reworded(message: str, command: str = "") -> str:
+def reworded(message: str, command: str = "", options: Collection[str] = ()) -> str:
     """The message without types of Python; as it was where it is none of those that are known.
 
     Args:
         message: Of jsonargparse.
         command: The subcommand, whose name stands before each of its options.
+        options: Names of what is given with dashes.
     """
     if missing := re.match(r"the following arguments are required: (.*)", message):
         names = [name.strip().removeprefix(f"{command}.") for name in missing[1].split(",")]
-        return f"missing: {', '.join(names)}"
+        return f"missing: {', '.join(f'--{name}' if name in options else name for name in names)}"
     if 'expected "command" to be one of' in message:
         return "missing: the command"
     if unknown := re.match(r"argument command: invalid choice: '(.*?)'", message):

@@ -91,7 +91,7 @@ def test_hints_on_messages_of_the_parser(message, said):
     ("call", "said"),
     [
         ("evalute", "there is no command 'evalute'. Did you mean 'evaluate'?\nSee `bayeslora --help`"),
-        ("predict", "missing: run, input, output\nSee `bayeslora predict --help`"),
+        ("predict", "missing: run, --input, --output\nSee `bayeslora predict --help`"),
         ("evaluate r --examples ten", "examples must be a whole number, got 'ten'."),
         ("diagnose r --split all", "split must be one of 'dev', 'test', got 'all'."),
         ("evaluate r --num-samples 3", "Did you mean '--num_samples'?"),
