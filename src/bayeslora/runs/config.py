@@ -60,7 +60,8 @@ class TaskConfig:
     Args:
         name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
             mmlu_law, ..., and the text classification tasks sst2, mrpc, rte), a JSONL, CSV or Parquet file, a folder
-            with train and test files, or the dotted path of a class that is imported (--allow_task).
+            with train and test files, records of typed decisions (state, questions, labels: heads are fitted, and no
+            adapter), or the dotted path of a class that is imported (--allow_task).
         scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head),
             "options" (a head in closed form on what the layers hold at each choice; method BayesianHead), or "text"
             (every token of texts: language modelling and instruction tuning on a file with columns prompt and

@@ -40,6 +40,8 @@ SIZES = (25, 50, 200)
 DRAWS = 3
 FAR = 20
 """States of the other task, for the novelty."""
+GROUP = ("task", "condition", "records", "features")
+SCORES = ("accuracy", "nll", "ece", "novelty_auroc")
 
 
 class Kept:
@@ -137,6 +139,20 @@ def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Recor
     return won / len(low) / len(high)
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the draws of each task, condition, number of records and kind of features."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "records" in row:
+            groups.setdefault(tuple(row[name] for name in GROUP), []).append(row)
+    return [
+        dict(zip(GROUP, key, strict=True))
+        | {"draws": len(members)}
+        | {name: sum(row[name] for row in members) / len(members) for name in SCORES}
+        for key, members in groups.items()
+    ]
+
+
 def zero_shot(model: DecisionModel, folder: Path, task: str) -> dict[str, Any]:
     """Codes without training, and with one temperature from 50 training records."""
     test = load(folder, task, "clean_test")[:25]
@@ -187,6 +203,7 @@ def main() -> None:
         far = load(options.data, other, "clean_test")[:FAR]
         for row in rows_of(model, reader, options, task, far):
             content["rows"].append(row)
+            content |= {"summary": summary(content["rows"])}
             content |= {"seconds_per_state": reader.seconds / max(1, reader.count), "states_read": reader.count}
             options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -14,6 +14,7 @@ from bayeslora.runs.decisions.heads import Heads, signature
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.system.files import check_absent
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
+from bayeslora.tasks.reading.rows import READERS
 
 __all__ = ["evaluate_decisions", "is_decision_task", "train_decisions"]
 
@@ -108,4 +109,7 @@ def _leave_one_out(heads: Heads, model: DecisionModel) -> dict[str, Any]:
 
 def _train_file(name: str) -> Path:
     path = Path(name)
-    return path / "train.jsonl" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    found = (path / f"train{ending}" for ending in READERS)
+    return next((file for file in found if file.is_file()), path / "train.jsonl")
