@@ -136,7 +136,7 @@ def test_wrong_labels_count_less() -> None:
     test, right = made_up(250, seed=1)
     wrong = torch.rand(250, generator=generator(9)) < 0.3
     noisy = torch.where(wrong, torch.randint(2, (250,), generator=generator(8)), labels)
-    robust, plain = fit_head(features, noisy), fit_head(features, noisy, label_noise=False)
+    robust, plain = fit_head(features, noisy, label_noise=True), fit_head(features, noisy)
     if robust.noise.share:
         assert float(robust.precision[wrong & (noisy != labels)].mean()) < float(robust.precision.mean())
     assert _nll(robust, test, right) <= _nll(plain, test, right) + 1e-6

@@ -137,7 +137,7 @@ class Head:
         return HeadPrediction(predictive, variance, self.novelty(features.questions))
 
 
-def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = True) -> Head:
+def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = False) -> Head:
     """The head of training items.
 
     Args:

@@ -34,7 +34,7 @@ from bayeslora.tasks import Item, LocalFile, get_task
 
 ARC = Path("../shared/data/arc_easy")
 SIZES: dict[str, tuple[list[int], int | None]] = {
-    "arc_easy": ([50, 100, 200, 500, 1000, 1800], 1000),
+    "arc_easy": ([50, 200, 500, 1000, 1780], 1000),
     "openbookqa": ([50, 200, 389], None),
     "siqa": ([200, 700], None),
     "piqa": ([200, 700], None),
