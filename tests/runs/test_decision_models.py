@@ -153,6 +153,8 @@ def test_a_saved_model_answers_the_same(model: DecisionModel, tmp_path: Path) ->
     assert DecisionModel.load(folder).decide(state) == model.decide(state)
     with pytest.raises(FileExistsError):
         model.save(folder)
+    with pytest.raises(ValueError, match="is a decision model, which has no items"):
+        bayeslora.load_run(folder)
     (folder / "heads.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"heads\.safetensors is cut"):
         DecisionModel.load(folder)
