@@ -70,7 +70,7 @@ if not TYPE_CHECKING:  # A type checker would take any name for one of these.
     def __getattr__(name: str) -> Any:
         if name in _LATER:
             return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-        if name in _LATER.values():
+        if name in {module.partition(".")[0] for module in _LATER.values()}:
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
