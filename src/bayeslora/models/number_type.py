@@ -21,9 +21,9 @@ _OF_16_BITS = ("offline:smollm2",)
 def number_type(dtype: DtypeName, name: str, device: str) -> DtypeName:
     """What "auto" comes to: "auto" again where the type that the weights are stored in is the best one.
 
-    A CPU with units for bfloat16 (AVX512_BF16, AMX) computes about three times faster in it than in float32; one
-    without emulates it, about three times slower. Adapters, and sums over the vocabulary, are in float32 either way.
-    What the processor says decides, and no measurement, so that a machine gives the same numbers every time.
+    A CPU with units for bfloat16 (AVX512_BF16, AMX) computes faster in it than in float32 (studies/cost/number_type);
+    one without emulates it, about three times slower. Adapters, and sums over the vocabulary, are in float32 either
+    way. What the processor says decides, and no measurement, so that a machine gives the same numbers every time.
 
     Args:
         dtype: What was asked for.

@@ -29,7 +29,7 @@ _FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 _MOST = 4000
 _WORTH = 10.0
 """Nats by which wrong labels must explain the labels better: a model that is merely too sharp in its errors gains a
-few (results/readout has 4 on clean labels)."""
+few (studies/methods/readout has 4 on clean labels)."""
 _DENSITY = 10.0
 """Second parameter of the Beta prior."""
 

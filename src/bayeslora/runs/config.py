@@ -34,7 +34,7 @@ class ModelConfig:
     Args:
         name: Hub id, local folder, or "offline:smollm2" / "offline:minilm" (carried by registry packages).
         dtype: Number type of the weights; "auto" is float32 on a CPU without bfloat16 units, else as stored, and
-            bfloat16 for offline:smollm2 where a CPU has such units (about three times as fast).
+            bfloat16 for offline:smollm2 where a CPU has such units (studies/cost/number_type).
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: Branch, tag or commit of a Hub id.
         quantization: Keep the weights of the base model's linear layers, but for its head, in 4 or 8 bits: "bnb_4bit"

