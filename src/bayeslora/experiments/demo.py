@@ -24,7 +24,8 @@ _SAMPLES = 6
 def demo_config(method: Method, seed: int = 0) -> RunConfig:
     """ARC-Easy with SmolLM2-135M-Instruct by cloze scoring: few items and many epochs, so that plain LoRA overfits."""
     return RunConfig(
-        model=ModelConfig(name="offline:smollm2"),
+        # In the type that every CPU has, so that it gives what the README shows.
+        model=ModelConfig(name="offline:smollm2", dtype="float32"),
         task=TaskConfig(name="arc_easy", scoring="cloze", train_examples=80, test_examples=200),
         method=method,
         train=TrainConfig(epochs=8, batch_size=8, learning_rate=3e-3, logging_steps=10),
