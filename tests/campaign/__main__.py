@@ -67,7 +67,11 @@ def main() -> None:
     print(f"{time.monotonic() - started:.0f} s, seed {options.seed}")
     wrong = [vars(attempt) for attempt in attempts if attempt.kind != "clear"]
     if options.output:
-        text = {"command": " ".join(["python -m campaign", *sys.argv[1:]]), "table": table(attempts)}
+        text = {
+            "command": " ".join(["python -m campaign", *sys.argv[1:]]),
+            "tried": len(attempts),
+            "table": table(attempts),
+        }
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(text | {"not clear": wrong}, indent=1) + "\n")
     sys.exit(bool(wrong))
