@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from bayeslora.system.devices import choose_device
+
 __all__ = ["DtypeName", "number_type"]
 
 logger = logging.getLogger("bayeslora")
@@ -30,7 +32,7 @@ def number_type(dtype: DtypeName, name: str, device: str) -> DtypeName:
         name: Of the base model.
         device: A torch device name, or "auto".
     """
-    if dtype != "auto" or not (device == "cpu" or (device == "auto" and not _has_accelerator())):
+    if dtype != "auto" or not (device == "cpu" or (device == "auto" and choose_device("auto").type == "cpu")):
         return dtype
     if not _has_bfloat16_units():
         return "float32"
@@ -38,10 +40,6 @@ def number_type(dtype: DtypeName, name: str, device: str) -> DtypeName:
         return "auto"
     _say(name)
     return "bfloat16"
-
-
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def _has_bfloat16_units() -> bool:

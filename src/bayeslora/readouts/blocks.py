@@ -75,7 +75,7 @@ class BlockScaling:
                 )
         scales = {name: _inverse_deviation(block[features.mask]) for name, block in blocks.items()}
         for name in features.numbers:
-            size = float((cls(scales)(features)[name].double() ** 2).sum(-1).mean())
+            size = float((cls({name: scales[name]})(features)[name].double() ** 2).sum(-1).mean())
             scales[name] = scales[name] * size**-0.5 if size > 0 else scales[name]
         return cls(scales)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bayeslora.readouts.regression import cholesky
 
-__all__ = ["PRIOR_STD", "Scales", "fit_scales", "log_evidence"]
+__all__ = ["PRIOR_STD", "Scales", "combined", "fit_scales", "log_evidence"]
 
 PRIOR_STD = 3.0
 """Of the log scales around their starts: a factor of 20 either way costs half a nat."""

@@ -19,7 +19,6 @@ from bayeslora.readouts.sparse import SparseRegression
 __all__ = ["head_from_tensors", "head_tensors"]
 
 _SPARSE = ("factor", "precision_factor", "mean")
-_NOVELTY = ("scale", "points", "reference")
 
 
 def head_tensors(head: Head) -> dict[str, Tensor]:
@@ -41,7 +40,7 @@ def head_tensors(head: Head) -> dict[str, Tensor]:
     tensors |= {f"scale.{name}": scale for name, scale in head.scaling.scales.items()}
     tensors |= {f"hidden.{name}": block for name, block in head.features.hidden.items()}
     tensors |= {f"number.{name}": block for name, block in head.features.numbers.items()}
-    tensors |= {f"novelty.{name}": getattr(head.novelty, name) for name in _NOVELTY}
+    tensors |= head.novelty.tensors()
     if isinstance(head.posterior, SparseRegression):
         tensors |= {f"sparse.{name}": getattr(head.posterior, name) for name in _SPARSE}
     # The order of the blocks, which a file of tensors does not keep.
@@ -83,7 +82,7 @@ def _head(tensors: Mapping[str, Tensor]) -> Head:
         scales=chosen,
         noise=LabelNoise(temperature, share, tensors["right"], nll),
         posterior=posterior,
-        novelty=Novelty(**{name: _part(tensors, "novelty")[name] for name in _NOVELTY}),
+        novelty=Novelty.restored(tensors),
     )
 
 

@@ -9,8 +9,8 @@ Without them, the layers above the last one that is read do not run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from bayeslora.models.layers import evaluating, forwards_replaced, outermost_lay
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["POOLINGS", "ItemVectors", "item_vectors", "read_layers"]
+__all__ = ["POOLINGS", "ItemVectors", "hidden_states", "item_vectors", "read_layers"]
+
+Result = TypeVar("Result")
 
 POOLINGS = ("mean", "last")
 
@@ -64,7 +66,7 @@ def item_vectors(
     """
     suited: Any = batch.suited_to(model)
     with evaluating(model), torch.no_grad():
-        states, tokens = _run(model, suited, layers, likelihood)
+        states, tokens = hidden_states(model, layers, lambda: suited.likelihood(model), whole=likelihood)
     hidden = torch.stack(states, 2)
     unpacked = isinstance(suited, UnpackedBatch)
     pooled = (_unpacked(suited, hidden) if unpacked else _packed(suited, hidden)).to(hidden.dtype).cpu()
@@ -82,9 +84,19 @@ class _Stop(Exception):
     """Ends a forward whose further layers nobody reads."""
 
 
-def _run(model: nn.Module, batch: Any, layers: Sequence[int], whole: bool) -> tuple[list[Tensor], Tensor | None]:
-    """Hidden states [rows, tokens, hidden] behind these numbers of layers, and the answer tokens' log-likelihoods."""
-    every, found = outermost_layers(model), []
+def hidden_states(
+    model: nn.Module, layers: Sequence[int], forward: Callable[[], Result], *, whole: bool = False
+) -> tuple[list[Tensor], Result | None]:
+    """Hidden states [rows, tokens, hidden] behind these numbers of layers in a forward, and what the forward returns.
+
+    Args:
+        model: What `forward` runs.
+        layers: Of `read_layers`, rising.
+        forward: Runs the model once.
+        whole: Whether the layers above these run; else the forward ends behind the last of them, and returns None.
+    """
+    every: list[nn.Module] = outermost_layers(model)
+    found: list[Tensor] = []
     numbers = {id(layer): number + 1 for number, layer in enumerate(every)}
 
     def run(layer: nn.Module, own: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,7 +109,7 @@ def _run(model: nn.Module, batch: Any, layers: Sequence[int], whole: bool) -> tu
 
     with forwards_replaced(every, run):
         try:
-            return found, batch.likelihood(model)
+            return found, forward()
         except _Stop:
             return found, None
 

@@ -7,7 +7,8 @@ an ordinary question, 1 is farther out than any question trained on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -39,6 +40,19 @@ class Novelty:
         scale = torch.where(deviation > 0, 1 / deviation.clamp_min(1e-12), 0.0).to(questions.dtype)
         points = questions * scale
         return cls(scale, points, _distance(points, points, itself=True).sort().values)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restored` needs, by name, for a file that has other tensors too."""
+        return {f"novelty.{each.name}": getattr(self, each.name).contiguous() for each in fields(self)}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> Novelty:
+        """From a file's tensors.
+
+        Raises:
+            KeyError: One is missing.
+        """
+        return cls(**{each.name: tensors[f"novelty.{each.name}"] for each in fields(cls)})
 
     def __call__(self, questions: Tensor) -> Tensor:
         """Novelty in [0, 1] of questions [questions, features]."""

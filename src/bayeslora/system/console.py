@@ -152,9 +152,9 @@ def progress(what: str, total: int, unit: str = "items", done: int = 0, show: bo
         line.close()
 
 
-def track(work: Sequence[T], what: str, unit: str) -> Iterator[T]:
+def track(work: Sequence[T], what: str, unit: str, *, show: bool = True) -> Iterator[T]:
     """Go through `work` with a progress line."""
-    with progress(what, len(work), unit) as line:
+    with progress(what, len(work), unit, show=show) as line:
         for each in work:
             yield each
             if line is not None:

@@ -7,18 +7,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi.responses import HTMLResponse
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bayeslora import __version__
 from bayeslora.deploy.serve.batching import Batcher
 from bayeslora.deploy.serve.bounds import BoundedBody, checked_items
-from bayeslora.deploy.serve.decisions.keys import RequireKey, key_of_environment
 from bayeslora.deploy.serve.errors import CatchErrors, add_error_handlers
 from bayeslora.deploy.serve.in_time import in_time
+from bayeslora.deploy.serve.keys import RequireKey, key_of_environment
 from bayeslora.deploy.serve.metrics import CountRequests, Metrics
+from bayeslora.deploy.serve.operations import add_operations
 from bayeslora.deploy.serve.page import page, page_policy
 from bayeslora.deploy.serve.predictor import Predictor
 from bayeslora.deploy.serve.schemas import ErrorResponse, ModelResponse, PredictRequest, PredictResponse
@@ -108,18 +108,7 @@ def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: 
     async def model() -> Any:
         return described
 
-    @app.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/readyz", summary="Whether items are being predicted", responses={503: {"description": "Not now."}})
-    async def readyz() -> Response:
-        ready = batcher.running
-        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
-
-    @app.get("/metrics", summary="Prometheus' text format", response_class=Response)
-    async def counters() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    add_operations(app, metrics, lambda: batcher.running, "items are being predicted")
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

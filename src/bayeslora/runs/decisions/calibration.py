@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from bayeslora.prediction.certified import Certified, certified_threshold
+from bayeslora.prediction.temperature import PRIOR_STD
 from bayeslora.runs.decisions.heads import signature
 from bayeslora.tasks.decisions import Answer, Question, hard_label
 
@@ -22,7 +23,6 @@ logger = logging.getLogger("bayeslora")
 Signal = Literal["confidence", "entropy", "novelty"]
 _SPREAD = 0.3
 """Standard deviation of a group's log T around the common one."""
-_COMMON = 0.7
 _WIDEST = 5.0
 
 DEFINITIONS = {
@@ -178,7 +178,7 @@ def fit_temperatures(labelled: Sequence[Labelled]) -> tuple[float, dict[str, flo
     ]
 
     def loss(point: np.ndarray) -> float:
-        total = (point[0] / _COMMON) ** 2 / 2 + float((((point[1:] - point[0]) / _SPREAD) ** 2).sum()) / 2
+        total = (point[0] / PRIOR_STD) ** 2 / 2 + float((((point[1:] - point[0]) / _SPREAD) ** 2).sum()) / 2
         for log_temperature, (scores, targets) in zip(point[1:], tables, strict=True):
             scaled = scores / math.exp(log_temperature)
             peak = scaled.max(1, keepdims=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bayeslora.models.number_type import DtypeName
+
 __all__ = ["DecisionConfig"]
 
 
@@ -29,7 +31,7 @@ class DecisionConfig:
     """
 
     model: str = "offline:smollm2"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = "auto"
     device: str = "auto"
     revision: str | None = None
     readout: Literal["auto", "codes", "heads"] = "auto"

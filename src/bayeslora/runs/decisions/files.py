@@ -51,8 +51,7 @@ def save_decision_model(
         )
         if metrics is not None:
             write_json(aside / "metrics.json", dict(metrics))
-        if model.calibration is not None:
-            write_json(aside / CALIBRATION, model.calibration.to_dict())
+        save_calibration(model, aside)
         if model.heads.by_signature:
             save_file(heads_tensors(model.heads), aside / TENSORS)
 

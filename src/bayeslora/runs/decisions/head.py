@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.readouts.evidence import Scales, fit_scales
+from bayeslora.readouts.evidence import Scales, combined, fit_scales
 from bayeslora.readouts.label_noise import fit_temperature_and_noise
 from bayeslora.readouts.predictive import standard_points
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.runs.decisions.kernels import Kernels
 from bayeslora.tasks.decisions import Question
 
-__all__ = ["QuestionHead", "positions"]
+__all__ = ["QuestionHead", "positions", "posterior_of"]
 
 _ROUNDS = 3
 """Of expectation maximisation, where labels may be wrong."""
@@ -47,6 +46,18 @@ def positions(question: Question) -> Tensor:
     return line.flip(0) if question.kind == "noul" else line
 
 
+def posterior_of(matrices: Sequence[Tensor], weights: Tensor, targets: Tensor, noise: Tensor) -> Regression:
+    """Given the labels' numbers, less their mean.
+
+    Args:
+        matrices: Of `Kernels.between_points`.
+        weights: As in `QuestionHead`, like `targets` and `noise`.
+        targets: [records, outputs].
+        noise: [records].
+    """
+    return Regression.condition(combined(matrices, weights), targets - targets.mean(0), noise)
+
+
 @dataclass(frozen=True)
 class QuestionHead:
     """A fitted head.
@@ -57,6 +68,7 @@ class QuestionHead:
         weights: Prior variance of each kernel.
         targets: Numbers of the labels [records, outputs].
         noise: Noise variance of each record [records].
+        posterior: Of `posterior_of`.
         variance: Noise variance s2 of a right label.
         temperature: T.
         share: Of wrong labels.
@@ -68,6 +80,7 @@ class QuestionHead:
     weights: Tensor
     targets: Tensor
     noise: Tensor
+    posterior: Regression
     variance: float
     temperature: float = 1.0
     share: float = 0.0
@@ -96,7 +109,9 @@ class QuestionHead:
         scales: Scales | None = None
         for round_ in range(_ROUNDS if noisy else 1):
             scales = fit_scales(matrices, centred, right if round_ else None, scales)
-            head = cls(question, kernels, scales.weights, numbers, scales.noise / right, scales.noise)
+            noise = scales.noise / right
+            posterior = posterior_of(matrices, scales.weights, numbers, noise)
+            head = cls(question, kernels, scales.weights, numbers, noise, posterior, scales.noise)
             found = fit_temperature_and_noise(head.leave_one_out(states), labels, choices, noisy=noisy)
             if found.share < _NO_NOISE:
                 break
@@ -106,9 +121,9 @@ class QuestionHead:
     def predict(self, features: Tensor) -> Predictive:
         """Of new features [records, poolings, layers, hidden]; its samples are [points, records, options]."""
         cross, own = self.kernels.to_points(features)
-        mixed = torch.stack(cross).mul(self.weights[:, None, None]).sum(0)
+        mixed = combined(cross, self.weights)
         prior = (own * self.weights[:, None]).sum(0)[:, None, None]
-        return self._predictive(self._posterior.predict(mixed, prior, torch.arange(len(features)).unsqueeze(1)))
+        return self._predictive(self.posterior.predict(mixed, prior, torch.arange(len(features)).unsqueeze(1)))
 
     def leave_one_out(self, states: Sequence[str]) -> Predictive:
         """Of the training records, each without all records of its state, at T = 1 where none is fitted yet."""
@@ -117,19 +132,13 @@ class QuestionHead:
             places.setdefault(state, []).append(row)
         width = max(map(len, places.values()))
         table = torch.tensor([rows + [-1] * (width - len(rows)) for rows in places.values()])
-        grouped = self._posterior.leave_one_out(table)
+        grouped = self.posterior.leave_one_out(table)
         flat, order = table >= 0, table[table >= 0]
         mean = torch.empty_like(self.targets)
         mean[order] = grouped.mean[flat]
         variance = torch.empty(len(states), dtype=torch.float64)
         variance[order] = grouped.covariance.diagonal(dim1=1, dim2=2)[flat]
         return self._predictive(Utilities(mean.unsqueeze(1), variance[:, None, None]))
-
-    @cached_property
-    def _posterior(self) -> Regression:
-        matrices = torch.stack(self.kernels.between_points())
-        kernel = (matrices * self.weights[:, None, None]).sum(0)
-        return Regression.condition(kernel, self.targets - self.targets.mean(0), self.noise)
 
     def _predictive(self, utilities: Utilities) -> Predictive:
         mean = utilities.mean[:, 0] + self.targets.mean(0)

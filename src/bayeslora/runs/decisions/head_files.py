@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
-from bayeslora.runs.decisions.head import QuestionHead
+from bayeslora.runs.decisions.head import QuestionHead, posterior_of
 from bayeslora.runs.decisions.heads import Heads, signature
 from bayeslora.runs.decisions.kernels import Kernels
 from bayeslora.tasks.decisions import parse_question
@@ -31,9 +31,7 @@ def heads_tensors(heads: Heads) -> dict[str, Tensor]:
         own |= {"points": head.kernels.points, "mean": head.kernels.mean, "scale": head.kernels.scale}
         tensors |= {f"heads.{index}.{name}": tensor.contiguous() for name, tensor in own.items()}
     if heads.novelty is not None:
-        novelty = heads.novelty
-        own = {"scale": novelty.scale, "points": novelty.points, "reference": novelty.reference}
-        tensors |= {f"novelty.{name}": tensor.contiguous() for name, tensor in own.items()}
+        tensors |= heads.novelty.tensors()
     return tensors
 
 
@@ -45,7 +43,7 @@ def restored_heads(fields: Sequence[Mapping[str, Any]], tensors: Mapping[str, Te
     """
     try:
         heads = [_head(index, one, tensors) for index, one in enumerate(fields)]
-        novelty = Novelty(*(tensors[f"novelty.{name}"] for name in ("scale", "points", "reference")))
+        novelty = Novelty.restored(tensors)
     except KeyError as error:
         raise ValueError(f"the heads of this decision model lack {error}; save the model again.") from error
     return Heads({signature(head.question): head for head in heads}, novelty)
@@ -58,4 +56,6 @@ def _head(index: int, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     kernels = Kernels(own("points"), own("mean"), own("scale"))
     numbers = {name: float(fields[name]) for name in _NUMBERS}
     question = parse_question(fields["question"])
-    return QuestionHead(question, kernels, own("weights"), own("targets"), own("noise"), **numbers)
+    weights, targets, noise = own("weights"), own("targets"), own("noise")
+    posterior = posterior_of(kernels.between_points(), weights, targets, noise)
+    return QuestionHead(question, kernels, weights, targets, noise, posterior, **numbers)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bayeslora.readouts.novelty import Novelty
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.head import QuestionHead
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors
+from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Answer, Question, Record
 
 __all__ = ["Heads", "signature"]
@@ -128,7 +128,7 @@ def _read(
     """Vectors of each record that has a label of a wanted question; equal ones are read once."""
     found: dict[int, _Read] = {}
     known: dict[Any, _Read] = {}
-    for index, record in enumerate(tqdm(records, desc="states", disable=not progress)):
+    for index, record in enumerate(track(records, "read", "states", show=progress)):
         asked = {signature(record.questions[name]): record.questions[name] for name in record.targets}
         asked = {key: question for key, question in asked.items() if key in wanted}
         if asked:

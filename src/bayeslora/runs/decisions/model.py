@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,16 @@ class DecisionModel:
         """
         if isinstance(records, str | Path):
             records = read_records(records, self.questions or None, require_labels=True)
-        self.calibration, labelled = None, []
+        self.calibration = None
+        self.calibration = calibrated(list(self.labelled(records)), alpha=alpha, delta=delta, signal=signal)
+        return self
+
+    def labelled(self, records: Sequence[Record]) -> Iterator[Labelled]:
+        """Answers to the questions of records whose right answers are known, beside these."""
         for record in records:
             asked = {name: record.questions[name] for name in record.targets}
             for name, answer in (self.decide(record.state, asked) if asked else {}).items():
-                labelled.append(Labelled(answer, record.targets[name], record.state_key))
-        self.calibration = calibrated(labelled, alpha=alpha, delta=delta, signal=signal)
-        return self
+                yield Labelled(answer, record.targets[name], record.state_key)
 
     def _by_codes(self, state: Any, questions: Mapping[str, Question]) -> dict[str, Answer]:
         scores = self.reader(state, list(questions.values()))

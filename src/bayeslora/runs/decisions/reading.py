@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
-from bayeslora.readouts.hidden import read_layers
+from bayeslora.models.layers import evaluating
+from bayeslora.readouts.hidden import hidden_states, read_layers
 from bayeslora.scoring.codes import CodeReader, TooLongError
 from bayeslora.scoring.codes.reading import Prefix
 from bayeslora.tasks.decisions import Question
@@ -75,22 +74,5 @@ class HiddenReader:
 
     def _hidden(self, forward: Callable[[], Any]) -> Tensor:
         """Hidden states [layers, tokens, hidden] of one row."""
-        every, found = outermost_layers(self.reader.model), []
-        numbers = {id(layer): number + 1 for number, layer in enumerate(every)}
-
-        def run(layer: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            output = own(*args, **kwargs)
-            if numbers[id(layer)] in self.layers:
-                hidden = output if isinstance(output, Tensor) else output[0]
-                found.append(hidden[0].float().cpu())
-                if len(found) == len(self.layers):
-                    raise _Enough
-            return output
-
-        with suppress(_Enough), forwards_replaced(every, run):
-            forward()
-        return torch.stack(found)
-
-
-class _Enough(Exception):
-    """Ends a forward whose further layers nobody reads."""
+        states, _ = hidden_states(self.reader.model, self.layers, forward)
+        return torch.stack([state[0].float().cpu() for state in states])

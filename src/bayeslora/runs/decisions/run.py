@@ -10,7 +10,7 @@ from typing import Any
 
 from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.runs.decisions.config import DecisionConfig
-from bayeslora.runs.decisions.heads import Heads, signature
+from bayeslora.runs.decisions.heads import signature
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.system.files import check_absent
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
@@ -56,7 +56,7 @@ def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: boo
     records = read_records(train, require_labels=True)
     model = DecisionModel(settings).fit(records)
     metrics: dict[str, Any] = {"task": config.task.name, "model": config.model.name, "records": len(records)}
-    metrics["leave_one_out"] = _leave_one_out(model.heads, model)
+    metrics["leave_one_out"] = _leave_one_out(model)
     test = train.with_name(f"test{train.suffix}")
     if train.stem == "train" and test.is_file():
         metrics |= {"split": "test"} | evaluate_decisions(model, unseen(read_records(test), records))
@@ -70,14 +70,11 @@ def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[
     Soft labels count in expectation for the NLL, by their most probable option for the accuracy.
     """
     right, nll, top = [], [], []
-    for record in records:
-        asked = {name: record.questions[name] for name in record.targets}
-        for name, answer in (model.decide(record.state, asked) if asked else {}).items():
-            target = record.targets[name]
-            right.append(answer.best == record.label(name))
-            top.append(max(answer.probabilities))
-            pairs = zip(target, answer.probabilities, strict=True)
-            nll.append(-math.fsum(t * math.log(max(p, 1e-300)) for t, p in pairs if t))
+    for row in model.labelled(records):
+        right.append(not row.wrong)
+        top.append(max(row.answer.probabilities))
+        pairs = zip(row.target, row.answer.probabilities, strict=True)
+        nll.append(-math.fsum(t * math.log(max(p, 1e-300)) for t, p in pairs if t))
     count = max(1, len(nll))
     scores = {"accuracy": sum(right) / count, "nll": math.fsum(nll) / count, "confidence": math.fsum(top) / count}
     return scores | {"num_examples": len(nll)}
@@ -94,7 +91,7 @@ def unseen(records: Sequence[Record], trained: Sequence[Record]) -> list[Record]
     return fresh
 
 
-def _leave_one_out(heads: Heads, model: DecisionModel) -> dict[str, Any]:
+def _leave_one_out(model: DecisionModel) -> dict[str, Any]:
     names = {signature(question): name for name, question in model.questions.items()}
     return {
         names.get(key, key[1]): {
@@ -103,7 +100,7 @@ def _leave_one_out(heads: Heads, model: DecisionModel) -> dict[str, Any]:
             "temperature": head.temperature,
             "wrong": head.share,
         }
-        for key, head in heads.by_signature.items()
+        for key, head in model.heads.by_signature.items()
     }
 
 

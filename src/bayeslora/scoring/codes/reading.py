@@ -86,15 +86,16 @@ class CodeReader:
             TooLongError: A prompt does not fit.
             ValueError: A question has more options than there are codes.
         """
-        prompts = [self.prompts(state, question) for question in questions]
+        shared = self.state_tokens(state)
+        prompts = [self._prompts(shared, question) for question in questions]
         with torch.inference_mode(), evaluating(self.model):
-            before = Prefix(self.model, self.state_tokens(state))
+            before = Prefix(self.model, shared)
             return [self._averaged(before, question, rows) for question, rows in zip(questions, prompts, strict=True)]
 
     def num_tokens(self, state: Any, questions: Sequence[Question]) -> int:
         """Tokens that are read for a request: those of the state once."""
-        asked = sum(len(row) for question in questions for row in self.prompts(state, question))
-        return len(self.state_tokens(state)) + asked
+        shared = self.state_tokens(state)
+        return len(shared) + sum(len(row) for question in questions for row in self._prompts(shared, question))
 
     def state_tokens(self, state: Any) -> list[int]:
         """Tokens of what all questions about a state share."""
@@ -112,12 +113,15 @@ class CodeReader:
             TooLongError: With the state they do not fit.
             ValueError: There are too few codes.
         """
+        return self._prompts(self.state_tokens(state), question)
+
+    def _prompts(self, shared: list[int], question: Question) -> list[list[int]]:
         self.codes.check(len(question.options))
         rows = []
         for order in rotations(len(question.options), self.orders):
             text = self.template.show_question(question, self.codes.labels, order) + self.end
             rows.append(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
-        longest = len(self.state_tokens(state)) + max(map(len, rows))
+        longest = len(shared) + max(map(len, rows))
         if longest > self.max_length:
             raise TooLongError(longest, self.max_length)
         return rows

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bayeslora.tasks.decisions.labels import hard_label
 from bayeslora.tasks.decisions.questions import Question
 
 __all__ = ["Answer"]
@@ -38,7 +39,7 @@ class Answer:
     @property
     def best(self) -> int:
         """Index of the most probable option; of equals the first."""
-        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+        return hard_label(self.probabilities)
 
     @property
     def key(self) -> str:

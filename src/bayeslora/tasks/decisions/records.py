@@ -14,7 +14,7 @@ from typing import Any
 from bayeslora.tasks.decisions.labels import Target, hard_label, read_target
 from bayeslora.tasks.decisions.questions import Question, QuestionError, parse_question, parse_questions, shown, text_of
 from bayeslora.tasks.reading.item import TaskError
-from bayeslora.tasks.reading.rows import PlacedRow, read_rows
+from bayeslora.tasks.reading.rows import PlacedRow, first_row, read_rows
 from bayeslora.tasks.reading.unique_keys import read_json_text
 
 __all__ = ["Record", "check_state", "is_decision_file", "parse_record", "read_records"]
@@ -79,11 +79,12 @@ def is_decision_file(path: str | Path) -> bool:
     if not path.is_file():
         return False
     try:
-        first = read_rows(path)[0].values
+        row = first_row(path)
     except TaskError:  # Whoever reads it then says what is wrong.
         return False
-    if "state" not in first:
+    if row is None or "state" not in row.values:
         return False
+    first = row.values
     question = first.get("question")
     typed = isinstance(question, Mapping) or str(question).lstrip().startswith("{") or first.get("type") in KINDS
     return "questions" in first or isinstance(first.get("labels"), Mapping) or ("question" in first and typed)

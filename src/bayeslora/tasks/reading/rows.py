@@ -29,6 +29,22 @@ def read_rows(path: Path) -> list[PlacedRow]:
     Raises:
         TaskError: the file is missing, of an unknown kind, empty or malformed.
     """
+    rows = list(_rows(path))
+    if not rows:
+        raise TaskError(f"{path}: expected at least one item, but the file is empty; add items to it.")
+    return rows
+
+
+def first_row(path: Path) -> PlacedRow | None:
+    """The first row, None of an empty file; what stands behind it is not read where the kind of file allows that.
+
+    Raises:
+        TaskError: The file is missing, of an unknown kind or malformed as far as it is read.
+    """
+    return next(_rows(path), None)
+
+
+def _rows(path: Path) -> Iterator[PlacedRow]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         hint = nearest(path.suffix, READERS)
@@ -39,12 +55,9 @@ def read_rows(path: Path) -> list[PlacedRow]:
     if not path.is_file():
         raise TaskError(f"{path}: expected a data file, but there is none; correct the path.")
     try:
-        rows = list(reader(path))
+        yield from reader(path)
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: expected UTF-8 text, but {error}; save the file as UTF-8.") from error
-    if not rows:
-        raise TaskError(f"{path}: expected at least one item, but the file is empty; add items to it.")
-    return rows
 
 
 def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -21,14 +20,15 @@ from bayeslora import __version__
 from bayeslora.deploy.serve.bounds import BoundedBody
 from bayeslora.deploy.serve.decisions.encodings import DecodedBody
 from bayeslora.deploy.serve.decisions.gemini import Gemini
-from bayeslora.deploy.serve.decisions.keys import RequireKey, key_of_environment
 from bayeslora.deploy.serve.decisions.openai import OpenAI
 from bayeslora.deploy.serve.decisions.systemone import SystemOne
 from bayeslora.deploy.serve.decisions.wire import Asked, Wire, refused
 from bayeslora.deploy.serve.decisions.worker import Worker
 from bayeslora.deploy.serve.errors import CatchErrors, Refused
 from bayeslora.deploy.serve.in_time import in_time
+from bayeslora.deploy.serve.keys import RequireKey, key_of_environment
 from bayeslora.deploy.serve.metrics import CountRequests, Metrics
+from bayeslora.deploy.serve.operations import add_operations
 from bayeslora.deploy.serve.security import SecurityHeaders
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs.decisions import DecisionModel
@@ -110,17 +110,7 @@ def create_decision_app(
     async def models() -> dict[str, Any]:
         return _models(served)
 
-    @app.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/readyz", summary="Whether questions are being answered", responses={503: {"description": "Not now."}})
-    async def readyz() -> Response:
-        return JSONResponse({"status": "ready" if worker.running else "not ready"}, 200 if worker.running else 503)
-
-    @app.get("/metrics", summary="Prometheus' text format", response_class=Response)
-    async def counters() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    add_operations(app, metrics, lambda: worker.running, "questions are being answered")
 
     return app
 
