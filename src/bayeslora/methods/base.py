@@ -86,6 +86,8 @@ class Method(ABC):
     """Draws per training forward; the loss is their mean."""
     adapts: ClassVar[bool] = True
     """Whether the method trains an adapter; a head on frozen features does not."""
+    of_whole_training: ClassVar[bool] = False
+    """Whether what it predicts with comes from the training as a whole, so that no earlier epoch's end can be taken."""
     needs_items: ClassVar[bool] = False
     """Whether `fit_posterior` or `predict` reads batches of items with choices, so that texts will not do."""
 

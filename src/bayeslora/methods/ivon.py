@@ -94,6 +94,7 @@ class Ivon(Method):
     """
 
     name: ClassVar[str] = "ivon"
+    of_whole_training: ClassVar[bool] = True
     config_class: ClassVar[type[LoraConfig]] = IvonConfig
 
     def __init__(

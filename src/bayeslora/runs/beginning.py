@@ -50,12 +50,28 @@ def check_config(config: RunConfig, has_dev: bool) -> None:
 
     Raises:
         ValueError: A value is out of its range (a config may change after it was made), there is nothing to fit a
-            temperature on, or the config cannot be written.
+            temperature or choose an epoch on, the epochs' ends cannot be chosen from, or the config cannot be written.
     """
     check_options(config)
     if config.temperature_scaling and not has_dev:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
+    if config.train.choose_epoch:
+        _check_choice_of_epoch(config, has_dev)
     dump_config(config)
+
+
+def _check_choice_of_epoch(config: RunConfig, has_dev: bool) -> None:
+    reason = None
+    if config.task.scoring == "text":
+        reason = "it predicts items with choices, and task.scoring is text"
+    elif not has_dev:
+        reason = f"it needs dev items, and task {config.task.name!r} has none"
+    elif config.train.save_steps is not None:
+        reason = "it saves at each epoch's end, and train.save_steps says otherwise (leave it out)"
+    elif config.method.of_whole_training:
+        reason = f"what {type(config.method).__name__} predicts with comes from the whole training"
+    if reason is not None:
+        raise ValueError(f"train.choose_epoch does not go with this run: {reason}.")
 
 
 def check_beginning(

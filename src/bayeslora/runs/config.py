@@ -136,6 +136,9 @@ class TrainConfig:
         max_grad_norm: Clip the gradient's norm at this value; 0: do not.
         logging_steps: Steps between log lines.
         save_steps: Steps between checkpoints; default: every epoch.
+        choose_epoch: Predict the dev items at each epoch's end, as the method predicts, and leave the adapter of the
+            end with the lowest NLL; what a method fits after training is fitted to that one. The learning rate follows
+            the schedule of all `epochs`: an earlier end is one at a rate that had not fallen yet.
         cache_trunk: Keep the output of the frozen layers below the first adapter, so that later epochs do not compute
             it again (exact up to rounding; needs cloze or letter scoring).
         cache_trunk_folder: Keep it in memory-mapped files in this folder, for later runs, other methods and other
@@ -161,6 +164,7 @@ class TrainConfig:
     max_grad_norm: AtLeastZero = 1.0
     logging_steps: Count = 10
     save_steps: Count | None = None
+    choose_epoch: bool = False
     cache_trunk: bool = True
     cache_trunk_folder: str | None = None
     cache_trunk_limit: Annotated[int, Range(0, 2**63)] = 4 * 2**30

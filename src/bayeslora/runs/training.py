@@ -22,11 +22,12 @@ from bayeslora.runs.beginning import check_beginning, check_config, check_length
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.dev_predictions import keep_dev_predictions
+from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
 from bayeslora.runs.items import describe_splits, task_items, with_classes
 from bayeslora.runs.kept import KEPT
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
 from bayeslora.runs.model_card import CardFacts, write_model_card
-from bayeslora.runs.prediction import Prediction
+from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
 from bayeslora.scoring import ChoiceBatch, Scoring, get_scoring
@@ -145,10 +146,10 @@ def _train(
             with training_shown(trainer, "item"):
                 trainer.train(resume_from_checkpoint=resume)
         state = config.method.fit_posterior(model, _training(config, trainer, scoring, splits, trunk_cache))
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started - getattr(trainer, "evaluation_seconds", 0.0)
     if trunk_cache is not None:
         logger.debug("%s", trunk_cache.summary())
-    metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
+    metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak) | epoch_record(trainer)
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if scoring.takes_classes:
         metrics["classes"] = config.task.classes
@@ -294,6 +295,7 @@ def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[s
         "save_strategy": "epoch" if options.save_steps is None else "steps",
         "save_steps": options.save_steps or 500,
         "save_total_limit": 2,
+        **(EPOCH_FIELDS if options.choose_epoch else {}),
         "report_to": options.report_to,
         "seed": config.seed,
         "use_cpu": next(model.parameters()).device.type == "cpu",
@@ -322,15 +324,23 @@ def _trainer(
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return BayesianLoraTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=splits.train,
-        data_collator=scoring,
-        trunk_cache=trunk_cache,
-        label_smoothing=options.label_smoothing,
-        optimizer=options.optimizer,
-        optimizer_options=options.optimizer_options,
-        prior_std=options.prior_std,
+    fields: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": splits.train,
+        "data_collator": scoring,
+        "trunk_cache": trunk_cache,
+        "label_smoothing": options.label_smoothing,
+        "optimizer": options.optimizer,
+        "optimizer_options": options.optimizer_options,
+        "prior_std": options.prior_std,
         **config.method.trainer_options(options.learning_rate, steps, len(splits.train)),
-    )
+    }
+    if not options.choose_epoch:
+        return BayesianLoraTrainer(**fields)
+
+    def dev_nll() -> float:
+        found = predict_items(config, model, scoring, splits.dev, trunk_cache=trunk_cache, progress=False)
+        return float(found.metrics()["nll"])
+
+    return EpochTrainer(**fields, eval_dataset=splits.dev, dev_nll=dev_nll)
