@@ -68,7 +68,9 @@ def bound_of(record: Mapping[str, Any]) -> str | None:
     return _MEANING["lower"] if low < _AT else _MEANING["upper"] if high > -_AT else None
 
 
-def fit_temperature(predictive: Predictive, labels: Tensor, prior_std: float = PRIOR_STD) -> Temperature:
+def fit_temperature(
+    predictive: Predictive, labels: Tensor, prior_std: float = PRIOR_STD, *, warns: bool = True
+) -> Temperature:
     """The temperature of the largest posterior given held-out items: NLL, and a Gaussian prior on its logarithm.
 
     Each draw's log-probabilities are divided by it before the draws are averaged; for a single draw and no prior this
@@ -76,7 +78,7 @@ def fit_temperature(predictive: Predictive, labels: Tensor, prior_std: float = P
     model has all right say no more than that T is not large, and their likelihood alone has its maximum at 0. It
     weighs as much as (log T / `prior_std`)^2 / 2 nats of all items together, so many items outweigh it.
 
-    Warns (logging) at a bound of the search and where fewer than `FEW_ERRORS` items are wrong.
+    Warns (logging) at a bound of the search and where fewer than `FEW_ERRORS` items are wrong, unless not `warns`.
 
     Args:
         predictive: Of the dev items, never of the test items.
@@ -102,7 +104,8 @@ def fit_temperature(predictive: Predictive, labels: Tensor, prior_std: float = P
         errors = int((predictive.log_probabilities.argmax(-1) != labels).sum())
     value = math.exp(best)
     found = Temperature(value, value / math.sqrt(curvature) if curvature > 0 else math.inf, errors, len(labels))
-    _warn(found)
+    if warns:
+        _warn(found)
     return found
 
 

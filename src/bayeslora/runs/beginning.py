@@ -123,7 +123,11 @@ def check_finished(config: RunConfig, output: Path, apart_from: Iterable[str] = 
         ValueError: It is not; the message names the options.
     """
     # What the config leaves open is read off the items and the tokenizer, and then written.
-    found_out = {"task.classes": not config.task.classes, "task.chat_template": config.task.chat_template == "auto"}
+    found_out = {
+        "task.classes": not config.task.classes,
+        "task.chat_template": config.task.chat_template == "auto",
+        "task.length_power": config.task.length_power == "auto",
+    }
     skipped = (*apart_from, *(name for name, left_open in found_out.items() if left_open))
     found = _differences(describe(read_config(output / "config.yaml")), config, same_items=False, skipped=skipped)
     if found:

@@ -89,7 +89,9 @@ class TaskConfig:
             where the tokenizer has one. Training writes what it used into the run's config.
         raw: With scoring text: take prompts and completions as they are, also where the tokenizer has a chat template.
         length_power: With scoring cloze: a choice's log-likelihood is divided by its number of tokens to this power; 1
-            is the mean per token, as in the papers, 0 the sum (docs/guides/readout.md).
+            is the mean per token, as in the papers, 0 the sum (docs/guides/readout.md). "auto": the one with which the
+            model does best before it is trained, each at its best temperature, on the dev items or, without any, on the
+            training items; training writes it into the run's config.
     """
 
     name: str = "arc_easy"
@@ -110,7 +112,7 @@ class TaskConfig:
     classes: list[str] | None = None
     chat_template: Literal["auto"] | bool = "auto"
     raw: bool = False
-    length_power: Annotated[float, Range(-2, 4)] = 1.0
+    length_power: Literal["auto"] | Annotated[float, Range(-2, 4)] = 1.0
 
 
 @dataclass

@@ -91,7 +91,9 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
         return scoring(tokenizer, max_length, chat_template=chat)
     if task.scoring != "cloze":
         raise ValueError(f"task.length_power is for scoring cloze, not for {task.scoring}; leave it out.")
-    return Cloze(tokenizer, max_length, chat_template=chat, length_power=task.length_power)
+    # What is to be chosen is the papers' until then.
+    power = 1.0 if task.length_power == "auto" else task.length_power
+    return Cloze(tokenizer, max_length, chat_template=chat, length_power=power)
 
 
 def uses_chat_template(task: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> bool:

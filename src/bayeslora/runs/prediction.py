@@ -26,7 +26,16 @@ from bayeslora.system.files import atomic_file
 from bayeslora.system.processes import all_reduce_max, gather_items, is_sharded, shard_items
 from bayeslora.tasks import Item
 
-__all__ = ["Prediction", "by_length", "predict_items", "require_finite", "write_rows"]
+__all__ = [
+    "Prediction",
+    "by_length",
+    "in_chunks",
+    "original_order",
+    "predict_chunks",
+    "predict_items",
+    "require_finite",
+    "write_rows",
+]
 
 
 @dataclass
@@ -123,12 +132,43 @@ def predict_items(
         ValueError: `num_samples` is out of its range.
     """
     check_value(num_samples, Draws | None, "num_samples")
+    started = time.perf_counter()
+    chunks = in_chunks(items, config.batch_size)
     samples = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
     seed = config.seed if seed is None else seed
+    joined, cut = predict_chunks(config, model, scoring, items, chunks, trunk_cache, samples, state, seed, progress)
+    predictive = joined.take(original_order(chunks)).tempered(temperature)
+    require_finite(predictive, items)
+    return Prediction(items, predictive, samples, all_reduce_max(time.perf_counter() - started) or 0.0, cut)
+
+
+def in_chunks(items: Sequence[Item], size: int) -> list[list[int]]:
+    """Indices of `items` in batches of at most so many, by length."""
     order = by_length(items)
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+def original_order(chunks: Sequence[Sequence[int]]) -> Tensor:
+    """Where each item stands in the chunks behind each other [items]."""
+    order = [index for chunk in chunks for index in chunk]
+    return torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+
+
+def predict_chunks(
+    config: RunConfig,
+    model: nn.Module,
+    scoring: Scoring,
+    items: Sequence[Item],
+    chunks: Sequence[Sequence[int]],
+    trunk_cache: TrunkCache | None,
+    samples: int,
+    state: State | None,
+    seed: int,
+    progress: bool,
+) -> tuple[Predictive, int]:
+    """Predictions of chunks of `items` behind each other, and how many items were cut; of all processes."""
     device = next(model.parameters()).device
-    started, parts = time.perf_counter(), []
-    chunks = [order[first : first + config.batch_size] for first in range(0, len(order), config.batch_size)]
+    parts = []
     together = is_sharded(model)
     own = chunks if together else shard_items(chunks)
     with console.progress("predict", sum(map(len, own)), "items", show=progress) as line:
@@ -138,13 +178,9 @@ def predict_items(
             parts.append(predictive.cpu())
             if line is not None:
                 line.advance(len(chunk))
-    joined = Predictive.concatenate(parts if together else gather_items(parts))
-    back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
-    predictive = joined.take(back).tempered(temperature)
-    require_finite(predictive, items)
     cut = sum(items[index].id in scoring.cut for chunk in own for index in chunk)
-    cut = cut if together else sum(gather_items([cut]))
-    return Prediction(items, predictive, samples, all_reduce_max(time.perf_counter() - started) or 0.0, cut)
+    joined = Predictive.concatenate(parts if together else gather_items(parts))
+    return joined, cut if together else sum(gather_items([cut]))
 
 
 def require_finite(predictive: Predictive, items: Sequence[Item]) -> None:

@@ -25,6 +25,7 @@ from bayeslora.runs.dev_predictions import keep_dev_predictions
 from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
 from bayeslora.runs.items import describe_splits, task_items, with_classes
 from bayeslora.runs.kept import KEPT
+from bayeslora.runs.length_power import with_length_power
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
 from bayeslora.runs.model_card import CardFacts, write_model_card
 from bayeslora.runs.prediction import Prediction, predict_items
@@ -141,6 +142,7 @@ def _train(
         check_length(output, planned_steps(trainer.args, len(splits.train)))
     note_beginning(config, output, splits.train, resume=resume)
     started = time.perf_counter()
+    config = with_length_power(config, model, scoring, splits, trunk_cache)  # type: ignore[arg-type]
     with peak_memory(trainer.args.device) as memory:
         if config.train.epochs or config.train.max_steps:
             with training_shown(trainer, "item"):

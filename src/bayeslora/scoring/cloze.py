@@ -22,7 +22,7 @@ from bayeslora.scoring.base import (
 )
 from bayeslora.scoring.packing import packs, probe_length
 from bayeslora.scoring.top_layer import head_of_positions, last_positions
-from bayeslora.scoring.unpacked import UnpackedBatch
+from bayeslora.scoring.unpacked import UnpackedBatch, over_length
 
 __all__ = ["Cloze", "ClozeBatch"]
 
@@ -57,30 +57,38 @@ class ClozeBatch(ChoiceBatch):
         return self if fits and packs(model, lambda: self._probe(model)) else UnpackedBatch.of(self)
 
     def raw_logits(self, model: nn.Module) -> Tensor:
-        """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats."""
+        """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats.
+
+        Of several powers [powers] every draw has that many times the items, one power after the other.
+        """
         suited = self.suited_to(model)
         if suited is not self:
             return suited.raw_logits(model)
         likelihood = self.likelihood(model)
         choice = self["choice"].repeat(likelihood.shape[0] // self.batch_size, 1)
-        return _by_choice(likelihood, choice, self["choice_mask"].shape[1], self.get("length_power"))
+        member = nn.functional.one_hot(choice + 1, self["choice_mask"].shape[1] + 1)[..., 1:].to(likelihood.dtype)
+        total = (member * likelihood.unsqueeze(-1)).sum(1)
+        return over_length(total, member.sum(1), self.get("length_power"), self.batch_size)
+
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """What the model's forward takes, its logits at the last positions alone."""
+        # Longest answer part of the batch, and the last token of its question.
+        keep = self["source"].shape[1] + 1
+        # Additive in the weights' precision: what every attention implementation of transformers takes.
+        mask = _attention_mask(model, self["attention_mask"], self["position_ids"])
+        tensors = {"input_ids": self["input_ids"], "attention_mask": mask, "position_ids": self["position_ids"]}
+        return tensors | forward_options(model, logits_to_keep=keep, use_cache=False)
 
     def likelihood(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each answer token [rows, answer tokens], nats."""
-        # Longest answer part of the batch, and the last token of its question.
         keep = self["source"].shape[1] + 1
-        options = forward_options(model, logits_to_keep=keep, use_cache=False)
-        # Additive in the weights' precision: what every attention implementation of transformers takes.
-        mask = _attention_mask(model, self["attention_mask"], self["position_ids"])
 
         def choose(rows: Tensor) -> Tensor:
             items = rows[:, -keep:].reshape(-1, self.batch_size * keep, rows.shape[-1])
             return items.index_select(1, self["read"].flatten()).reshape(rows.shape[0], -1, rows.shape[-1])
 
         with last_positions(model, keep), head_of_positions(model, choose) as chosen:
-            logits = model(
-                input_ids=self["input_ids"], attention_mask=mask, position_ids=self["position_ids"], **options
-            ).logits
+            logits = model(**self.inputs(model)).logits
         return self._likelihood(logits if chosen else choose(logits))
 
     def _likelihood(self, logits: Tensor) -> Tensor:
@@ -132,16 +140,6 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _by_choice(likelihood: Tensor, choice: Tensor, choices: int, power: Tensor | None) -> Tensor:
-    """Sum of `likelihood` [rows, tokens] over the tokens of each choice, over their number to `power`: [rows, choices].
-
-    `power` None is 1.
-    """
-    member = nn.functional.one_hot(choice + 1, choices + 1)[..., 1:].to(likelihood.dtype)
-    lengths = member.sum(1).clamp_min(1)
-    return (member * likelihood.unsqueeze(-1)).sum(1) / (lengths if power is None else lengths**power)
-
-
 class Cloze(Scoring):
     """Works with small models too; the choices need not be listed in the prompt.
 
@@ -150,7 +148,8 @@ class Cloze(Scoring):
         max_length: As in `Scoring`.
         chat_template: As in `Scoring`.
         length_power: k: a choice's log-likelihood is divided by its number of tokens to the k. 1 is the mean per token,
-            as in the papers; 0 the sum, whose noise grows with the length as that of the mean falls with it.
+            as in the papers; 0 the sum, whose noise grows with the length as that of the mean falls with it. Several
+            powers give the logits of each.
     """
 
     name: ClassVar[str] = "cloze"
@@ -163,10 +162,10 @@ class Cloze(Scoring):
         max_length: int = 1024,
         *,
         chat_template: bool = False,
-        length_power: float = 1.0,
+        length_power: float | Sequence[float] = 1.0,
     ):
         super().__init__(tokenizer, max_length, chat_template=chat_template)
-        self.length_power = length_power
+        self.length_power: float | Sequence[float] = length_power
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
         """Question (another text in its place: `question`) and "Answer:"; as a chat, the question alone."""

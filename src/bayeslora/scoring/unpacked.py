@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from bayeslora.scoring.base import ChoiceBatch, forward_options
 from bayeslora.scoring.top_layer import head_of_positions
 
-__all__ = ["UnpackedBatch", "token_likelihood"]
+__all__ = ["UnpackedBatch", "over_length", "token_likelihood"]
 
 
 class UnpackedBatch(ChoiceBatch):
@@ -55,12 +57,18 @@ class UnpackedBatch(ChoiceBatch):
         return int(self["answer"].shape[1])
 
     def raw_logits(self, model: nn.Module) -> Tensor:
-        """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats."""
+        """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats; of several
+        powers as in `ClozeBatch`."""
         likelihood = self.likelihood(model)
         real = self["real"].repeat(len(likelihood) // len(self["real"]), 1)
-        lengths = real.sum(-1).clamp_min(1)
-        scores = likelihood.masked_fill(~real, 0).sum(-1) / lengths ** self.get("length_power", 1)
-        return scores.unflatten(0, (-1, self.rows_per_item))
+        total = likelihood.masked_fill(~real, 0).sum(-1)
+        total, lengths = (rows.unflatten(0, (-1, self.rows_per_item)) for rows in (total, real.sum(-1)))
+        return over_length(total, lengths, self.get("length_power"), self.batch_size)
+
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """What the model's forward takes."""
+        options = forward_options(model, use_cache=False)
+        return {"input_ids": self["input_ids"], "attention_mask": self["attention_mask"], **options}
 
     def likelihood(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each answer token [rows, answer tokens], nats; without meaning where it is not `real`."""
@@ -70,11 +78,22 @@ class UnpackedBatch(ChoiceBatch):
             index = (answer - 1).repeat(len(rows) // len(answer), 1)
             return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
 
-        options = forward_options(model, use_cache=False)
         with head_of_positions(model, choose) as chosen:
-            logits = model(input_ids=ids, attention_mask=self["attention_mask"], **options).logits
+            logits = model(**self.inputs(model)).logits
         logits = logits if chosen else choose(logits)
         return token_likelihood(logits, ids.gather(1, answer).repeat(len(logits) // len(ids), 1))
+
+
+def over_length(total: Tensor, lengths: Tensor, power: Tensor | None, batch: int) -> Tensor:
+    """`total` [rows, choices] over `lengths` to the power, [rows, choices]; None is 1.
+
+    Of several powers [powers] the result has [rows / batch, powers, batch] rows, flat.
+    """
+    lengths = lengths.clamp_min(1)
+    if power is None or power.dim() == 0:
+        return total / (lengths if power is None else lengths**power)
+    total, lengths = (rows.unflatten(0, (-1, 1, batch)) for rows in (total, lengths))
+    return (total / lengths ** power[:, None, None]).flatten(0, 2)
 
 
 def token_likelihood(logits: Tensor, target: Tensor) -> Tensor:
