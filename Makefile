@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed  ## Plain LoRA and Bayesian-LoRA on ARC-Easy, compared (about 4 minutes on 2 cores)
-	$(BIN)/bayeslora demo --output_dir runs/demo --overwrite true
+	$(BIN)/bayeslora demo --output_dir runs/demo --overwrite
 
 test: $(VENV)/.installed  ## All tests (under 10 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -105,7 +105,7 @@ def _explained(error: BaseException) -> str:
         return str(error)
     return (
         f"the disk is full ({error}). What was there before is whole. Free some space and give the same command again; "
-        "a training goes on at its last checkpoint with --resume true."
+        "a training goes on at its last checkpoint with --resume."
     )
 
 

@@ -132,7 +132,7 @@ def _difference(expected: Any, found: Any, where: str = "") -> str:
 
 
 class _Training(_Scenario):
-    """A first training; `--resume true` goes on."""
+    """A first training; `--resume` goes on."""
 
     def command(self, folder: Path) -> list[object]:
         return ["train", "--config", self.world.folder / "config.yaml", "--output_dir", folder]

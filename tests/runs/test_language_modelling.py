@@ -141,8 +141,11 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 BAD_ROWS: list[tuple[list[Any], str]] = [
     (
         [{"question": "a"}],
-        "line 1: expected columns messages, or prompt and completion, or text, but there are question",
+        "line 1: expected columns messages, or prompt and completion, or text, but there are question; rename them\\.$",
     ),
+    ([{"Question": "a", "answer": "b"}], "rename them, perhaps 'Question' to 'prompt' and 'answer' to 'completion'"),
+    ([{"promt": "a", "completion": "b"}], "rename them, perhaps 'promt' to 'prompt'\\."),
+    ([{"id": "a", "Text": "b"}], "rename them, perhaps 'Text' to 'text'\\."),
     ([{"text": "a"}, {"text": ""}], "line 2: field 'text' should be a text that is not empty"),
     ([{"text": "a"}, {"prompt": "a", "completion": "b"}], "line 2: expected text as in the first row"),
     ([{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}], "both be texts"),

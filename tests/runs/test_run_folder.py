@@ -67,7 +67,7 @@ def test_a_run_is_replaced_only_when_asked(finished, capsys):
     before = contents(run)
     arguments = ("train", "--config", config, "--output_dir", run, "--seed", 1)
     said = fails(capsys, *arguments)
-    assert "finished run" in said and "--resume true" in said and "--overwrite true" in said
+    assert "finished run" in said and "--resume" in said and "--overwrite" in said
     assert contents(run) == before
     assert "one of them" in fails(capsys, *arguments, "--resume", "true", "--overwrite", "true")
     train(config, run, "--seed", 1, "--overwrite", "true")

@@ -21,6 +21,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from bayeslora.readouts.regression import cholesky
+from bayeslora.system.threads import threads_for
 
 __all__ = ["PRIOR_STD", "Scales", "combined", "fit_scales", "log_evidence"]
 
@@ -127,7 +128,10 @@ def fit_scales(
         return (away**2).sum() / 2 - value, away / PRIOR_STD - gradient.numpy()
 
     bounds = [(center - _REACH, center + _REACH) for center in middle]
-    found = minimize(loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60, "ftol": 1e-7})
+    with threads_for(len(targets)):
+        found = minimize(
+            loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60, "ftol": 1e-7}
+        )
     log_weights = torch.from_numpy(np.asarray(found.x[:-1], dtype=np.float64))
     value, _, effective = log_evidence(kernels, targets, log_weights, float(found.x[-1]), precision)
     return Scales(log_weights.exp(), float(np.exp(found.x[-1])), value, effective)

@@ -26,6 +26,7 @@ from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.predictive import softmax_predictive
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
+from bayeslora.system.threads import threads_for
 
 __all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head"]
 
@@ -149,13 +150,14 @@ def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = Fa
     Raises:
         ValueError: No item has two choices, a label is no choice, or a feature is not finite.
     """
-    scaling = BlockScaling.of(features)
-    precision = torch.ones(len(features), dtype=torch.float64)
-    fitted = _fit(scaling, features, labels, precision, label_noise)
-    for _ in range(_ROUNDS if fitted.noise.share else 0):
-        precision = fitted.noise.right.clamp_min(1e-3)
+    with threads_for(int(features.mask.sum()) - len(features)):
+        scaling = BlockScaling.of(features)
+        precision = torch.ones(len(features), dtype=torch.float64)
         fitted = _fit(scaling, features, labels, precision, label_noise)
-    novelty = Novelty.of(features.questions)
+        for _ in range(_ROUNDS if fitted.noise.share else 0):
+            precision = fitted.noise.right.clamp_min(1e-3)
+            fitted = _fit(scaling, features, labels, precision, label_noise)
+        novelty = Novelty.of(features.questions)
     return Head(labels=labels, precision=precision, scaling=scaling, novelty=novelty, **fitted._asdict())
 
 

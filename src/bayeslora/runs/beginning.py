@@ -93,8 +93,8 @@ def check_beginning(
         if finished or checkpoint:
             what = "a finished run" if finished else "the checkpoints of a run that has not ended"
             raise FileExistsError(
-                f"{output} holds {what}, which is left alone: go on with it by --resume true, replace it by "
-                "--overwrite true (in Python: resume=True, overwrite=True), or name another folder."
+                f"{output} holds {what}, which is left alone: go on with it by --resume, replace it by "
+                "--overwrite (in Python: resume=True, overwrite=True), or name another folder."
             )
         return
     noted = _read(output / "checkpoints" / _BEGINNING)
@@ -111,7 +111,7 @@ def check_beginning(
     if found:
         raise ValueError(
             f"{output} holds a run of another config, which cannot be resumed under this one: {'; '.join(found)}. Go "
-            "back to that config, begin anew with --overwrite true (in Python: overwrite=True), or name another "
+            "back to that config, begin anew with --overwrite (in Python: overwrite=True), or name another "
             "folder."
         )
 

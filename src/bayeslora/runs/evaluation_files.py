@@ -40,5 +40,5 @@ def check_evaluation(target: Path, run: Path, metrics: Mapping[str, Any], overwr
         said = ", ".join(f"{name} {present.get(name)!r}" for name in other) if isinstance(present, dict) else "no run"
         raise FileExistsError(
             f"{target} holds another evaluation ({said}), which is left alone: name another --output_dir, or replace "
-            "it by --overwrite true (in Python: overwrite=True)."
+            "it by --overwrite (in Python: overwrite=True)."
         )

@@ -184,7 +184,7 @@ def check_absent(path: str | Path, overwrite: bool = False) -> None:
     """
     if not overwrite and Path(path).exists():
         raise FileExistsError(
-            f"{path} is there already and is left alone; name another place, or replace it with --overwrite true (in "
+            f"{path} is there already and is left alone; name another place, or replace it with --overwrite (in "
             "Python: overwrite=True)."
         )
 

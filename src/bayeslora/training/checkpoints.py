@@ -70,7 +70,7 @@ def checkpoint_written(folder: str) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as cause:
         raise OSError(
             f"a checkpoint could not be written to {folder} ({_first_line(cause)}). Those before it are whole: make "
-            "room on the disk and go on with --resume true."
+            "room on the disk and go on with --resume."
         ) from cause
 
 

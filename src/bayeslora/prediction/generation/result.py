@@ -78,8 +78,11 @@ class Generation:
         """log (1/S) sum_s prod_t p_s(y_t | y_<t) of each sequence `[batch]`, nats: one draw speaks for the whole."""
         return log_mean_exp(self.draw_log_probabilities.sum(-1))
 
-    def spans(self, threshold: float = 0.02, measure: Measure = "mutual_information") -> list[list[Span]]:
+    def spans(self, threshold: float, measure: Measure = "mutual_information") -> list[list[Span]]:
         """Runs of tokens whose `measure` exceeds `threshold` (nats), for each sequence.
+
+        What is much differs from model to model; `bayeslora.runs.unsure.unsure_above` finds a run's own value, as
+        `bayeslora generate` does.
 
         Raises:
             ValueError: There is no such measure.
@@ -98,7 +101,7 @@ class Generation:
             raise ValueError(f"measure must be 'mutual_information' or 'entropy', got {measure!r}.")
         return self.mutual_information if measure == "mutual_information" else self.entropy
 
-    def records(self, threshold: float = 0.02, measure: Measure = "mutual_information") -> Iterator[dict[str, Any]]:
+    def records(self, threshold: float, measure: Measure = "mutual_information") -> Iterator[dict[str, Any]]:
         """One record per sequence, ready for JSON; the fields are those of docs/guides/generation.md."""
         scores = zip(self.mean_log_probability.tolist(), self.log_likelihood.tolist(), strict=True)
         columns = ("tokens", "log_probability", "entropy", "mutual_information")

@@ -15,6 +15,7 @@ from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.head import QuestionHead
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors
 from bayeslora.system.console import track
+from bayeslora.system.threads import threads_for
 from bayeslora.tasks.decisions import Answer, Question, Record
 
 __all__ = ["Heads", "signature"]
@@ -59,9 +60,10 @@ class Heads:
             question = records[rows[0][0]].questions[rows[0][1]]
             targets = torch.stack([_target(records[index], name, question) for index, name in rows])
             states = [records[index].state_key for index, _ in rows]
-            heads[key] = QuestionHead.fit(
-                question, features, targets, states, noisy=config.label_noise, seed=config.seed
-            )
+            with threads_for(len(rows)):
+                heads[key] = QuestionHead.fit(
+                    question, features, targets, states, noisy=config.label_noise, seed=config.seed
+                )
         unique = {records[index].state_key: one.vectors.state[-1] for index, one in vectors.items()}
         return cls(heads, Novelty.of(torch.stack(list(unique.values()))))
 

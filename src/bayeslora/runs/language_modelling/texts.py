@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,14 @@ __all__ = ["TextRow", "TextSplits", "read_texts", "text_dataset", "text_splits"]
 
 _KINDS = (("messages",), ("prompt", "completion"), ("text",))
 """The columns of each kind of row; the first kind that a row has counts."""
+
+_ALSO_CALLED = {
+    "messages": {"conversation", "conversations", "chat", "dialog", "dialogue", "turns"},
+    "prompt": {"question", "query", "instruction", "input", "context", "problem", "user"},
+    "completion": {"answer", "response", "output", "target", "reply", "solution", "assistant"},
+    "text": {"content", "document", "body", "sentence", "passage"},
+}
+"""What a column is called in other files."""
 
 _CARRIED = ("tools", "chat_template_kwargs")
 """Columns that TRL hands to the chat template."""
@@ -115,7 +124,10 @@ def _columns(path: Path, row: PlacedRow) -> tuple[str, ...]:
     columns = next((kind for kind in _KINDS if all(name in row.values for name in kind)), None)
     if columns is None:
         names = ", ".join(row.values) or "none"
-        raise TaskError(f"{path}, {row.place}: expected columns {_kinds()}, but there are {names}; rename them.")
+        raise TaskError(
+            f"{path}, {row.place}: expected columns {_kinds()}, but there are {names}; rename them"
+            f"{_perhaps(list(row.values))}."
+        )
     values = [row.values[name] for name in columns]
     for name, value in zip(columns, values, strict=True):
         expected = "a list of messages" if name == "messages" else "a text that is not empty"
@@ -128,6 +140,23 @@ def _columns(path: Path, row: PlacedRow) -> tuple[str, ...]:
     if len({type(value) for value in values}) > 1:
         raise TaskError(f"{path}, {row.place}: prompt and completion should both be texts, or both lists of messages.")
     return columns
+
+
+def _perhaps(columns: Sequence[str]) -> str:
+    """Of the first kind for whose every column there is one that means it, or is nearly called so: which to rename."""
+    for kind in _KINDS:
+        meant = {name: _meant(name, [column for column in columns if column not in kind]) for name in kind}
+        renamed = [f"{meant[name]!r} to {name!r}" for name in kind if name not in columns]
+        if all(name in columns or meant[name] for name in kind):
+            return f", perhaps {' and '.join(renamed)}"
+    return ""
+
+
+def _meant(name: str, columns: Sequence[str]) -> str | None:
+    by_lower = {column.lower(): column for column in columns}
+    called = [column for column in by_lower if column in _ALSO_CALLED[name]]
+    found = called or difflib.get_close_matches(name, by_lower, n=1, cutoff=0.75)
+    return by_lower[found[0]] if found else None
 
 
 def _is_chat(value: Any) -> bool:
