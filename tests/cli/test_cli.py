@@ -419,7 +419,8 @@ def test_another_base_model_is_an_error(tmp_path, config, capsys):
     assert "belongs to another base model" in fails(capsys, "evaluate", run)
 
 
-def test_an_exploding_run_stops_and_keeps_the_earlier_adapter(tmp_path, config, capsys):
+def test_an_exploding_run_stops_and_keeps_the_earlier_adapter(tmp_path, config, capsys, monkeypatch):
+    monkeypatch.setattr("bayeslora.runs.beginning.check_arguments", lambda *_, **__: None)
     run = tmp_path / "run"
     main(["train", "--config", str(config), "--output_dir", str(run)])
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -17,9 +17,12 @@ from bayeslora.methods import BayesianLora, Lora, method_classes
 from bayeslora.options.ranges import Range, check_options
 from bayeslora.options.ranges import _argument_hints as argument_hints
 from bayeslora.planning.config_files import parse_run_or_comparison
+from bayeslora.runs.beginning import check_config, note_batches
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.config_files import parse_config
+from bayeslora.training.arguments import _hints, check_arguments
 from bayeslora.training.non_finite import likely_cause
+from bayeslora.training.sft import SFTConfig
 
 CONFIGS = [RunConfig, CompareConfig, SweepConfig, RankStudyConfig, ChainConfig, ContinualConfig]
 METHODS = [method for method in method_classes() if method.__module__.startswith("bayeslora.")]
@@ -124,6 +127,11 @@ def test_options_of_a_run(part: dict[str, Any], match: str) -> None:
 
 def test_what_is_allowed_passes() -> None:
     run(learning_rate=10, max_grad_norm=0, epochs=0, label_smoothing=0, arguments={"a": [1, {"b": None}]})
+    check_arguments(
+        {"warmup_steps": 0.1, "optim": "sgd", "save_strategy": "no", "adam_beta2": 0, "eval_steps": None, "seed": 3}
+        | {"logging_steps": 0.5, "lr_scheduler_kwargs": {"num_cycles": 2}, "report_to": ["wandb"], "debug": ""}
+    )
+    check_arguments({"packing": True, "max_length": None, "pad_to_multiple_of": 8}, texts=True)
     for kind in CONFIGS:
         kind()
     for method in METHODS:
@@ -187,6 +195,64 @@ def test_other_options_of_a_comparison() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             replace(good, **change)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("warmup_steps", [-1, math.nan, "10", True, None]),
+        ("weight_decay", [-1, 1e9, math.inf]),
+        ("max_grad_norm", [-1, math.nan]),
+        ("gradient_accumulation_steps", [0, 1.5, -2]),
+        ("per_device_train_batch_size", [0, 2.5]),
+        ("adam_beta1", [1, -0.1, math.nan]),
+        ("adam_beta2", [1.5]),
+        ("adam_epsilon", [-1e-8]),
+        ("learning_rate", [0, -1, 1e6]),
+        ("num_train_epochs", [-1, math.inf]),
+        ("max_steps", [-2, 3.5]),
+        ("save_total_limit", [0]),
+        ("disable_tqdm", ["yes", 1]),
+        ("optim", ["adamx", 3]),
+        ("save_strategy", ["sometimes"]),
+        ("lr_scheduler_type", ["lineer", None]),
+        ("lr_scheduler_kwargs", [[1]]),
+        ("seed", [-1, 2**32]),
+        ("output_dir", ["elsewhere"]),
+        ("resume_from_checkpoint", [True]),
+        ("weigth_decay", [0.1]),
+        ("packing", [True]),
+        ("_n_gpu", [2]),
+    ],
+)
+def test_fields_of_training_arguments(field: str, values: list[Any]) -> None:
+    for value in values:
+        config = run(arguments={field: value})
+        with pytest.raises(ValueError, match=rf"train\.arguments\.{field} (must|is no field of)"):
+            check_config(config, has_dev=True)
+        with pytest.raises(ValueError, match=rf"rows\.x\.train\.arguments\.{field} "):
+            CompareConfig(rows={"x": RowConfig(Lora(), train={"arguments": {field: value}})})
+
+
+def test_every_number_of_training_arguments_has_a_range() -> None:
+    hints = _hints(SFTConfig)
+    assert not {name for name, hint in hints.items() if int in bare(hint) or float in bare(hint)}
+
+
+def test_a_comparison_chooses_rates_and_seeds_by_itself() -> None:
+    for field, option in (("learning_rate", "learning_rates"), ("seed", "seeds")):
+        with pytest.raises(ValueError, match=rf"train\.arguments\.{field} would win over {option}"):
+            CompareConfig(train=TrainConfig(arguments={field: 1}))
+
+
+def test_a_batch_size_that_may_be_meant_for_training_is_explained(caplog: pytest.LogCaptureFixture) -> None:
+    for config in (RunConfig(), RunConfig(batch_size=32, train=TrainConfig(batch_size=32)), run(batch_size=4)):
+        note_batches(config)
+    assert not caplog.messages
+    note_batches(RunConfig(batch_size=32))
+    assert caplog.messages == [
+        "batch_size 32 counts items of a prediction's forward; a step of training has 8: train.batch_size"
+    ]
 
 
 def test_a_range_says_what_it_holds() -> None:

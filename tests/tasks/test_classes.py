@@ -16,7 +16,7 @@ from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.methods import Lora
 from bayeslora.runs import evaluate, predict_file, task_items, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
-from bayeslora.runs.items import with_classes
+from bayeslora.runs.items import warn_of_unseen_classes, with_classes
 from bayeslora.tasks import Item, TaskError
 from bayeslora.tasks.classes import class_texts, renamed
 from conftest import tiny_bert, wordpiece_tokenizer
@@ -74,6 +74,14 @@ def test_a_head_learns_texts_and_predicts_rows_of_any_order(base: str, tmp_path:
     assert found[3, 0] > 0.7 and found[3, 2] == 0
     with pytest.raises(ValueError, match="the classes of this head are"):
         run.predict([Item("x", "It is fog.", ("fog", "moon"), None)])
+
+
+def test_a_class_without_a_training_item_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    items = [Item("a", "?", ("sun", "moon", "fog"), 1), Item("b", "?", ("moon", "sun", "fog"), 0)]
+    warn_of_unseen_classes(["moon"], items)
+    assert not caplog.messages
+    warn_of_unseen_classes(["sun", "moon", "fog"], items)
+    assert "no training item has the label 'sun', 'fog': nothing is learned of them" in caplog.text
 
 
 def test_items_with_choices_of_their_own_are_refused_before_training(base: str, tmp_path: Path) -> None:

@@ -22,14 +22,17 @@ __all__ = [
     "AtLeastZero",
     "Count",
     "Draws",
+    "Epochs",
     "Positive",
     "Range",
     "Rate",
     "RateScale",
     "Seed",
     "Share",
+    "ShareBelowOne",
     "Size",
     "StandardDeviation",
+    "WeightDecay",
     "check_options",
     "check_value",
 ]
@@ -64,6 +67,7 @@ Draws = Annotated[int, Range(0, 2**16)]
 Seed = Annotated[int, Range(0, 2**32, below=True)]
 """What numpy's generator takes."""
 Share = Annotated[float, Range(0, 1)]
+ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 Positive = Annotated[float, Range(0, 1e9, above=True)]
 AtLeastZero = Annotated[float, Range(0, 1e9)]
 Rate = Annotated[float, Range(0, 10, above=True)]
@@ -71,6 +75,8 @@ Rate = Annotated[float, Range(0, 10, above=True)]
 RateScale = Annotated[float, Range(0, 1000)]
 """A learning rate as a multiple of another."""
 StandardDeviation = Annotated[float, Range(0, 1000, above=True)]
+Epochs = Annotated[float, Range(0, 1e6)]
+WeightDecay = Annotated[float, Range(0, 100)]
 
 
 def check_options(config: Any, name: str = "") -> None:

@@ -18,8 +18,9 @@ from bayeslora.runs.kept import items_digest
 from bayeslora.system.files import last_complete_checkpoint, write_json
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
+from bayeslora.training.arguments import check_arguments
 
-__all__ = ["check_beginning", "check_config", "check_finished", "check_length", "note_beginning"]
+__all__ = ["check_beginning", "check_config", "check_finished", "check_length", "note_batches", "note_beginning"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -53,6 +54,7 @@ def check_config(config: RunConfig, has_dev: bool) -> None:
             temperature or choose an epoch on, the epochs' ends cannot be chosen from, or the config cannot be written.
     """
     check_options(config)
+    check_arguments(config.train.arguments, texts=config.task.scoring == "text")
     if config.temperature_scaling and not has_dev:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
     if config.train.choose_epoch:
@@ -134,6 +136,17 @@ def check_finished(config: RunConfig, output: Path, apart_from: Iterable[str] = 
         raise ValueError(
             f"{output} holds a finished run of another config: {'; '.join(found)}. Name another output folder, or "
             "remove that run."
+        )
+
+
+def note_batches(config: RunConfig) -> None:
+    """Say which number of items is which where only that of predictions was set, which may be meant for training."""
+    usual = RunConfig()
+    if config.batch_size != usual.batch_size and config.train.batch_size == usual.train.batch_size:
+        logger.warning(
+            "batch_size %d counts items of a prediction's forward; a step of training has %d: train.batch_size",
+            config.batch_size,
+            config.train.batch_size,
         )
 
 

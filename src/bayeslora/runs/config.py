@@ -14,11 +14,14 @@ from bayeslora.options.ranges import (
     AtLeastZero,
     Count,
     Draws,
+    Epochs,
     Range,
     Rate,
     Seed,
+    ShareBelowOne,
     Size,
     StandardDeviation,
+    WeightDecay,
     check_options,
 )
 from bayeslora.scoring import SCORINGS
@@ -151,7 +154,7 @@ class TrainConfig:
             assistant_only_loss), which win over those above.
     """
 
-    epochs: Annotated[float, Range(0, 1e6)] = 3.0
+    epochs: Epochs = 3.0
     max_steps: Count | None = None
     batch_size: Size = 8
     gradient_accumulation_steps: Size = 1
@@ -159,10 +162,10 @@ class TrainConfig:
     optimizer_options: dict[str, Plain] = field(default_factory=dict)
     learning_rate: Rate = 1e-3
     lr_scheduler: str = "linear"
-    warmup: Annotated[float, Range(0, 1, below=True)] = 0.06
-    weight_decay: Annotated[float, Range(0, 100)] = 0.0
+    warmup: ShareBelowOne = 0.06
+    weight_decay: WeightDecay = 0.0
     prior_std: StandardDeviation | None = None
-    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     max_grad_norm: AtLeastZero = 1.0
     logging_steps: Count = 10
     save_steps: Count | None = None
@@ -187,7 +190,7 @@ class RunConfig:
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
         temperature_scaling: Divide the log-probabilities by a temperature that is fitted on the dev split, for any
             method.
-        batch_size: Items per forward when predicting.
+        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,12 +21,15 @@ __all__ = [
     "file_options",
     "subset",
     "task_items",
+    "warn_of_unseen_classes",
     "with_classes",
     "with_file_options",
 ]
 
 FILE_OPTIONS = ("question_column", "choices_column", "label_column", "labels", "id_column", "group_column", "choices")
 """The fields of a task's config that say how a file is read."""
+
+logger = logging.getLogger("bayeslora")
 
 AnyItem = TypeVar("AnyItem")
 
@@ -103,6 +107,17 @@ def with_classes(config: TaskConfig, items: Iterable[Item]) -> TaskConfig:
     if not get_scoring(config.scoring).takes_classes:
         return config
     return replace(config, classes=list(class_texts(items, config.classes or config.choices)))
+
+
+def warn_of_unseen_classes(classes: Sequence[str], items: Iterable[Item]) -> None:
+    """Say which classes no training item has as its label: nothing can be learned of them."""
+    seen = {item.choices[item.label] for item in items if item.label is not None}
+    if unseen := [name for name in classes if name not in seen]:
+        logger.warning(
+            "no training item has the label %s: nothing is learned of %s; add such items, or leave the class out",
+            ", ".join(map(repr, unseen)),
+            "it" if len(unseen) == 1 else "them",
+        )
 
 
 def class_names(splits: Splits) -> list[str] | None:

@@ -23,7 +23,7 @@ from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.dev_predictions import keep_dev_predictions
 from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
-from bayeslora.runs.items import describe_splits, task_items, with_classes
+from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
 from bayeslora.runs.kept import KEPT
 from bayeslora.runs.length_power import with_length_power
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
@@ -130,6 +130,8 @@ def _train(
     check_config(config, has_dev=bool(splits.dev))
     task = with_chat_template(with_classes(config.task, splits.items), config.model)
     config = replace(config, task=task)
+    if task.classes:
+        warn_of_unseen_classes(task.classes, splits.train)
     check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
     model, scoring, width = build_model(config, splits, output)
     if scoring.chat_template:
@@ -144,7 +146,7 @@ def _train(
     started = time.perf_counter()
     config = with_length_power(config, model, scoring, splits, trunk_cache)  # type: ignore[arg-type]
     with peak_memory(trainer.args.device) as memory:
-        if config.train.epochs or config.train.max_steps:
+        if trainer.args.num_train_epochs or trainer.args.max_steps > 0:
             with training_shown(trainer, "item"):
                 trainer.train(resume_from_checkpoint=resume)
         state = config.method.fit_posterior(model, _training(config, trainer, scoring, splits, trunk_cache))
@@ -336,7 +338,7 @@ def _trainer(
         "optimizer": options.optimizer,
         "optimizer_options": options.optimizer_options,
         "prior_std": options.prior_std,
-        **config.method.trainer_options(options.learning_rate, steps, len(splits.train)),
+        **config.method.trainer_options(arguments.learning_rate, steps, len(splits.train)),
     }
     if not options.choose_epoch:
         return BayesianLoraTrainer(**fields)

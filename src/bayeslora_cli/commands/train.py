@@ -48,8 +48,11 @@ class Train(ConfigCommand):
             from bayeslora.runs.language_modelling import train_texts as train
         else:
             from bayeslora.runs import train
+        from bayeslora.runs.beginning import note_batches
         from bayeslora.system.console import duration
 
+        if config.method.adapts:
+            note_batches(config)
         chosen = {"resume": options.resume, "overwrite": options.overwrite}
         metrics = train(config, options.output_dir, **chosen).metrics
         folder = Path(options.output_dir)

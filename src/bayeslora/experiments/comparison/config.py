@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from bayeslora.adapters.placement import Placement, Targets
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.options.plain import Plain
 from bayeslora.options.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.training.arguments import check_arguments
 
 __all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
 
@@ -74,7 +76,7 @@ class CompareConfig:
         select_by: Dev score that decides: nll or accuracy (ties: the lower nll).
         seeds: One final run for each: initialisation, data order, draws.
         num_samples: Posterior draws of a prediction.
-        batch_size: Items per forward when predicting.
+        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
         cost_examples: Test items on which the cost of a prediction is measured, without the trunk cache.
     """
 
@@ -111,6 +113,7 @@ class CompareConfig:
             raise ValueError(f"out_of_distribution_from: {missing[0]!r} is no task; there are {sorted(self.tasks)}.")
         for title, row in self.rows.items():
             self._check_training(title, row)
+        self._check_arguments(self.train.arguments, "train.arguments")
 
     def _check_training(self, title: str, row: RowConfig) -> None:
         known, name = set(TrainConfig.__dataclass_fields__) - {"learning_rate"}, f"rows.{title}.train"
@@ -121,7 +124,14 @@ class CompareConfig:
             )
         if unknown := sorted(set(row.train) - known):
             raise ValueError(f"row {title!r}: {name} has no field {unknown[0]!r}; it has {sorted(known)}.")
-        check_options(replace(self.train, **row.train), name)
+        check_options(train := replace(self.train, **row.train), name)
+        self._check_arguments(train.arguments, f"{name}.arguments")
+
+    def _check_arguments(self, arguments: Mapping[str, Any], name: str) -> None:
+        for chosen, option in (("learning_rate", "learning_rates"), ("seed", "seeds")):
+            if chosen in arguments:
+                raise ValueError(f"{name}.{chosen} would win over {option}; leave it out, and set {option}.")
+        check_arguments(arguments, name)
 
     def grid(self, title: str) -> list[float]:
         """The learning rates to choose from for a row."""

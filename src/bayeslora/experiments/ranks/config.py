@@ -57,7 +57,7 @@ class RankStudyConfig:
         select_by: Dev score that decides: nll or accuracy (ties: the lower nll).
         seeds: One final run of each row for each.
         num_samples: Posterior draws of a prediction.
-        batch_size: Items per forward when predicting.
+        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
         explanation_column: Column of the task's file with a reference text for an item. Every row's runs then write a
             text for each test item that has one, and it is compared with the reference (causal models only).
         prompt: What the model is asked for such a text; "{question}" is the item's question.

@@ -29,7 +29,7 @@ class ChainConfig(RunConfig):
         seed: Seed of the first block and of the sketches.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
         temperature_scaling: Divide the log-probabilities by a temperature fitted on dev, after each block.
-        batch_size: Items per forward when predicting.
+        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
         blocks: Blocks of the chain; a finished chain goes on with more.
         sketch: The factor that is drawn from a Gaussian and frozen in a block, while the other starts at zero; null
             trains both (Chain of LoRA, arXiv 2401.04151).
@@ -83,7 +83,7 @@ class ContinualConfig:
         train: Optimisation of one task.
         seeds: One pass over the sequence for each.
         num_samples: Posterior draws of a prediction.
-        batch_size: Items per forward when predicting.
+        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

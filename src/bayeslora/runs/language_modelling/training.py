@@ -76,7 +76,7 @@ def _train(config: RunConfig, output: Path, resume: bool, overwrite: bool, evalu
     logger.info("target tokens of the training texts: %s", f"{tokens:,}")
     started = time.perf_counter()
     with peak_memory(trainer.args.device) as memory:
-        if config.train.epochs or config.train.max_steps:
+        if trainer.args.num_train_epochs or trainer.args.max_steps > 0:
             with training_shown(trainer, "token"):
                 trainer.train(resume_from_checkpoint=resume)
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -140,7 +140,7 @@ def _trainer(
     steps = planned_steps(arguments, len(data))
     arguments.logging_steps = min(arguments.logging_steps, steps)
     # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().
-    for name, value in config.method.trainer_options(options.learning_rate, steps, trainer.num_observations).items():
+    for name, value in config.method.trainer_options(arguments.learning_rate, steps, trainer.num_observations).items():
         assert hasattr(trainer, name), name
         setattr(trainer, name, value)
     return trainer
