@@ -13,7 +13,7 @@ import yaml
 from test_cli import config, data, fails, items, tiny_base, write_items  # noqa: F401
 
 from bayeslora.runs import load_run
-from bayeslora.system.folders import only_writer, recover_parts
+from bayeslora.system.folders import only_replacer, only_writer, recover_parts
 from bayeslora_cli.main import main
 from conftest import bayesian, run_python
 
@@ -157,6 +157,38 @@ def test_a_second_writer_says_so_and_stops(finished, tmp_path, capsys):
         holder.wait()
     with only_writer(run):
         pass
+
+
+def test_what_is_replaced_whole_has_one_writer_too(finished, tmp_path, capsys):
+    _, run = finished
+    records, model = tmp_path / "records.jsonl", tmp_path / "model"
+    questions = {"q": {"type": "noul", "instructions": "Is it red?"}}
+    records.write_text(json.dumps({"state": "red", "questions": questions, "labels": {"q": True}}) + "\n")
+    model.mkdir()
+    (model / "decision.json").write_text("{}")
+    for target, command in (
+        (tmp_path / "export", ["export", run, "--output_dir", tmp_path / "export"]),
+        (tmp_path / "hub", ["push", run, "--repo_id", "a/b", "--output_dir", tmp_path / "hub"]),
+        (tmp_path / "out.jsonl", ["predict", run, "--input", records, "--output", tmp_path / "out.jsonl"]),
+        (tmp_path / "texts", ["generate", run, "--prompt", "a", "--output", tmp_path / "texts"]),
+        (tmp_path / "heads", ["train", "--task.name", records, "--output_dir", tmp_path / "heads"]),
+        (model, ["calibrate", model, "--data", records]),
+    ):
+        with only_replacer(target):
+            assert f"another process is writing to {target}" in fails(capsys, *command), command
+    with only_replacer(run / "diagnosis"):
+        assert "another process is writing" in fails(capsys, "diagnose", run)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_killed_writers_left_beside_is_swept(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    (tmp_path / "export.previous").mkdir()
+    (tmp_path / ".export.0a1b2c3d").mkdir()
+    (tmp_path / ".exported.0a1b2c3d").mkdir()
+    with only_replacer(target):
+        assert sorted(os.listdir(tmp_path)) == [".export.lock", ".exported.0a1b2c3d", "export"]
+    assert sorted(os.listdir(tmp_path)) == [".exported.0a1b2c3d", "export"]
 
 
 # --- all or none -----------------------------------------------------------------------------------------------------

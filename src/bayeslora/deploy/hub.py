@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -26,7 +27,7 @@ from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.loading import head_width
 from bayeslora.runs.model_card import CardFacts, write_model_card
 from bayeslora.system.files import atomic_folder, write_json
-from bayeslora.system.folders import recover_parts
+from bayeslora.system.folders import only_replacer, recover_parts
 from bayeslora.system.reading import read_json, read_json_lines
 
 __all__ = ["push_to_hub", "write_hub_folder"]
@@ -127,6 +128,7 @@ def write_hub_folder(
     Raises:
         FileNotFoundError: The folder is no finished run, or something to include is not there.
         FileExistsError: `output_dir` holds something.
+        RuntimeError: Another process writes to `output_dir`.
         ValueError: The baseline was scored on something else, the base model has other adapters merged in, or the run
             is a head, whose file holds its training items' vectors.
     """
@@ -142,8 +144,6 @@ def write_hub_folder(
             raise FileNotFoundError(
                 f"{folder} is not a finished run: {path.name} is missing. Expected the output of `bayeslora train`."
             )
-    if Path(output_dir).exists() and any(Path(output_dir).iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty and is left alone; name a new folder, or remove it first.")
     config, metrics = read_config(folder / "config.yaml"), read_json(folder / "metrics.json")
     if config.model.merge:
         raise ValueError(
@@ -153,7 +153,7 @@ def write_hub_folder(
     names = _public_names(config, base_model)
     rows = None if baseline is None else _baseline(Path(baseline), metrics)
     curve = _measured_curve(folder, metrics)
-    with atomic_folder(output_dir) as aside:
+    with only_replacer(output_dir), _new_folder(output_dir) as aside:
         published = _published(config, names)
         (aside / "config.yaml").write_text(dump_config(published), encoding="utf-8")
         metrics = _redacted(metrics, names)
@@ -175,6 +175,14 @@ def write_hub_folder(
         )
         write_model_card(aside, published, metrics, facts)
     return Path(output_dir)
+
+
+@contextmanager
+def _new_folder(path: str | Path) -> Iterator[Path]:
+    if Path(path).exists() and any(Path(path).iterdir()):
+        raise FileExistsError(f"{path} is not empty and is left alone; name a new folder, or remove it first.")
+    with atomic_folder(path) as aside:
+        yield aside
 
 
 # --- without the machine -----------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.system.devices import kept_device
-from bayeslora.system.files import check_absent, recover_folder, write_json
-from bayeslora.system.folders import only_writer, recover_parts, replaced_together
+from bayeslora.system.files import recover_folder, write_json
+from bayeslora.system.folders import only_writer, recover_parts, replaced_together, to_be_written
 from bayeslora.system.locating import is_hub_run, run_folder
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
@@ -264,21 +264,34 @@ def predict_file(
 
     Raises:
         FileExistsError: `output` is there and not `overwrite`.
+        RuntimeError: Another process writes `output`.
         ValueError: `coverage` is not in (0, 1), or the run's task has no dev items to calibrate on.
     """
     if coverage is not None:
         check_coverage(coverage)
-    check_absent(output, overwrite)
-    if Path(output).exists() and Path(output).samefile(input):
-        raise FileExistsError(f"{output} is the input itself, which the predictions would replace; name another file.")
-    run = load_run(folder, device=device)
+    with to_be_written(output, overwrite=overwrite):
+        if Path(output).exists() and Path(output).samefile(input):
+            raise FileExistsError(f"{output} is the input itself, which the predictions would replace; name another.")
+        rows = _predicted_rows(
+            load_run(folder, device=device), input, num_samples, abstain_above, coverage, file_layout
+        )
+        if is_main():
+            write_rows(output, rows)
+    barrier()
+    return rows
+
+
+def _predicted_rows(
+    run: Run,
+    input: str | Path,
+    num_samples: int | None,
+    abstain_above: float | None,
+    coverage: float | None,
+    file_layout: Mapping[str, Any] | None,
+) -> list[dict[str, Any]]:
     columns = run.config.task
     if columns.scoring == "text":
         raise ValueError("this run writes texts and has no choices to predict; use `bayeslora generate --input FILE`.")
     items = load_items(input, **file_options(with_file_options(columns, file_layout or {})), optional_label=True)
     rule = None if coverage is None else calibrated_on_dev(run, coverage, num_samples)
-    rows = list(run.predict(items, num_samples).rows(abstain_above, rule))
-    if is_main():
-        write_rows(output, rows)
-    barrier()
-    return rows
+    return list(run.predict(items, num_samples).rows(abstain_above, rule))

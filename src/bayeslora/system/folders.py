@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bayeslora.system.files import recover_folder, synchronised, write_json
+from bayeslora.system.files import check_absent, recover_folder, synchronised, write_json
 from bayeslora.system.processes import is_main
 
-__all__ = ["only_writer", "recover_parts", "replaced_together", "sweep"]
+__all__ = ["only_replacer", "only_writer", "recover_parts", "replaced_together", "sweep", "to_be_written"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -41,23 +42,69 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RuntimeError(
-            f"another process is writing to {folder}; wait until it ends, or name another folder."
-        ) from error
-    except NotImplementedError:
-        logger.warning("the file system of %s knows no locks: see that nothing else writes there", folder)
-    try:
+    with _locked(folder / ".lock", folder):
         _finish(folder)
         for part in (folder, folder / "checkpoints", *folder.glob("checkpoints/checkpoint-*")):
             if part.is_dir():
                 sweep(part)
         yield
+
+
+@contextmanager
+def only_replacer(path: str | Path) -> Iterator[None]:
+    """Be the only one who makes or replaces `path`, a folder or a file that is written aside and whole.
+
+    The lock is the file `.NAME.lock` beside it, which is there only meanwhile. What writers that were killed left
+    aside is removed first. Of several processes of one run the main one holds it.
+
+    Raises:
+        RuntimeError: Another process makes or replaces it.
+    """
+    path = Path(path)
+    if not is_main():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with _locked(lock, path):
+        try:
+            recover_folder(path)
+            for entry in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+                _remove(entry)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def to_be_written(*paths: str | Path | None, overwrite: bool = False) -> Iterator[None]:
+    """Be the only one who writes files that a command makes at its end; those that are None are not wanted.
+
+    Raises:
+        FileExistsError: One is there, and not `overwrite`.
+        RuntimeError: Another process writes one.
+    """
+    with ExitStack() as locks:
+        for path in paths:
+            if path is not None:
+                locks.enter_context(only_replacer(path))
+                check_absent(path, overwrite)
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, what: Path) -> Iterator[None]:
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(f"another process is writing to {what}; wait until it ends, or name another.") from error
+    except NotImplementedError:
+        logger.warning("the file system of %s knows no locks: see that nothing else writes there", what)
+    try:
+        yield
     finally:
-        lock.release()
+        held.release()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["naming_file", "read_json", "read_json_lines", "read_tensors"]
+__all__ = ["naming_file", "read_json", "read_json_lines", "read_tensors", "restoring"]
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -75,6 +75,22 @@ def naming_file(path: str | Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(f"{path} is cut or damaged ({error}); {_COPY}") from error
+
+
+@contextmanager
+def restoring(path: str | Path) -> Iterator[None]:
+    """Errors inside, where something is made of a file's content, name the file, as ValueError.
+
+    They come of missing names, other types, shapes that do not fit, and numbers out of range.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}; {_COPY}") from error
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or of a newer version ({error}); {_COPY}") from error
 
 
 _COPY = "copy the file again from where it was written, or train again."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -34,11 +33,10 @@ class Calibrate(Command):
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints what was learned."""
-        from bayeslora.runs.decisions import DecisionModel
+        from bayeslora.runs.decisions.run import calibrate_folder
 
-        model = DecisionModel.load(options.run, device=options.device)
-        model.calibrate(options.data, alpha=options.alpha, delta=options.delta, signal=options.signal)
-        model.save_calibration(Path(options.run))
+        chosen = {name: options[name] for name in ("alpha", "delta", "signal", "device")}
+        model = calibrate_folder(options.run, options.data, **chosen)
         assert model.calibration is not None
         found = model.calibration
         temperatures = ", ".join(f"{name} {value:.3g}" for name, value in found.temperatures.items())

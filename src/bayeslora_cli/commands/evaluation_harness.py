@@ -40,19 +40,19 @@ class EvaluationHarness(Command):
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the harness's table."""
         from bayeslora.deploy.lm_eval import evaluate_with_harness
-        from bayeslora.system.files import check_absent, write_json
+        from bayeslora.system.files import write_json
+        from bayeslora.system.folders import to_be_written
 
-        if options.output is not None:
-            check_absent(options.output, options.overwrite)
         names = ("num_samples", "likelihood", "seed", "num_fewshot", "limit", "batch_size", "device", "include_path")
-        results = evaluate_with_harness(
-            options.run,
-            [name.strip() for name in options.tasks.split(",")],
-            log_samples=False,
-            **{name: options[name] for name in names},
-        )
-        from lm_eval.utils import handle_non_serializable, make_table
+        with to_be_written(options.output, overwrite=options.overwrite):
+            results = evaluate_with_harness(
+                options.run,
+                [name.strip() for name in options.tasks.split(",")],
+                log_samples=False,
+                **{name: options[name] for name in names},
+            )
+            from lm_eval.utils import handle_non_serializable, make_table
 
-        if options.output is not None:
-            write_json(options.output, json.loads(json.dumps(results, default=handle_non_serializable)))
+            if options.output is not None:
+                write_json(options.output, json.loads(json.dumps(results, default=handle_non_serializable)))
         print(make_table(results))

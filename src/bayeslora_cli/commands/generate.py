@@ -52,15 +52,22 @@ class Generate(Command):
         """Writes the records, or prints the texts with their unsure spans."""
         if (options.prompt is None) == (options.input is None):
             parser.error("generate needs either --prompt or --input, and one of them only")
+        from bayeslora.runs.prediction import write_rows
+        from bayeslora.system.folders import to_be_written
+
+        with to_be_written(options.output, options.picture, overwrite=options.overwrite):
+            records = self._records(options)
+            if options.picture is not None:
+                _draw(options.picture, records[:_PICTURED], options.unsure_by)
+            if options.output is not None:
+                write_rows(options.output, records)
+        _report(options, records)
+
+    def _records(self, options: Namespace) -> list[dict[str, Any]]:
         from bayeslora.runs import load_run
         from bayeslora.runs.generate import generate_records, read_prompts
-        from bayeslora.runs.prediction import write_rows
         from bayeslora.system.console import say
-        from bayeslora.system.files import check_absent
 
-        for path in (options.output, options.picture):
-            if path is not None:
-                check_absent(path, options.overwrite)
         prompts = [{"prompt": options.prompt}] if options.input is None else read_prompts(options.input)
         warpers = ("temperature", "top_k", "top_p") if options.do_sample else ()
         names = ("num_samples", "seed", "raw", "batch_size", "max_new_tokens", "do_sample", "repetition_penalty")
@@ -74,11 +81,7 @@ class Generate(Command):
         if options.num_samples != 0 and not records[0]["num_samples"]:
             said = "this method has no draws of weights: the point estimate generates, and mutual information is 0"
             say(said)
-        if options.picture is not None:
-            _draw(options.picture, records[:_PICTURED], options.unsure_by)
-        if options.output is not None:
-            write_rows(options.output, records)
-        _report(options, records)
+        return records
 
 
 def _report(options: Namespace, records: list[dict[str, Any]]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, check_output
 from bayeslora.options.registry import Registry
-from bayeslora.runs import load_run
+from bayeslora.runs import Run, load_run
+from bayeslora.system.folders import only_replacer
 
 __all__ = ["FORMATS", "export_run"]
 
@@ -49,6 +50,7 @@ def export_run(
     Raises:
         FileNotFoundError: `run` is no finished run.
         FileExistsError: `output_dir` holds something that is no export.
+        RuntimeError: Another process exports to `output_dir`.
         ValueError: The adapter cannot be exported that way, or an option belongs to another format.
     """
     FORMATS.check(format, "format")
@@ -57,7 +59,15 @@ def export_run(
         if value is not None and name not in kind.options:
             belongs = " and ".join(repr(other.name) for other in FORMATS.classes() if name in other.options)
             raise ValueError(f"{name} is for format {belongs}, but format is {format!r}; leave it out.")
-    check_output(output_dir)
+    with only_replacer(output_dir):
+        check_output(output_dir)
+        loaded = _loaded(run, device)
+        seed = loaded.config.seed if seed is None else seed
+        details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
+        return kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
+
+
+def _loaded(run: str | Path, device: str | None) -> Run:
     loaded = load_run(run, device=device)
     if not loaded.config.method.adapts:
         raise ValueError(
@@ -65,12 +75,10 @@ def export_run(
             "`bayeslora serve`, or write its mean as a small file with its formula, for code of your own: "
             "bayeslora.BayesianHead.load(RUN).export(FILE)."
         )
-    details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
     if loaded.temperature != 1:
         logger.warning(
             "the run divides log-probabilities by its temperature %.4g, which weights cannot do; do so yourself where "
             "they are served (export.json has it)",
             loaded.temperature,
         )
-    seed = loaded.config.seed if seed is None else seed
-    return kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
+    return loaded

@@ -21,6 +21,7 @@ from bayeslora.runs.loading import scoring_of
 from bayeslora.scoring import get_scoring
 from bayeslora.system.console import track
 from bayeslora.system.files import atomic_file, check_absent, write_json
+from bayeslora.system.folders import only_replacer
 from bayeslora.system.locating import is_hub_run
 from bayeslora.tasks import allow_task
 
@@ -74,6 +75,7 @@ def diagnose(
     Raises:
         FileNotFoundError: There is no such run or adapter.
         FileExistsError: A diagnosis is in the output folder, and not `overwrite`.
+        RuntimeError: Another process writes there.
         ValueError: The adapter cannot be diagnosed, or a task has no items in the split; the message says why.
     """
     if output_dir is None and is_hub_run(str(source)):
@@ -83,29 +85,36 @@ def diagnose(
     for name in tasks or ():
         allow_task(name)
     run, knows_task = load_adapter(source, base_model, device)
-    config = run.config
-    seed = config.seed if seed is None else seed
-    draws = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
-    if scoring is not None:
-        _read_by(run, scoring)
-    layers = layer_spectra(run.model, draws, seed, top=top, threshold=threshold)
-    names = list(tasks) if tasks is not None else [config.task.name] if knows_task else []
-    record: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "source": str(source),
-        "base_model": config.model.name,
-        "method": config.method.name,
-        "top": top,
-        "threshold": threshold,
-        "seed": seed,
-        **_counts(layers),
-        "layers": [_layer(layer) for layer in layers],
-        "repair": [
-            _repair(run, layers, _task(config.task, name, knows_task, split, examples), split, scales, draws)
-            # Without intruder dimensions there is nothing to scale down.
-            for name in (names if any(layer.mean.count for layer in layers) else [])
-        ],
-    }
+    with only_replacer(target):
+        check_absent(target / "diagnosis.json", overwrite)
+        config = run.config
+        seed = config.seed if seed is None else seed
+        draws = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
+        if scoring is not None:
+            _read_by(run, scoring)
+        layers = layer_spectra(run.model, draws, seed, top=top, threshold=threshold)
+        names = list(tasks) if tasks is not None else [config.task.name] if knows_task else []
+        record: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "source": str(source),
+            "base_model": config.model.name,
+            "method": config.method.name,
+            "top": top,
+            "threshold": threshold,
+            "seed": seed,
+            **_counts(layers),
+            "layers": [_layer(layer) for layer in layers],
+            "repair": [
+                _repair(run, layers, _task(config.task, name, knows_task, split, examples), split, scales, draws)
+                # Without intruder dimensions there is nothing to scale down.
+                for name in (names if any(layer.mean.count for layer in layers) else [])
+            ],
+        }
+        _write(record, target)
+    return record
+
+
+def _write(record: dict[str, Any], target: Path) -> None:
     write_json(target / "diagnosis.json", record)
     picture = target / "diagnosis.png"
     if found_any(record):
@@ -113,7 +122,6 @@ def diagnose(
             aside.write_bytes(diagnosis_picture(record))
     else:
         picture.unlink(missing_ok=True)
-    return record
 
 
 def _read_by(run: Run, name: str) -> None:

@@ -15,11 +15,19 @@ from bayeslora.runs.decisions.head_files import head_fields, heads_tensors, rest
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.scoring.codes import Template
 from bayeslora.system.devices import kept_device
-from bayeslora.system.files import atomic_folder, check_absent, recover_folder, write_json
-from bayeslora.system.reading import read_json, read_tensors
-from bayeslora.tasks.decisions import QuestionError, parse_question
+from bayeslora.system.files import atomic_folder, recover_folder, write_json
+from bayeslora.system.folders import to_be_written
+from bayeslora.system.reading import read_json, read_tensors, restoring
+from bayeslora.tasks.decisions import parse_question
 
-__all__ = ["FILE", "is_decision_folder", "load_decision_model", "save_calibration", "save_decision_model"]
+__all__ = [
+    "FILE",
+    "is_decision_folder",
+    "load_decision_model",
+    "save_calibration",
+    "save_decision_model",
+    "write_model",
+]
 
 FILE = "decision.json"
 CALIBRATION = "calibration.json"
@@ -37,7 +45,12 @@ def save_decision_model(
     model: DecisionModel, folder: Path, *, overwrite: bool = False, metrics: Mapping[str, Any] | None = None
 ) -> None:
     """What `DecisionModel.save` does."""
-    check_absent(folder, overwrite)
+    with to_be_written(folder, overwrite=overwrite):
+        write_model(model, folder, metrics)
+
+
+def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> None:
+    """The model's folder, in the place of one that is there; for who holds `only_replacer`."""
     with atomic_folder(folder) as aside:
         write_json(
             aside / FILE,
@@ -70,23 +83,22 @@ def load_decision_model(folder: Path, device: str | None = None) -> DecisionMode
             "`bayeslora train` on records of decisions wrote."
         )
     content = read_json(folder / FILE)
-    try:
+    with restoring(folder / FILE):
         config = _known(DecisionConfig, content["config"])
         template = _known(Template, content["template"])
         questions = {name: parse_question(value) for name, value in content["questions"].items()}
-    except (KeyError, TypeError, AttributeError, QuestionError) as error:
-        raise ValueError(
-            f"{folder / FILE} is damaged, or of a newer version ({type(error).__name__}: {error}); save it again."
-        ) from error
     model = DecisionModel(replace(config, device=device or kept_device(config.device)), template=template)
     model.questions = questions
     if content.get("heads"):
-        model.heads = restored_heads(content["heads"], read_tensors(folder / TENSORS))
+        if not (folder / TENSORS).is_file():
+            raise FileNotFoundError(f"{folder / TENSORS} is missing; copy the folder again, or train again.")
+        tensors = read_tensors(folder / TENSORS)
+        with restoring(f"{folder / TENSORS} (or {FILE} beside it)"):
+            model.heads = restored_heads(content["heads"], tensors)
     if (folder / CALIBRATION).is_file():
-        try:
-            model.calibration = Calibration.from_dict(read_json(folder / CALIBRATION))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / CALIBRATION} is damaged ({error}); calibrate the model again.") from error
+        calibration = read_json(folder / CALIBRATION)
+        with restoring(folder / CALIBRATION):
+            model.calibration = Calibration.from_dict(calibration)
     return model
 
 

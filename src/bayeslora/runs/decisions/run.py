@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.runs.config import RunConfig, TaskConfig
+from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.files import is_decision_folder, write_model
 from bayeslora.runs.decisions.heads import signature
 from bayeslora.runs.decisions.model import DecisionModel
-from bayeslora.system.files import check_absent
+from bayeslora.system.folders import only_replacer, to_be_written
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
 from bayeslora.tasks.reading.rows import READERS
 
-__all__ = ["evaluate_decisions", "is_decision_task", "train_decisions"]
+__all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_decisions"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -42,11 +44,51 @@ def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: boo
 
     Raises:
         FileExistsError: There is something at `output_dir`, and not `overwrite`.
+        RuntimeError: Another process writes to `output_dir`.
         TaskError: A record is wrong.
         ValueError: There is too little to learn from, or an option of the model is not for heads.
     """
-    output, train = Path(output_dir), _train_file(config.task.name)
-    check_absent(output, overwrite)
+    output = Path(output_dir)
+    with to_be_written(output, overwrite=overwrite):
+        model, metrics = _trained(config)
+        write_model(model, output, metrics)
+    return metrics
+
+
+def calibrate_folder(
+    folder: str | Path,
+    records: str | Path,
+    *,
+    alpha: float | None = None,
+    delta: float = 0.1,
+    signal: Signal = "confidence",
+    device: str | None = None,
+) -> DecisionModel:
+    """Calibrate the model in a folder, in the place of an earlier calibration.
+
+    Args:
+        folder: Of the model.
+        records: As `DecisionModel.calibrate`, like `alpha`, `delta` and `signal`.
+        alpha: Share of errors to promise, or None.
+        delta: Probability of a broken promise.
+        signal: What the threshold is on.
+        device: As `DecisionModel.load`.
+
+    Raises:
+        RuntimeError: Another process writes to the folder.
+        FileNotFoundError, ValueError: As `DecisionModel.load` and `DecisionModel.calibrate`.
+    """
+    if not is_decision_folder(folder):
+        # Says what is missing, and makes no lock beside a wrong name.
+        return DecisionModel.load(folder)
+    with only_replacer(folder):
+        model = DecisionModel.load(folder, device=device)
+        model.calibrate(records, alpha=alpha, delta=delta, signal=signal).save_calibration(Path(folder))
+    return model
+
+
+def _trained(config: RunConfig) -> tuple[DecisionModel, dict[str, Any]]:
+    train = _train_file(config.task.name)
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
     logger.info("heads on frozen features: the method and the options train.* of an adapter are not used")
@@ -60,8 +102,7 @@ def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: boo
     test = train.with_name(f"test{train.suffix}")
     if train.stem == "train" and test.is_file():
         metrics |= {"split": "test"} | evaluate_decisions(model, unseen(read_records(test), records))
-    model.save(output, overwrite=overwrite, metrics=metrics)
-    return metrics
+    return model, metrics
 
 
 def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[str, Any]:
