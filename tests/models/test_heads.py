@@ -17,13 +17,16 @@ from torch import Tensor
 import bayeslora
 from bayeslora.adapters.files import require_supplied
 from bayeslora.experiments.sequences.chain import load_chain
-from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.methods import BayesianLora, Lora, Method, trainable_parameters
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.methods.mc_dropout import MonteCarloDropout
 from bayeslora.methods.sd_lora import SdLora
 from bayeslora.models import load_base_model
-from bayeslora.models.heads import new_weights
+from bayeslora.models.heads import new_modules, new_weights
+from bayeslora.models.missing import weights_to_draw
 from bayeslora.models.positions import readable_tokens
+from bayeslora.planning import base_on_meta
+from bayeslora.planning.memory import Weights
 from bayeslora.runs import load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.loading import head_width, load_adapted
@@ -180,6 +183,27 @@ def saved_names(adapter: Path) -> set[str]:
     """Weights of the adapter file that belong to no pair of LoRA, by their names in the base model."""
     keys = load_file(adapter / "adapter_model.safetensors")
     return {key.removeprefix("base_model.model.") for key in keys if ".lora_" not in key}
+
+
+# --- planned ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_plan_counts_what_is_new_as_loading_draws_it(name: str, checkpoints: dict[str, Path]) -> None:
+    model = loaded(checkpoints[name], dtype="bfloat16")
+    new = weights_to_draw(str(checkpoints[name]), 3)
+    assert new == new_weights(model)
+    base = base_on_meta(model.config, "sequence_classification", "bfloat16", 3, new=new)
+    method = Lora(target_modules=CHECKPOINTS[name][3])
+    planned, trained = (method.adapt(each, "sequence_classification") for each in (base, model))
+    assert trainable_parameters(planned) == trainable_parameters(trained)
+    assert Weights.of(planned) == Weights.of(trained)
+
+
+def test_without_the_checkpoint_a_plan_takes_the_head_for_new(checkpoints: dict[str, Path]) -> None:
+    assert weights_to_draw("somebody/something", 3) is None
+    base = base_on_meta(loaded(checkpoints["deberta"]).config, "sequence_classification", "float32", 3)
+    assert new_modules(base) == ["pooler", "classifier"]
 
 
 # --- saved, and loaded on a fresh base under another seed ------------------------------------------------------------

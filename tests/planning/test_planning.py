@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import BertModel
 
 from bayeslora.experiments.comparison.config import CompareConfig
-from bayeslora.methods import BayesianLora, Lora, Method, method_classes
+from bayeslora.methods import BayesianLora, Lora, Method, method_classes, trainable_parameters
+from bayeslora.models import load_base_model
 from bayeslora.options.parsing import config_parser, instantiate
 from bayeslora.planning import (
     Budget,
@@ -33,7 +35,7 @@ from bayeslora.planning.memory import Weights
 from bayeslora.planning.plan import as_options
 from bayeslora.planning.tracing import peak_bytes
 from bayeslora.prediction.predictive import predict
-from bayeslora.runs.config import RunConfig
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.scoring import get_scoring
 from bayeslora.tasks import Item, get_task
 from bayeslora_cli.main import main
@@ -145,6 +147,21 @@ def test_encoders() -> None:
     method = BayesianLora(target_modules=TARGETS["bert"])
     found = Estimator(base, method, Shape("classification", 16, choices=3), 4)
     assert found.training(Setting(4, 4)).activations > found.prediction(Setting(4, 4), 4).activations > 0
+
+
+def test_a_head_that_the_checkpoint_lacks_is_counted_and_said(tmp_path: Path) -> None:
+    """BERT without its pooler: 16 * 16 + 16 numbers beside the classifier."""
+    base = BertModel(tiny_bert().config, add_pooling_layer=False)
+    base.save_pretrained(tmp_path / "base")
+    byte_level_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "train.jsonl").write_text('{"question": "what?", "choices": ["no", "yes"], "label": "yes"}\n' * 20)
+    task = TaskConfig(str(tmp_path / "train.jsonl"), scoring="classification")
+    config = RunConfig(ModelConfig(str(tmp_path / "base"), device="cpu"), task, Lora(target_modules=TARGETS["bert"]))
+    plan = make_plan(config, PlanOptions(Budget(10**9)))
+    model, _ = load_base_model(str(tmp_path / "base"), kind="sequence_classification", num_labels=2, device="cpu")
+    assert plan.rows[0].trainable == trainable_parameters(config.method.adapt(model, "sequence_classification"))
+    assert plan.head == dict.fromkeys(["classifier", "bert.pooler"], "not in the checkpoint")
+    assert "bert.pooler, trained whole: not in the checkpoint" in as_text(plan)
 
 
 @pytest.mark.parametrize("method", [one for one in method_classes() if one.adapts], ids=lambda method: method.name)

@@ -90,25 +90,25 @@ def load_base_model(
             f"num_labels={num_labels} needs a classification head, but kind is 'causal_lm'. "
             "Set kind='sequence_classification' or leave num_labels out."
         )
-    source, shared = locate(name), _shared(revision)
+    source, shared = locate(name), shared_options(revision)
     head = {} if num_labels is None else {"num_labels": num_labels}
     if kind == "sequence_classification":
         head["ignore_mismatched_sizes"] = True
     place = choose_device(device)
     try:
-        with _quiet_transformers(progress_bars=not Path(source).is_dir()):
+        with quiet_transformers(progress_bars=not Path(source).is_dir()):
             packing = {} if quantization == "none" else _packing(source, kind, dtype, quantization, place, shared)
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
             model, report = _AUTO_CLASSES[kind].from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **shared, **head, **packing
             )
     except OSError as error:
-        raise OSError(_load_failure(name, source, error)) from error
+        raise OSError(load_failure(name, source, error)) from error
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
         raise ValueError(_damage(name, error)) from error
     keep_layout(model)
     parts = head_modules(model) if kind == "sequence_classification" else []
-    new = _new_weights(report)
+    new = drawn_weights(report)
     _require_pretrained(name, kind, model, [weight for weight in new if not held_by(weight, parts)])
     note_new_weights(model, new)
     compute_in_float32(model, parts)
@@ -124,13 +124,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     source = locate(name)
     try:
-        with _quiet_transformers(progress_bars=not Path(source).is_dir()):
-            return AutoTokenizer.from_pretrained(source, **_shared(revision))
+        with quiet_transformers(progress_bars=not Path(source).is_dir()):
+            return AutoTokenizer.from_pretrained(source, **shared_options(revision))
     except OSError as error:
-        raise OSError(_load_failure(name, source, error)) from error
+        raise OSError(load_failure(name, source, error)) from error
 
 
-def _shared(revision: str | None) -> dict[str, Any]:
+def shared_options(revision: str | None) -> dict[str, Any]:
     """Options of every `from_pretrained`. Said, since transformers asks at a terminal: no code comes with a model."""
     return {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
 
@@ -218,7 +218,7 @@ def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"Reading {gguf.name} needs the package 'gguf', which is not installed. Remedy: pip install gguf"
         )
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with _quiet_transformers(progress_bars=False):
+    with quiet_transformers(progress_bars=False):
         tokenizer = AutoTokenizer.from_pretrained(**source)
         # Stored in float32, which keeps the dequantised values exactly. In bfloat16 single weights are off by
         # up to 0.4 %; over 4352 tokens of English that moves single logits by up to 0.44 (0.023 on average)
@@ -240,7 +240,7 @@ def _write_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         if mark in vars(owner):
             delattr(owner, mark)
     _ensure_padding(folder.name, model, tokenizer)
-    with _quiet_transformers(progress_bars=False):
+    with quiet_transformers(progress_bars=False):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -271,7 +271,7 @@ def _packing(
     return {"quantization_config": quantization_config(quantization, dtype, heads), "device_map": {"": str(place)}}
 
 
-def _new_weights(report: Mapping[str, Any]) -> dict[str, str]:
+def drawn_weights(report: Mapping[str, Any]) -> dict[str, str]:
     """Names of the weights that `from_pretrained` drew, and why."""
     sizes = sorted(report["mismatched_keys"], reverse=True)
     resized = {name: f"{list(there)} in the checkpoint, {list(here)} here" for name, there, here in sizes}
@@ -291,7 +291,8 @@ def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: 
         )
 
 
-def _load_failure(name: str, source: str, error: OSError) -> str:
+def load_failure(name: str, source: str, error: OSError) -> str:
+    """What to say where `from_pretrained` could not load `name`."""
     cause = str(error).strip().partition("\n")[0]
     if Path(source).is_dir():
         return f"The folder {source} does not hold a whole model with its tokenizer: {cause}"
@@ -319,7 +320,7 @@ def _require_one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None
 
 
 @contextmanager
-def _quiet_transformers(*, progress_bars: bool) -> Iterator[None]:
+def quiet_transformers(*, progress_bars: bool) -> Iterator[None]:
     """Hold back transformers' load reports, and its progress bars too unless a download may need them."""
     verbosity = transformers_logging.get_verbosity()
     hide_bars = not progress_bars and transformers_logging.is_progress_bar_enabled()

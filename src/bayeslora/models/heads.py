@@ -13,6 +13,7 @@ __all__ = [
     "compute_in_float32",
     "head_modules",
     "held_by",
+    "new_head",
     "new_modules",
     "new_weights",
     "note_new_weights",
@@ -53,15 +54,22 @@ def new_weights(model: nn.Module) -> dict[str, str]:
 
 def new_modules(model: nn.Module) -> list[str]:
     """The smallest modules of the head, as `head_modules` names them, that hold all new weights."""
+    return list(new_head(model))
+
+
+def new_head(model: nn.Module) -> dict[str, str]:
+    """`new_modules`, and why each is new."""
     new = new_weights(model)
-    return [name for name in head_modules(model) if any(held_by(weight, [name]) for weight in new)] if new else []
+    names = head_modules(model) if new else []
+    why = {name: next((new[weight] for weight in new if held_by(weight, [name])), None) for name in names}
+    return {name: reason for name, reason in why.items() if reason is not None}
 
 
 def saved_modules(model: nn.Module, asked: Iterable[str] | None) -> list[str] | None:
     """PEFT's `modules_to_save` for `model`: those asked for, and all that hold new weights. Says which are new."""
-    reasons = new_weights(model)
-    for name in new_modules(model):
-        reason = next(why for weight, why in reasons.items() if held_by(weight, [name]))
+    # On the meta device nothing is trained: a plan says it in its own words.
+    planned = any(parameter.is_meta for parameter in model.parameters())
+    for name, reason in new_head(model).items() if not planned else ():
         logger.info("%s is new (%s); it is trained and saved with the adapter", name, reason)
     return list(dict.fromkeys([*(asked or []), *new_modules(model)])) or None
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from bayeslora.models import locate
+from bayeslora.models.heads import compute_in_float32, head_modules, note_new_weights
 from bayeslora.planning.published import ARCHITECTURES
 
 __all__ = ["base_on_meta", "find_architecture", "known_architectures"]
@@ -80,8 +81,9 @@ def base_on_meta(
     num_labels: int | None = None,
     *,
     layers: int | None = None,
+    new: Mapping[str, str] | None = None,
 ) -> PreTrainedModel:
-    """The base model on the meta device: every module, no bytes.
+    """The base model on the meta device: every module, no bytes; a classifier's head in float32, as it is loaded.
 
     Args:
         architecture: From `find_architecture`.
@@ -89,6 +91,8 @@ def base_on_meta(
         dtype: Number type of the weights; "auto" is that of the config, else float32.
         num_labels: Outputs of a classification head.
         layers: Only the first so many transformer layers; of a model of several parts, those that read text.
+        new: Weights of a classifier that its checkpoint does not hold, and why. Default: all of the head but a pooler
+            inside of the backbone, as where a plain encoder or decoder is adapted.
     """
     stored = getattr(architecture, "dtype", None) or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, dtype)
@@ -107,7 +111,16 @@ def base_on_meta(
     auto: Any = AutoModelForCausalLM if kind == "causal_lm" else AutoModelForSequenceClassification
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, dtype=precision)
+    if kind == "sequence_classification":
+        compute_in_float32(model, head_modules(model))
+        note_new_weights(model, _usual_new_weights(model) if new is None else new)
     return model.eval()
+
+
+def _usual_new_weights(model: Any) -> dict[str, str]:
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    drawn = [name for name, parameter in model.named_parameters() if id(parameter) not in backbone]
+    return dict.fromkeys(drawn, "the checkpoint is not on this machine; most hold no such head")
 
 
 def _text_fields(architecture: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:

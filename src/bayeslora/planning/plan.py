@@ -13,6 +13,8 @@ import torch
 
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.methods import lora_parameters, trainable_parameters
+from bayeslora.models.heads import new_head
+from bayeslora.models.missing import weights_to_draw
 from bayeslora.planning.advice import Change, advise
 from bayeslora.planning.architecture import base_on_meta, find_architecture
 from bayeslora.planning.estimate import Estimator, Setting
@@ -20,7 +22,7 @@ from bayeslora.planning.extent import Extent, extent_of
 from bayeslora.planning.memory import Budget, Memory
 from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
-from bayeslora.runs.config import RunConfig, TaskConfig
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.scoring import get_scoring
 from bayeslora.tasks import Item
 
@@ -83,6 +85,7 @@ class Plan:
     Args:
         model: Name of the base model.
         parameters: Numbers in the base model.
+        head: Parts of a classifier's head that are new, and so trained whole with every method, and why.
         dtype: Their type.
         extents: The longest item of each scoring, and where that is known from.
         setting: What the config says of batches, checkpointing, 4 bits.
@@ -94,6 +97,7 @@ class Plan:
 
     model: str
     parameters: int
+    head: dict[str, str]
     dtype: str
     extents: list[Extent]
     setting: Setting
@@ -205,11 +209,12 @@ def _make_plans(
     architecture = find_architecture(config.model.name, options.architecture, config.model.revision)
     extents = _extents(config, items, options)
     choices = max(extent.shape.choices for extent in extents)
+    new = None if options.architecture else _new_weights(config.model, extents, choices)
 
     def base(scoring: str, layers: int | None = None) -> Any:
         kind: Any = get_scoring(scoring).kind
         width = choices if kind == "sequence_classification" else None
-        return base_on_meta(architecture, kind, config.model.dtype, width, layers=layers)
+        return base_on_meta(architecture, kind, config.model.dtype, width, layers=layers, new=new)
 
     known: dict[Any, Estimator] = {}
 
@@ -230,6 +235,7 @@ def _make_plans(
         plan = Plan(
             model=config.model.name,
             parameters=parameters,
+            head=new_head(plain),
             dtype=str(dtype).removeprefix("torch."),
             extents=extents,
             setting=rows[0].setting(),
@@ -243,6 +249,11 @@ def _make_plans(
         proposals = [as_options(change, plan.setting, accumulation) for change in changes]
         plans.append(dataclasses.replace(plan, proposals=proposals))
     return plans
+
+
+def _new_weights(model: ModelConfig, extents: Sequence[Extent], choices: int) -> dict[str, str] | None:
+    kinds = {get_scoring(extent.shape.scoring).kind for extent in extents}
+    return weights_to_draw(model.name, choices, model.revision) if "sequence_classification" in kinds else None
 
 
 def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget, *, shareable: bool) -> list[Change]:

@@ -39,6 +39,7 @@ def _head(plan: Plan) -> list[str]:
     ]
     return [
         f"base model   {plan.model}: {_count(plan.parameters)} parameters in {plan.dtype}",
+        *(f"new          {name}, trained whole: {why}" for name, why in plan.head.items()),
         f"items        {'; '.join(shapes)}",
         f"batches      {setting.batch_size} items in training, {setting.predict_batch_size} in prediction"
         f"{', gradient checkpointing' if setting.checkpointing else ''}{', 4-bit base' if setting.four_bit else ''}",
