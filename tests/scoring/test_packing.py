@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from bayeslora import predict, sampling
 from bayeslora.adapters.draws import hold_draw
 from bayeslora.methods.laplace_approximation import lora_maps, record
 from bayeslora.scoring import Cloze
+from bayeslora.scoring.cloze import ClozeBatch
+from bayeslora.scoring.packing import packs, probe_lengths
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.scoring.unpacked import UnpackedBatch
 from bayeslora.training.cross_entropy import smoothed_cross_entropy
@@ -91,8 +94,43 @@ def test_each_choice_is_read_as_if_it_stood_alone(
 
 
 def test_a_window_that_only_long_texts_notice() -> None:
-    batch = Cloze(byte_level_tokenizer())(ITEMS)
-    assert isinstance(batch.suited_to(built(lambda: gpt_neo(window=200))), UnpackedBatch)
+    """Whatever the config calls it, and however long it is: a model is tried again where rows are longer."""
+    model, tokenizer = built(lambda: gpt_neo(window=300)), byte_level_tokenizer()
+    del model.config.window_size
+    short, long = ITEMS[2:], [replace(item, question=f"{item.question} " * 9) for item in ITEMS[2:]]
+    assert Cloze(tokenizer)(short)["input_ids"].shape[1] < 128 and Cloze(tokenizer)(long)["input_ids"].shape[1] > 300
+    for items, kind in ((short, ClozeBatch), (long, UnpackedBatch), (short, UnpackedBatch)):
+        batch = Cloze(tokenizer)(items)
+        assert isinstance(batch.suited_to(model), kind)
+        with torch.no_grad():
+            assert_same_logits(batch.choice_logits(model), naive_cloze(model, tokenizer, items))
+
+
+def test_probes_reach_to_twice_the_rows_and_are_the_same_in_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(max_position_embeddings=8192)
+    for rows, longest in ((5, 64), (32, 64), (33, 128), (65, 256), (1000, 2048), (3000, 4096), (6000, 6000)):
+        assert probe_lengths(model, rows)[-1] == longest
+    assert probe_lengths(model, 200) == [64, 128, 256, 512] == sorted(probe_lengths(model, 200))
+    assert probe_lengths(tiny_llama(max_position_embeddings=100), 80) == [64, 100]
+    assert probe_lengths(tiny_llama(max_position_embeddings=50), 20) == [50]
+    monkeypatch.setattr("bayeslora.scoring.packing.world_size", lambda: 2)
+    assert {tuple(probe_lengths(model, rows)) for rows in (5, 33, 1000, 2000)} == {
+        (64, 128, 256, 512, 1024, 2048, 4096)
+    }
+
+
+def test_a_model_is_tried_again_for_longer_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tried = tiny_llama(max_position_embeddings=1024), []
+
+    def likelihoods(tokens: int) -> tuple[Tensor, Tensor]:
+        tried.append(tokens)
+        return torch.arange(8.0).reshape(4, 2), torch.arange(8.0).reshape(4, 2)
+
+    for rows in (20, 10, 60, 30):
+        assert packs(model, rows, likelihoods)
+    assert tried == [64, 128]
+    assert not packs(model, 100, lambda tokens: (torch.rand(4, 2), torch.rand(4, 2)))
+    assert not packs(model, 20, likelihoods) and tried == [64, 128]
 
 
 def test_packed_choices_stay_packed_where_they_are_right() -> None:
@@ -159,14 +197,15 @@ def test_the_trial_leaves_no_traces(build: Callable[..., PreTrainedModel]) -> No
     trained = [parameter.requires_grad for parameter in model.parameters()]
     state = torch.random.get_rng_state()
     batch.suited_to(model)
-    assert forwards == [False, False]
+    # Each probe has a forward of packed choices, and one of a row each.
+    assert forwards == [False] * (2 if build is gpt_neo else 4)
     assert torch.equal(state, torch.random.get_rng_state())
     assert before == [(module.training, getattr(module, "disable_adapters", None)) for module in model.modules()]
     assert trained == [parameter.requires_grad for parameter in model.parameters()]
     assert all(one is module.noise for one, module in zip(held, model.bayeslora_draws.modules(), strict=True))
     # Both held draws are in the training forward, which is the only one now.
     assert batch.choice_logits(model).shape == (2 * len(ITEMS), 5)
-    assert forwards == [False, False, True]
+    assert forwards[-1] and sum(forwards) == 1
 
 
 def test_merged_adapters_stay_merged() -> None:

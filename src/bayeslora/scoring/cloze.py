@@ -20,7 +20,7 @@ from bayeslora.scoring.base import (
     forward_options,
     pad_left,
 )
-from bayeslora.scoring.packing import packs, probe_length
+from bayeslora.scoring.packing import packs
 from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch, over_length
 
@@ -48,13 +48,15 @@ class ClozeBatch(ChoiceBatch):
     def suited_to(self, model: nn.Module) -> ChoiceBatch:
         """One row per choice for a model that would not read packed choices right, or has too few positions for them.
 
-        A model is tried once, at its first batch.
+        A model is tried at its first batch, and again at longer rows (`bayeslora.scoring.packing`).
         """
         if self["input_ids"].is_meta:  # Memory is planned for packed choices; there are no numbers to compare.
             return self
         positions = getattr(text_config(unwrapped(model)), "max_position_embeddings", None)
-        fits = positions is None or self["input_ids"].shape[1] <= positions
-        return self if fits and packs(model, lambda: self._probe(model)) else UnpackedBatch.of(self)
+        length = self["input_ids"].shape[1]
+        fits = positions is None or length <= positions
+        trusted = fits and packs(model, length, lambda tokens: self._probe(model, tokens))
+        return self if trusted else UnpackedBatch.of(self)
 
     def raw_logits(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats.
@@ -100,11 +102,11 @@ class ClozeBatch(ChoiceBatch):
         total = torch.cat([rows.float().logsumexp(-1) for rows in logits.flatten(0, 1).split(8)])
         return (token - total.reshape(copies, -1).gather(1, source)).unflatten(1, self["source"].shape).flatten(0, 1)
 
-    def _probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def _probe(self, model: nn.Module, length: int) -> tuple[Tensor, Tensor]:
         """Log-likelihoods [choices, tokens] of answers made of this batch's tokens: packed, and one choice per row."""
         ids, lengths = self["input_ids"].cpu(), self["lengths"].tolist()
         known = torch.cat([row[-length:] for row, length in zip(ids, lengths, strict=True)]).unique()
-        shuffled = torch.randint(len(known), (probe_length(model),), generator=torch.Generator().manual_seed(0))
+        shuffled = torch.randint(len(known), (length,), generator=torch.Generator().manual_seed(0))
         tokens = known[shuffled].tolist()
         size = len(tokens) // (2 * _PROBE_CHOICES)
         question, rest = tokens[: -size * _PROBE_CHOICES], tokens[-size * _PROBE_CHOICES :]

@@ -1,8 +1,10 @@
-"""Whether a model reads packed choices as it reads each one alone, which is tried once for each model.
+"""Whether a model reads packed choices as it reads each one alone, which is tried before it is relied on.
 
 A packed row holds all choices behind one question; an attention mask and position ids keep them apart. A model that
 takes no position ids (ALiBi), has a mask of its own (local attention) or carries a state along (Mamba) does not heed
-them, and most such models do not say so.
+them, and most such models do not say so. Attention to near tokens alone shows in rows longer than it reaches, and
+configs have many names for its reach. So a model is tried anew where rows come that are longer than those that its
+trial stands for.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,8 +22,9 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from bayeslora.models.layers import base_model, descendants, evaluating, text_config
+from bayeslora.system.processes import world_size
 
-__all__ = ["packs", "probe_length"]
+__all__ = ["packs", "probe_lengths"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -28,28 +32,39 @@ TOLERANCE = 0.03
 """Median difference of the tokens' log-likelihoods, in standard deviations of them. SmolLM2 in bfloat16 has 0.011 by
 rounding alone; it has 0.08 to 0.11 with positions that go on from choice to choice, and 0.7 with local attention."""
 
-_LENGTHS = (64, 1024)
-"""Tokens of the probe, at least and at most."""
+_LENGTHS = (64, 4096)
+"""Tokens of a probe at least; and at most, where rows are not longer themselves."""
 
-_known: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
+_WRONG = -1
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
+"""By attention: tokens of the longest probe that was read right, or `_WRONG` where one was not."""
 
 
-def packs(model: nn.Module, likelihoods: Callable[[], tuple[Tensor, Tensor]]) -> bool:
-    """Whether packed choices can be trusted on `model`; the first call for its base model tries it.
+def packs(model: nn.Module, length: int, likelihoods: Callable[[int], tuple[Tensor, Tensor]]) -> bool:
+    """Whether packed choices can be trusted on `model` in rows of this many tokens.
+
+    The first call for its base model tries it, and so does one with rows too long for the trials before.
 
     The trial runs the base model alone, in eval mode and without gradients; it draws nothing and leaves modes, held
     draws and what is trained as they were.
 
     Args:
         model: With or without adapters.
-        likelihoods: Gives log-likelihoods [choices, tokens] of a probe's answer tokens, packed and one choice per row.
+        length: Tokens of the longest row.
+        likelihoods: Gives log-likelihoods [choices, tokens] of the answer tokens of a probe of so many tokens, packed
+            and one choice per row.
     """
     base = base_model(model)
     known = _known.setdefault(base, {})
     attention = getattr(text_config(base), "_attn_implementation", None)
-    if attention not in known:
-        reason = _objection(model, likelihoods)
-        known[attention] = reason is None
+    for tokens in probe_lengths(model, length):
+        if known.get(attention) == _WRONG:
+            break
+        if known.get(attention, 0) >= tokens:
+            continue
+        reason = _objection(model, partial(likelihoods, tokens))
+        known[attention] = tokens if reason is None else _WRONG
         if reason is not None:
             logger.warning(
                 "cloze: %s does not read choices that are packed behind one question as each one alone (%s); "
@@ -57,21 +72,23 @@ def packs(model: nn.Module, likelihoods: Callable[[], tuple[Tensor, Tensor]]) ->
                 type(base).__name__,
                 reason,
             )
-    return known[attention]
+    return known[attention] != _WRONG
 
 
-def probe_length(model: nn.Module) -> int:
-    """Tokens of a probe that shows local attention, by any "window" of the config but the one that the mask has."""
-    config = text_config(model)
-    fields = vars(config) if config is not None else {}
-    windows = [
-        value
-        for name, value in fields.items()
-        if "window" in name and "sliding_window" not in name and isinstance(value, int) and not isinstance(value, bool)
-    ]
+def probe_lengths(model: nn.Module, length: int) -> list[int]:
+    """Tokens of the probes that stand for rows of `length` tokens, each twice as long as the one before.
+
+    Attention that reaches as far as half a probe misses some of the question from most of its choices; one that
+    reaches less far shows in the shorter ones, whose choices are short. So the longest has twice the tokens of the
+    rows. Several processes must try at the same time, and try what all rows need.
+    """
     least, most = _LENGTHS
-    wanted = max(least, min(most, 2 * max(windows, default=0)))
-    return min(wanted, int(getattr(config, "max_position_embeddings", None) or wanted))
+    rows = length if world_size() == 1 else max(length, most // 2)
+    bound = int(getattr(text_config(model), "max_position_embeddings", None) or 2 * max(most, rows))
+    found = [min(least, bound)]
+    while found[-1] < min(2 * rows, max(most, rows), bound):
+        found.append(min(2 * found[-1], max(most, rows), bound))
+    return found
 
 
 def _objection(model: nn.Module, likelihoods: Callable[[], tuple[Tensor, Tensor]]) -> str | None:
