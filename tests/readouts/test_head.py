@@ -82,6 +82,11 @@ def test_the_file_is_the_head_bit_for_bit(fitted: module.Head) -> None:
     del damaged["labels"]
     with pytest.raises(ValueError, match="lacks 'labels'"):
         head_from_tensors(damaged)
+    for place, name in ((0, "noise"), (2, "temperature"), (3, "share")):
+        damaged = head_tensors(fitted)
+        damaged["numbers"][place] = -1
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            head_from_tensors(damaged)
 
 
 def test_a_size_does_not_matter(fitted: module.Head) -> None:

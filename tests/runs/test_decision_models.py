@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 import bayeslora
 from bayeslora.readouts.regression import Regression
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
+from bayeslora.runs.decisions.head import QuestionHead
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions
@@ -67,6 +69,74 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def model(base: str) -> DecisionModel:
     return DecisionModel(base, device="cpu", dtype="float32").fit(records(90), progress=False)
+
+
+def test_weights_of_records_count_relative_to_each_other() -> None:
+    """Two states each stand there twice with opposite labels: the heavier one decides."""
+    features = torch.randn(2, 1, 2, 8, generator=torch.Generator().manual_seed(0)).repeat_interleave(20, 0)
+    targets = torch.eye(2).repeat(20, 1)
+    states = [f"{row}" for row in range(40)]
+    question = parse_question(QUESTIONS["metal"])
+
+    def yes(weights: torch.Tensor | None) -> torch.Tensor:
+        head = QuestionHead.fit(question, features, targets, states, weights, noisy=False, seed=0)
+        return head.predict(features[[0, 20]]).probabilities[:, 0]
+
+    alike = yes(None)
+    assert torch.equal(yes(torch.full((40,), 3.0, dtype=torch.float64)), alike)
+    assert (alike - 0.5).abs().max() < 0.05
+    heavy = torch.ones(40, dtype=torch.float64)
+    heavy[0:20:2], heavy[21::2] = 30, 30
+    found = yes(heavy)
+    assert found[0] > 0.7 and found[1] < 0.3
+
+
+def test_weights_reach_the_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, fit = [], QuestionHead.fit
+    monkeypatch.setattr(QuestionHead, "fit", lambda *a, **k: (found.append(a[4].tolist()), fit(*a, **k))[1])
+    weighted = [replace(record, weight=1.0 + index) for index, record in enumerate(records(30))]
+    DecisionModel(base, device="cpu", dtype="float32").fit(weighted, progress=False)
+    assert found == [[1.0 + index for index in range(30)]] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("decision.json", {"heads": [{}]}, "lacks 'variance'"),
+        ("decision.json", {"config": 3}, "damaged"),
+        ("decision.json", {"temperature": float("nan")}, r"heads\[0\]\.temperature must be"),
+        ("decision.json", {"variance": -1}, r"heads\[0\]\.variance must be"),
+        ("decision.json", {"share": "many"}, r"heads\[0\]\.share must be"),
+        ("calibration.json", {"common": 0}, "common must be"),
+        ("calibration.json", {"common": float("nan")}, "common must be"),
+        ("calibration.json", {"temperatures": {"noul:2": -1}}, "temperatures.noul:2 must be"),
+        ("calibration.json", {"policies": {"q": {"question": "?", "signal": "size", "certified": None}}}, "damaged"),
+        ("calibration.json", {"alpha": 3}, "alpha must be"),
+        ("heads.safetensors", {"heads.0.weights": torch.ones(9)}, "damaged"),
+        ("heads.safetensors", {"heads.1.noise": None}, "lacks 'heads.1.noise'"),
+        ("heads.safetensors", {"heads.0.targets": torch.tensor([[float("nan")]])}, "NaN"),
+        ("heads.safetensors", None, "is missing"),
+    ],
+)
+def test_what_is_stored_of_a_model_is_checked(
+    model: DecisionModel, tmp_path: Path, name: str, change: Any, says: str
+) -> None:
+    model.save(tmp_path / "m")
+    path = tmp_path / "m" / name
+    if name == "calibration.json":
+        path.write_text(json.dumps(Calibration().to_dict() | change))
+    elif name == "decision.json":
+        content = json.loads(path.read_text())
+        (content if set(change) & set(content) else content["heads"][0]).update(change)
+        path.write_text(json.dumps(content))
+    elif change is None:
+        path.unlink()
+    else:
+        tensors = load_file(path) | change
+        save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as caught:
+        DecisionModel.load(tmp_path / "m")
+    assert name in str(caught.value)
 
 
 def accuracy(model: DecisionModel, test: list[Record]) -> float:
@@ -159,7 +229,7 @@ def test_a_saved_model_answers_the_same(model: DecisionModel, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"heads\.safetensors is cut"):
         DecisionModel.load(folder)
     (folder / "decision.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"decision\.json is damaged"):
+    with pytest.raises(ValueError, match=r"decision\.json lacks 'config'"):
         DecisionModel.load(folder)
     with pytest.raises(FileNotFoundError, match="no decision model"):
         DecisionModel.load(tmp_path)

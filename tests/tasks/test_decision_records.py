@@ -212,6 +212,7 @@ def test_questions_may_be_given_beside_the_file(tmp_path: Path) -> None:
         ({"labels": {"team": "sales"}}, "question 'team': the label of this choice"),
         ({"labels": {"teem": "it"}}, "labels has a label for 'teem'"),
         ({"questions": "{broken"}, "field 'questions' should be JSON"),
+        *(({"weight": value}, "weight should be a number above 0") for value in (0, -1, "much", True, float("inf"))),
     ],
 )
 def test_wrong_records_name_file_line_and_question(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -219,6 +220,14 @@ def test_wrong_records_name_file_line_and_question(tmp_path: Path, change: dict[
     path = written(tmp_path, [good, {**good, "state": "It is down!", **change}])
     with pytest.raises(TaskError, match=rf"records.jsonl, line 2: {says}"):
         read_records(path)
+
+
+def test_weights_are_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = {"state": "a", "questions": QUESTIONS, "labels": GOLD}
+    path = written(tmp_path, [good, {**good, "weight": 2}, {**good, "weight": "0.5", "split": "test"}])
+    with caplog.at_level(logging.INFO, "bayeslora"):
+        assert [record.weight for record in read_records(path)] == [1, 2, 0.5]
+    assert "2 records have a weight" in caplog.text and "not read: split (1)" in caplog.text
 
 
 def test_an_option_that_is_there_twice_in_the_file_is_an_error(tmp_path: Path) -> None:

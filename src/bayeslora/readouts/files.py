@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bayeslora.options.ranges import Positive, Share, check_value
 from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
 from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.evidence import Scales
@@ -52,7 +53,7 @@ def head_from_tensors(tensors: Mapping[str, Tensor]) -> Head:
     """The head that `head_tensors` wrote.
 
     Raises:
-        ValueError: A tensor is missing.
+        ValueError: A tensor is missing, or a number is out of its range.
     """
     try:
         return _head(tensors)
@@ -64,6 +65,12 @@ def _head(tensors: Mapping[str, Tensor]) -> Head:
     order = {name: int(place) for name, place in _part(tensors, "order").items()}
     scales = {name: _part(tensors, "scale")[name] for name in sorted(order, key=order.__getitem__)}
     noise, log_evidence, temperature, share, nll = tensors["numbers"].tolist()
+    for name, value, kind in (
+        ("noise", noise, Positive),
+        ("temperature", temperature, Positive),
+        ("share", share, Share),
+    ):
+        check_value(value, kind, name)
     features = OptionFeatures(_part(tensors, "hidden"), tensors["mask"], tensors["questions"], _part(tensors, "number"))
     scaling = BlockScaling(scales)
     chosen = Scales(tensors["weights"], noise, log_evidence, tensors["effective_parameters"])

@@ -52,7 +52,7 @@ class LabelNoise:
 
 
 def fit_temperature_and_noise(
-    predictive: Predictive, labels: Tensor, choices: Tensor, *, noisy: bool = True
+    predictive: Predictive, labels: Tensor, choices: Tensor, weights: Tensor | None = None, *, noisy: bool = True
 ) -> LabelNoise:
     """T and epsilon of the largest posterior given leave-one-out predictions of the training items.
 
@@ -60,11 +60,13 @@ def fit_temperature_and_noise(
         predictive: Of the training items, each without itself.
         labels: [items].
         choices: How many each item has [items].
+        weights: How much each label counts [items]; default: 1.
         noisy: Whether labels may be wrong; without, epsilon is 0.
     """
     # Thousands of items say all there is to say of two numbers.
     some = torch.arange(min(_MOST, len(labels))) * len(labels) // min(_MOST, len(labels))
     shown, behind = choices[some], _behind(predictive, labels, some)
+    counting = torch.ones(len(some)) if weights is None else weights[some]
     known: dict[float, Tensor] = {}
 
     def loss(log_temperature: float, share: float) -> float:
@@ -72,7 +74,7 @@ def fit_temperature_and_noise(
             known[log_temperature] = _label_probability(behind, math.exp(log_temperature))
         mixed = (1 - share) * known[log_temperature] + share / shown
         prior = log_temperature**2 / 2 - (_DENSITY - 1) * math.log1p(-share)
-        return float(prior - mixed.clamp_min(1e-300).log().sum())
+        return float(prior - (counting * mixed.clamp_min(1e-300).log()).sum())
 
     best, share = _minimum(loss, (0.0,))
     if noisy:

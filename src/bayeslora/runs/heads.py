@@ -26,10 +26,11 @@ from bayeslora.runs.items import describe_splits, task_items
 from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
-from bayeslora.runs.state import load_state, save_state
+from bayeslora.runs.state import STATE, load_state, save_state
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.memory import peak_memory
+from bayeslora.system.reading import restoring
 from bayeslora.tasks import Item, Splits
 
 __all__ = [
@@ -273,6 +274,9 @@ def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> H
     model, _, scoring = load_model(merge_resolved(config.model, folder), config.task)
     reader = _reader(config, model, scoring, config.train.cache_trunk_folder)
     state = load_state(folder)
+    with restoring(folder / STATE):
+        head = head_from_tensors({name: one for name, one in state.items() if not name.startswith(f"{_PRIOR}.")})
+        prior = _prior_in(state)
     return HeadRun(
         config=config,
         model=model,  # type: ignore[arg-type]
@@ -280,8 +284,8 @@ def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> H
         metrics=metrics,
         state=state,
         reader=reader,
-        head=head_from_tensors({name: one for name, one in state.items() if not name.startswith(f"{_PRIOR}.")}),
-        prior=_prior_in(state),
+        head=head,
+        prior=prior,
     )
 
 
@@ -310,7 +314,7 @@ def _prior_head(run: str | None, output: Path) -> Head | None:
     """The head of the run that serves as a prior, which stands alone: no prior of its own."""
     if run is None:
         return None
-    path = next((one for one in (Path(run), output / run) if (one / "posterior.safetensors").is_file()), None)
+    path = next((one for one in (Path(run), output / run) if (one / STATE).is_file()), None)
     if path is None:
         raise ValueError(f"method.prior: there is no head in {run!r}; give the run folder of a fitted BayesianHead.")
     state = load_state(path)
@@ -318,7 +322,8 @@ def _prior_head(run: str | None, output: Path) -> Head | None:
         raise ValueError(f"method.prior: {run!r} is a run of another method; give that of a BayesianHead.")
     if _prior_in(state) is not None:
         raise ValueError(f"method.prior: the head in {run!r} has a prior itself; give the one below it.")
-    return head_from_tensors(state)
+    with restoring(path / STATE):
+        return head_from_tensors(state)
 
 
 def _with_prior(features: OptionFeatures, prior: Head | None) -> OptionFeatures:

@@ -10,17 +10,17 @@ from bayeslora.methods import State
 from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["STATE", "load_state", "save_state"]
 
-_NAME = "posterior.safetensors"
+STATE = "posterior.safetensors"
 
 
 def save_state(state: State, folder: Path) -> None:
     """Write it atomically; without anything to keep, an earlier run's file is removed."""
     if not state:
-        (folder / _NAME).unlink(missing_ok=True)
+        (folder / STATE).unlink(missing_ok=True)
         return
-    with atomic_file(folder / _NAME) as aside:
+    with atomic_file(folder / STATE) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside)
 
 
@@ -30,5 +30,5 @@ def load_state(folder: Path) -> State:
     Raises:
         ValueError: The file is damaged, or a number in it is not finite.
     """
-    path = folder / _NAME
+    path = folder / STATE
     return read_tensors(path) if path.is_file() else {}

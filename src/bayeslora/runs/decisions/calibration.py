@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.optimize import minimize
 
+from bayeslora.options.ranges import Positive, Share, check_value
 from bayeslora.prediction.certified import Certified, certified_threshold
 from bayeslora.prediction.temperature import PRIOR_STD
 from bayeslora.runs.decisions.heads import signature
@@ -24,6 +25,13 @@ Signal = Literal["confidence", "entropy", "novelty"]
 _SPREAD = 0.3
 """Standard deviation of a group's log T around the common one."""
 _WIDEST = 5.0
+
+_STORED: dict[str, Any] = {
+    "temperatures": dict[str, Positive],
+    "common": Positive,
+    "alpha": Share | None,
+    "delta": Share | None,
+}
 
 DEFINITIONS = {
     "noul": "|2 P(true) - 1|",
@@ -106,13 +114,22 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Calibration:
-        """A stored one."""
+        """A stored one.
+
+        Raises:
+            AttributeError, KeyError, TypeError: It is of another form.
+            ValueError: A number is out of its range.
+        """
         policies = {
             name: Policy(one["question"], one["signal"], Certified(**one["certified"]))
             for name, one in content["policies"].items()
         }
-        plain = {name: content[name] for name in ("temperatures", "common", "alpha", "delta")}
-        return cls(policies=policies, **plain)
+        for name, kind in _STORED.items():
+            check_value(content[name], kind, name)
+        for policy in policies.values():
+            check_value(policy.signal, Signal, "signal")
+            check_value(policy.certified.threshold, float | None, "threshold")
+        return cls(policies=policies, **{name: content[name] for name in _STORED})
 
 
 def calibrated(

@@ -88,7 +88,15 @@ class QuestionHead:
 
     @classmethod
     def fit(
-        cls, question: Question, features: Tensor, targets: Tensor, states: Sequence[str], *, noisy: bool, seed: int
+        cls,
+        question: Question,
+        features: Tensor,
+        targets: Tensor,
+        states: Sequence[str],
+        record_weights: Tensor | None = None,
+        *,
+        noisy: bool,
+        seed: int,
     ) -> QuestionHead:
         """Fit everything in closed form or by the evidence.
 
@@ -97,6 +105,8 @@ class QuestionHead:
             features: [records, poolings, layers, hidden].
             targets: Probabilities of the options [records, options].
             states: What records that leave together share.
+            record_weights: How much each label counts [records]: the variance of its noise is s2 / weight, weights
+                taken relative to their mean. Default: alike.
             noisy: Whether labels may be wrong.
             seed: Of the one label that is drawn from each soft one where T is fitted.
         """
@@ -105,17 +115,19 @@ class QuestionHead:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(targets.double(), 1, generator=generator).squeeze(1)
         choices = torch.full((len(labels),), targets.shape[1])
-        right = torch.ones(len(labels), dtype=torch.float64)
+        counting = torch.ones(len(labels), dtype=torch.float64) if record_weights is None else record_weights
+        counting = counting / counting.mean()
+        right = counting
         scales: Scales | None = None
-        for round_ in range(_ROUNDS if noisy else 1):
-            scales = fit_scales(matrices, centred, right if round_ else None, scales)
+        for _ in range(_ROUNDS if noisy else 1):
+            scales = fit_scales(matrices, centred, right, scales)
             noise = scales.noise / right
             posterior = posterior_of(matrices, scales.weights, numbers, noise)
             head = cls(question, kernels, scales.weights, numbers, noise, posterior, scales.noise)
-            found = fit_temperature_and_noise(head.leave_one_out(states), labels, choices, noisy=noisy)
+            found = fit_temperature_and_noise(head.leave_one_out(states), labels, choices, counting, noisy=noisy)
             if found.share < _NO_NOISE:
                 break
-            right = found.right.clamp_min(_LEAST_RIGHT)
+            right = found.right.clamp_min(_LEAST_RIGHT) * counting
         return replace(head, temperature=found.temperature, share=found.share, nll=found.nll)
 
     def predict(self, features: Tensor) -> Predictive:

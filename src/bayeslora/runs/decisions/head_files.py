@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bayeslora.options.ranges import Positive, Share, check_value
 from bayeslora.readouts.novelty import Novelty
 from bayeslora.runs.decisions.head import QuestionHead, posterior_of
 from bayeslora.runs.decisions.heads import Heads, signature
@@ -15,7 +16,7 @@ from bayeslora.tasks.decisions import parse_question
 
 __all__ = ["head_fields", "heads_tensors", "restored_heads"]
 
-_NUMBERS = ("variance", "temperature", "share", "nll")
+_NUMBERS: dict[str, Any] = {"variance": Positive, "temperature": Positive, "share": Share, "nll": float}
 
 
 def head_fields(head: QuestionHead) -> dict[str, Any]:
@@ -39,13 +40,12 @@ def restored_heads(fields: Sequence[Mapping[str, Any]], tensors: Mapping[str, Te
     """Heads from their fields and tensors.
 
     Raises:
-        ValueError: A tensor or a field is missing.
+        KeyError: A tensor or a field is missing.
+        ValueError: A number is out of its range.
+        RuntimeError: Shapes do not fit.
     """
-    try:
-        heads = [_head(index, one, tensors) for index, one in enumerate(fields)]
-        novelty = Novelty.restored(tensors)
-    except KeyError as error:
-        raise ValueError(f"the heads of this decision model lack {error}; save the model again.") from error
+    heads = [_head(index, one, tensors) for index, one in enumerate(fields)]
+    novelty = Novelty.restored(tensors)
     return Heads({signature(head.question): head for head in heads}, novelty)
 
 
@@ -54,6 +54,8 @@ def _head(index: int, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         return tensors[f"heads.{index}.{name}"]
 
     kernels = Kernels(own("points"), own("mean"), own("scale"))
+    for name, kind in _NUMBERS.items():
+        check_value(fields[name], kind, f"heads[{index}].{name}")
     numbers = {name: float(fields[name]) for name in _NUMBERS}
     question = parse_question(fields["question"])
     weights, targets, noise = own("weights"), own("targets"), own("noise")

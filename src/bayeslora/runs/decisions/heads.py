@@ -60,9 +60,10 @@ class Heads:
             question = records[rows[0][0]].questions[rows[0][1]]
             targets = torch.stack([_target(records[index], name, question) for index, name in rows])
             states = [records[index].state_key for index, _ in rows]
+            weights = torch.tensor([records[index].weight for index, _ in rows], dtype=torch.float64)
             with threads_for(len(rows)):
                 heads[key] = QuestionHead.fit(
-                    question, features, targets, states, noisy=config.label_noise, seed=config.seed
+                    question, features, targets, states, weights, noisy=config.label_noise, seed=config.seed
                 )
         unique = {records[index].state_key: one.vectors.state[-1] for index, one in vectors.items()}
         return cls(heads, Novelty.of(torch.stack(list(unique.values()))))

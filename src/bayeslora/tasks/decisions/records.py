@@ -25,8 +25,9 @@ KINDS = ("noul", "choice", "score")
 _LABEL_MAPS = ("labels", "expected", "gold", "answers", "targets", "soft")
 _LABELS = ("label", "answer", "ground_truth", "target", "expected", "gold", "soft")
 _OPTIONS = ("criteria", "options", "choices", "levels")
-_READ = {"state", "questions", "question", "type", "instructions", "id", "task_id", "question_id", "family"}
-_SPLIT_ONLY = {"split", "tags", "meta", "weight"}
+_READ = {"state", "questions", "question", "type", "instructions", "id", "task_id", "question_id", "family", "weight"}
+_REMARKS = {"tags", "meta"}
+_MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Record:
         targets: By id, of the questions whose answer is known: probabilities of the options.
         id: Name of the record.
         family: What it shares with other records so closely that all must stand on one side of a split.
+        weight: How much its labels count where heads are fitted, beside those of other records.
     """
 
     state: Any
@@ -46,6 +48,7 @@ class Record:
     targets: dict[str, Target] = field(default_factory=dict)
     id: str = ""
     family: str | None = None
+    weight: float = 1.0
 
     @property
     def state_key(self) -> str:
@@ -95,7 +98,8 @@ def read_records(
 ) -> list[Record]:
     """Read the records of a .jsonl, .json, .csv or .parquet file.
 
-    A row is a System One request with labels, or one question about a state. The labels of a request are spelled
+    A row is a System One request with labels, or one question about a state; a `weight` says how much its labels
+    count where heads are fitted. The labels of a request are spelled
     `labels`, `expected`, `gold`, `answers`, `targets` or `soft` (maps by the question's id), or stand inside each
     question as `label`, `answer`, `ground_truth`, `target` or `expected`; a question in a row of its own has its label
     beside it. What is read and what is not is said in the log.
@@ -117,6 +121,7 @@ def read_records(
             raise TaskError(f"{path}, {row.place}: {error}") from error
         counts["questions"] += len(record.questions)
         counts["labels"] += len(record.targets)
+        counts["weighted"] += record.weight != 1
         unread.update(_unread(row))
         records.append(record)
     _check_ids(path, records)
@@ -148,7 +153,22 @@ def parse_record(row: Mapping[str, Any], shared: Mapping[str, Question] | None =
         questions, targets = _many(row, shared)
     else:
         questions, targets = _single(row)
-    return Record(state, questions, targets, name, family)
+    return Record(state, questions, targets, name, family, _weight(row.get("weight")))
+
+
+def _weight(value: Any) -> float:
+    if value in (None, ""):
+        return 1.0
+    try:
+        weight = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = float("nan")
+    if not 0 < weight <= _MOST_WEIGHT:
+        raise TaskError(
+            f"weight should be a number above 0 and at most {_MOST_WEIGHT:g}, but it is {shown(value)}; correct it, or "
+            "leave out the field, or the record if it should not count."
+        )
+    return weight
 
 
 def _decoded(row: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
@@ -241,7 +261,7 @@ def _cell(value: Any) -> Any:
 
 
 def _unread(row: PlacedRow) -> list[str]:
-    known = _READ | _SPLIT_ONLY | {*_LABEL_MAPS, *_LABELS, *_OPTIONS, "model"}
+    known = _READ | _REMARKS | {*_LABEL_MAPS, *_LABELS, *_OPTIONS, "model"}
     return [name for name in row.values if name not in known]
 
 
@@ -265,6 +285,8 @@ def _say(path: Path, records: Sequence[Record], counts: Counter[str], unread: Co
         counts["questions"],
         counts["labels"],
     )
+    if counts["weighted"]:
+        logger.info("%s: %d records have a weight; scores and calibrations count each once", path, counts["weighted"])
     if unread:
         fields = ", ".join(f"{name} ({count})" for name, count in unread.most_common())
         logger.info("%s: fields that are not read: %s", path, fields)
