@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bayeslora import kl_divergence, predict, sampling
 from bayeslora.adapters.draws import find_draws, hold_draw, random_modules
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.methods import Method, VariationalMethod, method_classes
+from bayeslora.methods import Lora, Method, VariationalMethod, method_classes
 from bayeslora.models import load_base_model
 from bayeslora.runs import Run, Trained, load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
@@ -33,6 +33,7 @@ from bayeslora.scoring import ChoiceBatch, Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Item
 from bayeslora.training.cross_entropy import smoothed_cross_entropy
+from bayeslora_cli.main import main
 from conftest import byte_level_tokenizer, distance, perturb, seeded, tiny_llama
 
 METHODS = {one.name: one for one in method_classes() if one.__module__.startswith("bayeslora.methods.") and one.adapts}
@@ -248,6 +249,22 @@ def _other(hint: Any, default: Any) -> Any:
 
 
 # --- 1. arguments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "new"), [("finish", "fit_posterior"), ("samples_used", "effective_num_samples")])
+def test_a_hook_of_an_earlier_name_is_refused(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TypeError, match=f"{old}, which is now called {new}"):
+        type("Old", (Lora,), {old: lambda self, *_: None})
+    (tmp_path / f"mine_{old}.py").write_text(
+        f"from bayeslora.methods import Lora\n\n\nclass Mine(Lora):\n    def {old}(self, *_): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["train", "--method", f"mine_{old}.Mine", "--output_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert f"which is now called {new}" in said and "Traceback" not in said
 
 
 def test_arguments_are_attributes(kind: type[Method]) -> None:

@@ -20,7 +20,7 @@ def read(kind: type, path: Path) -> Any:
 
 
 def test_the_recipes_are_found() -> None:
-    assert {path.stem for path in RECIPES} == {"blob", "c_lora", "ivon", "scalabl", "tfb"}
+    assert {path.stem for path in RECIPES} == {"blob", "c_lora", "dalorra", "ivon", "scalabl", "tfb"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

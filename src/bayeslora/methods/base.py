@@ -38,6 +38,9 @@ __all__ = [
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
+_RENAMED = {"finish": "fit_posterior", "samples_used": "effective_num_samples"}
+"""Hooks of 0.1.0's drafts: a method that still overrides one would be passed over without a word."""
+
 State = dict[str, Tensor]
 """What a method knows beyond its adapter; saved as posterior.safetensors."""
 
@@ -110,6 +113,19 @@ class Method(ABC):
         self.placement = placement
         self.modules_to_save = modules_to_save
         self.init_from = init_from
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse hooks of an earlier name.
+
+        Raises:
+            TypeError: The class has one.
+        """
+        super().__init_subclass__(**kwargs)
+        for old in _RENAMED.keys() & vars(cls).keys():
+            raise TypeError(
+                f"the method {cls.__module__}.{cls.__qualname__} has {old}, which is now called {_RENAMED[old]} and "
+                "would not be called; rename it."
+            )
 
     @classmethod
     def argument_names(cls) -> list[str]:
