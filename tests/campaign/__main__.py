@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from campaign.calls import call
 from campaign.config_errors import config_errors
 from campaign.damaged_runs import damaged_runs
+from campaign.decisions import decision_faults
 from campaign.full_disk import full_disk
 from campaign.item_files import item_files
 from campaign.kills import kills
@@ -22,29 +25,44 @@ from campaign.outcome import Attempt, table
 from campaign.requests import wrong_requests
 from campaign.world import make_world
 
-COUNTS = {"config": 200, "item file": 120, "damaged run": 120, "request": 60, "full disk": 40, "kill": 100}
+COUNTS = {
+    "kill": 100,
+    "config": 180,
+    "item file": 120,
+    "damaged run": 100,
+    "full disk": 40,
+    "decision": 50,
+    "request": 50,
+}
+"""Attempts by area, those that take longest first; 500 of them are bad inputs."""
 
 
-def campaign(folder: Path, seed: int, areas: list[str], share: float) -> Iterator[Attempt]:
-    """All attempts of `areas`, `share` of their numbers."""
-    world = make_world(folder)
-    run = folder / "run"
-    done = call("train", "--config", folder / "config.yaml", "--output_dir", run)
-    if done.status:
-        raise RuntimeError(f"the config that all others are made from fails: {done.said}")
-    counts = {area: max(1, round(share * count)) for area, count in COUNTS.items()}
-    parts = {
-        "config": lambda source: config_errors(world, counts["config"], source),
-        "item file": lambda source: item_files(world, run, counts["item file"], source),
-        "damaged run": lambda source: damaged_runs(world, run, counts["damaged run"], source),
-        "full disk": lambda source: full_disk(world, run, counts["full disk"], source),
-        "kill": lambda source: kills(world, counts["kill"], source),
-        # Last: its event loop would be copied into the children.
-        "request": lambda source: wrong_requests(run, counts["request"], source),
-    }
-    for area, attempts in parts.items():
-        if area in areas:
-            yield from attempts(random.Random(f"{area} {seed}"))
+def attempts_of(area: str, seed: int, share: float) -> list[Attempt]:
+    """All attempts of an area, `share` of their number, in a world of its own."""
+    count, source = max(1, round(share * COUNTS[area])), random.Random(f"{area} {seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        world = make_world(Path(folder))
+        run = world.folder / "run"
+        done = call("train", "--config", world.folder / "config.yaml", "--output_dir", run)
+        if done.status:
+            raise RuntimeError(f"the config that all others are made from fails: {done.said}")
+        kinds = {
+            "kill": lambda: kills(world, count, source),
+            "config": lambda: config_errors(world, count, source),
+            "item file": lambda: item_files(world, run, count, source),
+            "damaged run": lambda: damaged_runs(world, run, count, source),
+            "full disk": lambda: full_disk(world, run, count, source),
+            "decision": lambda: decision_faults(world, count, source),
+            "request": lambda: wrong_requests(run, count, source),
+        }
+        return list(kinds[area]())
+
+
+def campaign(seed: int, areas: list[str], share: float, workers: int) -> Iterator[list[Attempt]]:
+    """The attempts of each area as it ends, each area in a process of its own."""
+    chosen = [area for area in COUNTS if area in areas]
+    with multiprocessing.get_context("fork").Pool(workers, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(partial(attempts_of, seed=seed, share=share), chosen)
 
 
 def main() -> None:
@@ -53,23 +71,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--areas", nargs="*", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--share", type=float, default=1.0, help="Of the number of attempts.")
+    parser.add_argument("--workers", type=int, default=2, help="Areas that are tried at the same time.")
     parser.add_argument("--output", type=Path, help="JSON file for the counts and all that was not clear.")
     options = parser.parse_args()
     import bayeslora.runs  # noqa: F401  # Once, for all children.
 
-    started, attempts = time.monotonic(), []
-    with tempfile.TemporaryDirectory() as folder:
-        for attempt in campaign(Path(folder), options.seed, options.areas, options.share):
-            attempts.append(attempt)
+    started, attempts = time.monotonic(), list[Attempt]()
+    for found in campaign(options.seed, options.areas, options.share, options.workers):
+        attempts += found
+        print(f"{time.monotonic() - started:.0f} s: {found[0].area}, {len(found)} tried", flush=True)
+        for attempt in found:
             if attempt.kind != "clear":
                 print(f"{attempt.kind}: {attempt.area}, {attempt.what}\n    {attempt.said[-800:]}", flush=True)
+    seconds = time.monotonic() - started
     print(table(attempts))
-    print(f"{time.monotonic() - started:.0f} s, seed {options.seed}")
+    print(f"{seconds:.0f} s, seed {options.seed}")
     wrong = [vars(attempt) for attempt in attempts if attempt.kind != "clear"]
     if options.output:
         text = {
             "command": " ".join(["python -m campaign", *sys.argv[1:]]),
             "tried": len(attempts),
+            "seconds": round(seconds),
             "table": table(attempts),
         }
         options.output.parent.mkdir(parents=True, exist_ok=True)

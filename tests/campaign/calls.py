@@ -32,7 +32,7 @@ class Called:
 
 def call(*arguments: object, **options: Any) -> Called:
     """`bayeslora ARGUMENTS` in a child; `options` are those of `in_child`."""
-    return in_child(lambda: _main(arguments), **options)
+    return in_child(lambda: run_command(arguments), **options)
 
 
 def in_child(
@@ -128,7 +128,8 @@ def _changes(event: str, given: tuple[Any, ...]) -> bool:
     return event in _CHANGES
 
 
-def _main(arguments: Sequence[object]) -> None:
+def run_command(arguments: Sequence[object]) -> None:
+    """`bayeslora ARGUMENTS` in this process."""
     import logging
 
     from bayeslora_cli.main import main

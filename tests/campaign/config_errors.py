@@ -24,6 +24,14 @@ _NUMBERS: dict[Path, tuple[Any, ...]] = {
     ("train", "logging_steps"): (0, -1),
     ("train", "save_steps"): (0, -1),
     ("train", "cache_trunk_limit"): (-1,),
+    ("train", "arguments", "adam_beta1"): (1, -0.1, float("nan")),
+    ("train", "arguments", "adam_epsilon"): (-1e-8, float("inf")),
+    ("train", "arguments", "warmup_steps"): (-1, float("nan")),
+    ("train", "arguments", "weight_decay"): (-1, 1e9),
+    ("train", "arguments", "max_grad_norm"): (-1, float("nan")),
+    ("train", "arguments", "gradient_accumulation_steps"): (0, 1.5),
+    ("train", "arguments", "save_total_limit"): (0, -3),
+    ("train", "arguments", "data_seed"): (-1, 2**40),
     ("task", "train_examples"): (0, -5),
     ("task", "dev_examples"): (0, -5),
     ("task", "test_examples"): (0, -5),
@@ -59,7 +67,7 @@ _CHOICES: dict[Path, str] = {
     ("method", "init_args", "mean"): "lara",
     ("method", "init_args", "init_from"): "no-such-run",
 }
-_OPTIONAL = ("max_steps", "save_steps", "last_layers", "inducing_std")
+_OPTIONAL = ("max_steps", "save_steps", "last_layers", "inducing_std", "save_total_limit", "data_seed")
 _REQUIRED: tuple[Path, ...] = (
     *(path for path in _NUMBERS if path[-1] not in _OPTIONAL and "examples" not in path[-1]),
     ("model", "name"),
