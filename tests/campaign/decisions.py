@@ -70,8 +70,8 @@ _CALLS: list[tuple[list[str], tuple[str, ...]]] = [
 
 def decision_faults(world: World, count: int, source: random.Random) -> Iterator[Attempt]:
     """`count` faults of training, `decide` and `calibrate`."""
-    run, records = world.folder / "heads", _records(world.folder / "records.jsonl", 40)
-    base = _base_with_codes(world.folder / "codes")
+    run, records = world.folder / "heads", records_of(world.folder / "records.jsonl", 40)
+    base = base_with_codes(world.folder / "codes")
     train: list[object] = ["train", "--model.name", base, "--model.device", "cpu", "--task.name"]
     done = call(*train, records, "--output_dir", run)
     if done.status:
@@ -86,7 +86,8 @@ def decision_faults(world: World, count: int, source: random.Random) -> Iterator
         shutil.rmtree(folder)
 
 
-def _records(path: Path, count: int, **change: Any) -> Path:
+def records_of(path: Path, count: int, **change: Any) -> Path:
+    """A file of so many labelled records, the last one with a change."""
     source, rows = random.Random(0), []
     for number in range(count):
         thing = source.choice(["iron", "wood"])
@@ -97,7 +98,7 @@ def _records(path: Path, count: int, **change: Any) -> Path:
     return path
 
 
-def _base_with_codes(folder: Path) -> Path:
+def base_with_codes(folder: Path) -> Path:
     """A base model whose tokenizer has a token for each letter, which questions without a head need."""
     from tokenizers import AddedToken
 
@@ -112,7 +113,7 @@ def _base_with_codes(folder: Path) -> Path:
 
 def _bad_record(folder: Path, records: Path, train: list[object], source: random.Random) -> Fault:
     what, change, named = source.choice(_RECORDS)
-    bad = _records(folder / "bad.jsonl", 40, **change)
+    bad = records_of(folder / "bad.jsonl", 40, **change)
     calibrating = source.random() < 0.4
     command = ["calibrate", folder, "--data", bad] if calibrating else [*train, bad, "--output_dir", folder / "new"]
     return f"record: {what} to {command[0]}", lambda: run_command(command), [("bad.jsonl",), ("line 40",), named]

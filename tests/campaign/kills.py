@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from campaign.calls import Called, call
+from campaign.decisions import base_with_codes, records_of
 from campaign.outcome import Attempt
 from campaign.world import World
 
@@ -30,7 +31,8 @@ class Kill:
 
 def kills(world: World, count: int, source: random.Random) -> Iterator[Attempt]:
     """`count` kills over all scenarios, and what each lost."""
-    scenarios = [_Training(world), _Overwriting(world), _Comparison(world), _Evaluation(world)]
+    kinds: list[type[_Scenario]] = [_Training, _Overwriting, _Comparison, _Evaluation, _Export, _Decisions]
+    scenarios = [kind(world) for kind in kinds]
     for number in range(count):
         scenario = scenarios[number % len(scenarios)]
         folder = world.folder / f"kill-{number}"
@@ -92,8 +94,14 @@ class _Scenario:
         differing = _difference(self.expected, self.state(folder))
         if differing:
             return f"going on gives another result: {differing}"
-        left = [path.name for path in folder.rglob("*") if _is_leftover(path)]
+        beside = [path for path in folder.parent.iterdir() if path.name in _names_beside(folder)]
+        beside += folder.parent.glob(f".{folder.name}.????????")
+        left = [path.name for path in [*folder.rglob("*"), *beside] if _is_leftover(path) or path in beside]
         return f"left behind: {left}" if left else ""
+
+
+def _names_beside(folder: Path) -> tuple[str, str]:
+    return f".{folder.name}.lock", f"{folder.name}.previous"
 
 
 def _is_leftover(path: Path) -> bool:
@@ -237,3 +245,72 @@ class _Evaluation(_Scenario):
         except (OSError, ValueError) as error:
             return f"a file is broken: {error}"
         return ""
+
+
+class _Replacing(_Scenario):
+    """A folder that is put into the place of an older one as a whole: the old one or the new one is there, whole."""
+
+    seconds = 1.0
+
+    def older(self, folder: Path) -> list[object]:
+        """What makes the older one."""
+        raise NotImplementedError
+
+    def __init__(self, world: World):
+        self.world, name = world, type(self).__name__.strip("_").lower()
+        self._old = world.folder / f"old-{name}"
+        done = call(*self.older(self._old))
+        if done.status:
+            raise RuntimeError(done.said)
+        self._old_state = self.state(self._old)
+        super().__init__(world)
+
+    def prepare(self, folder: Path) -> None:
+        shutil.copytree(self._old, folder)
+
+    def state(self, folder: Path) -> Any:
+        return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+    def after_kill(self, folder: Path) -> str:
+        # Between two renames the old one stands aside, and the next writer brings it back.
+        there = folder if folder.exists() else folder.with_name(f"{folder.name}.previous")
+        state = self.state(there)
+        found = [_difference(expected, state) for expected in (self._old_state, self.expected)]
+        return "" if "" in found else f"neither the old folder ({found[0]}) nor the new one ({found[1]})"
+
+
+class _Export(_Replacing):
+    """An export over an older one."""
+
+    def older(self, folder: Path) -> list[object]:
+        return [
+            "export",
+            self.world.folder / "run",
+            "--format",
+            "samples",
+            "--num_samples",
+            "2",
+            "--output_dir",
+            folder,
+        ]
+
+    def command(self, folder: Path) -> list[object]:
+        return ["export", self.world.folder / "run", "--format", "mean", "--output_dir", folder]
+
+
+class _Decisions(_Replacing):
+    """A decision model over an older one of fewer records."""
+
+    def older(self, folder: Path) -> list[object]:
+        return self._train(folder, 30)
+
+    def command(self, folder: Path) -> list[object]:
+        return [*self._train(folder, 40), "--overwrite"]
+
+    def _train(self, folder: Path, count: int) -> list[object]:
+        base = self.world.folder / "codes"
+        if not base.exists():
+            base_with_codes(base)
+        records = records_of(self.world.folder / f"records-{count}.jsonl", count)
+        model = ["--model.name", base, "--model.device", "cpu"]
+        return ["train", *model, "--task.name", records, "--output_dir", folder]
