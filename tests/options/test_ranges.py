@@ -239,10 +239,19 @@ def test_every_number_of_training_arguments_has_a_range() -> None:
     assert not {name for name, hint in hints.items() if int in bare(hint) or float in bare(hint)}
 
 
-def test_a_comparison_chooses_rates_and_seeds_by_itself() -> None:
-    for field, option in (("learning_rate", "learning_rates"), ("seed", "seeds")):
-        with pytest.raises(ValueError, match=rf"train\.arguments\.{field} would win over {option}"):
-            CompareConfig(train=TrainConfig(arguments={field: 1}))
+@pytest.mark.parametrize(
+    ("kind", "field", "option"),
+    [
+        *((kind, "learning_rate", "learning_rates") for kind in (CompareConfig, SweepConfig)),
+        *((kind, "seed", "seeds") for kind in (CompareConfig, SweepConfig, ContinualConfig)),
+        (ChainConfig, "seed", "seed"),
+    ],
+)
+def test_procedures_choose_rates_and_seeds_by_themselves(kind: type, field: str, option: str) -> None:
+    with pytest.raises(ValueError, match=rf"train\.arguments\.{field} would win over {option} in every run"):
+        kind(train=TrainConfig(arguments={field: 1}))
+    with pytest.raises(ValueError, match=r"train\.arguments\.weight_decay must be"):
+        kind(train=TrainConfig(arguments={"weight_decay": -1}))
 
 
 def test_a_batch_size_that_may_be_meant_for_training_is_explained(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
@@ -72,13 +73,20 @@ _ELSEWHERE = {
 }
 
 
-def check_arguments(arguments: Mapping[str, Any], name: str = "train.arguments", *, texts: bool = False) -> None:
+def check_arguments(
+    arguments: Mapping[str, Any],
+    name: str = "train.arguments",
+    *,
+    texts: bool = False,
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Refuse what a trainer would not know, would misread or would fail with only once it runs.
 
     Args:
         arguments: Values by field.
         name: Where they stand in a config file, for the message.
         texts: Whether they are for texts, so that the fields of TRL's SFTConfig count too.
+        instead: Fields that each run of a procedure has a value of its own for, and the options that these come from.
 
     Raises:
         ImportError: `texts`, and TRL is not installed.
@@ -89,6 +97,10 @@ def check_arguments(arguments: Mapping[str, Any], name: str = "train.arguments",
     kind = _text_arguments() if texts else TrainingArguments
     hints = _hints(kind)
     for field, value in arguments.items():
+        if field in instead:
+            raise ValueError(
+                f"{name}.{field} would win over {instead[field]} in every run; leave it out, and set {instead[field]}."
+            )
         if field in _ELSEWHERE:
             raise ValueError(f"{name}.{field} must be left out: {_ELSEWHERE[field]}.")
         if field not in hints:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from bayeslora.adapters.placement import Placement, Targets
 from bayeslora.methods import BayesianLora, Lora, Method
@@ -15,6 +14,8 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfi
 from bayeslora.training.arguments import check_arguments
 
 __all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
+
+_OF_EACH_RUN = {"learning_rate": "learning_rates", "seed": "seeds"}
 
 
 @dataclass
@@ -113,7 +114,7 @@ class CompareConfig:
             raise ValueError(f"out_of_distribution_from: {missing[0]!r} is no task; there are {sorted(self.tasks)}.")
         for title, row in self.rows.items():
             self._check_training(title, row)
-        self._check_arguments(self.train.arguments, "train.arguments")
+        check_arguments(self.train.arguments, instead=_OF_EACH_RUN)
 
     def _check_training(self, title: str, row: RowConfig) -> None:
         known, name = set(TrainConfig.__dataclass_fields__) - {"learning_rate"}, f"rows.{title}.train"
@@ -125,13 +126,7 @@ class CompareConfig:
         if unknown := sorted(set(row.train) - known):
             raise ValueError(f"row {title!r}: {name} has no field {unknown[0]!r}; it has {sorted(known)}.")
         check_options(train := replace(self.train, **row.train), name)
-        self._check_arguments(train.arguments, f"{name}.arguments")
-
-    def _check_arguments(self, arguments: Mapping[str, Any], name: str) -> None:
-        for chosen, option in (("learning_rate", "learning_rates"), ("seed", "seeds")):
-            if chosen in arguments:
-                raise ValueError(f"{name}.{chosen} would win over {option}; leave it out, and set {option}.")
-        check_arguments(arguments, name)
+        check_arguments(train.arguments, f"{name}.arguments", instead=_OF_EACH_RUN)
 
     def grid(self, title: str) -> list[float]:
         """The learning rates to choose from for a row."""

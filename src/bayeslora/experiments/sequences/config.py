@@ -11,6 +11,7 @@ from bayeslora.methods import Lora, Method
 from bayeslora.methods.sd_lora import BayesianSdLora, SdLora
 from bayeslora.options.ranges import Count, Draws, Seed, Size, check_options
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.training.arguments import check_arguments
 
 __all__ = ["ChainConfig", "ContinualConfig"]
 
@@ -48,6 +49,7 @@ class ChainConfig(RunConfig):
             ValueError: A value is out of its range or of another type, or the method starts from a trained adapter.
         """
         super().__post_init__()
+        check_arguments(self.train.arguments, instead={"seed": "seed"})
         if self.method.init_from is not None:
             raise ValueError(
                 "a block starts at the merged model, not at another adapter; name what to start from in model.merge, "
@@ -106,6 +108,7 @@ class ContinualConfig:
                 a seed twice, or tasks of two scorings.
         """
         check_options(self)
+        check_arguments(self.train.arguments, instead={"seed": "seeds"})
         if len(self.sequence) < 2:
             raise ValueError("a sequence needs at least two tasks.")
         for name in ("rows", "seeds"):
