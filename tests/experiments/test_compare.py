@@ -46,6 +46,7 @@ def config(tmp_path: Path, tiny_base: Path, data: Path) -> Path:  # noqa: F811
         "train": {"max_steps": 3, "batch_size": 4, "logging_steps": 1},
         "learning_rates": [0.0001, 0.05],
         "seeds": [0, 1],
+        "protocol": {"further_rates": 0, "choose_epochs": False, "length_powers": [], "base_rows": False},
         "num_samples": 3,
         "cost_examples": 2,
     }

@@ -13,7 +13,7 @@ from test_cli import data, tiny_base  # noqa: F401
 
 from bayeslora.experiments.comparison import Cell, Predictions, Results
 from bayeslora.experiments.comparison.cells import Outcome
-from bayeslora.experiments.comparison.config import CompareConfig, RowConfig
+from bayeslora.experiments.comparison.config import CompareConfig, ProtocolConfig, RowConfig
 from bayeslora.experiments.comparison.executors import Executor, RayExecutor
 from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.experiments.comparison.planned_cells import PlannedCell
@@ -62,6 +62,7 @@ def written(path: Path, base: Path, data: Path, marker: Path) -> Path:  # noqa: 
         "train": {"max_steps": 2, "batch_size": 4, "cache_trunk": False},
         "learning_rates": [0.0001, 0.05],
         "seeds": [0],
+        "protocol": {"further_rates": 0, "choose_epochs": False, "length_powers": [], "base_rows": False},
         "num_samples": 2,
         "cost_examples": 2,
     }
@@ -139,6 +140,8 @@ def small(data: Path) -> CompareConfig:  # noqa: F811
     return CompareConfig(
         tasks={"plants": TaskConfig(name=str(data))},
         rows={"chosen": RowConfig(Lora(), learning_rates=[0.1, 0.3, 0.2]), "fixed": RowConfig(Lora())},
+        learning_rates=[1e-3],
+        protocol=ProtocolConfig.plain(),
         seeds=[0, 1],
     )
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_cli import data, tiny_base  # noqa: F401
 
 from bayeslora import predict
-from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, RowConfig
+from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, ProtocolConfig, RowConfig
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.runs import evaluate, load_run, train
@@ -252,6 +252,8 @@ def test_a_comparison_keeps_its_items_for_the_next(config, tmp_path, caplog):
         train=_kept_in(config, tmp_path / "trunk").train,
         seeds=[0],
         num_samples=2,
+        learning_rates=[1e-3],
+        protocol=ProtocolConfig.plain(),
     )
     for output, skipped in (("one", [3, 6]), ("two", [6, 6])):
         caplog.clear()

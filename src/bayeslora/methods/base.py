@@ -198,6 +198,10 @@ class Method(ABC):
         """Arguments for `BayesianLoraTrainer` beyond the usual ones."""
         return {}
 
+    def training_arguments(self) -> dict[str, Any]:
+        """Fields of `transformers.TrainingArguments` that the method needs, such as a schedule of its own."""
+        return {}
+
     def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """What is left to do when the adapter is trained: it may change `model`, and returns what else to keep."""
         return {}

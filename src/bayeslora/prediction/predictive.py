@@ -39,9 +39,22 @@ class Predictive:
 
     Args:
         samples: Log-probabilities [samples, batch, choices] of each draw, nats.
+        normalisers: What was subtracted from the scores of each draw [samples, batch], nats; None where not known.
     """
 
     samples: Tensor
+    normalisers: Tensor | None = None
+
+    @classmethod
+    def of_scores(cls, scores: Tensor) -> Predictive:
+        """That of scores (logits) [samples, batch, choices]."""
+        return cls(torch.log_softmax(scores, -1), torch.logsumexp(scores, -1))
+
+    def rescaled(self, factors: Tensor) -> Predictive | None:
+        """With the score of each choice times its factor [batch, choices]; None where the scores are not known."""
+        if self.normalisers is None:
+            return None
+        return Predictive.of_scores((self.samples + self.normalisers.unsqueeze(-1)) * factors)
 
     @property
     def log_probabilities(self) -> Tensor:
@@ -83,11 +96,11 @@ class Predictive:
 
     def take(self, indices: Tensor) -> Predictive:
         """That of the items `indices`."""
-        return Predictive(self.samples[:, indices])
+        return Predictive(self.samples[:, indices], None if self.normalisers is None else self.normalisers[:, indices])
 
     def cpu(self) -> Predictive:
         """With its tensors on the CPU."""
-        return Predictive(self.samples.cpu())
+        return Predictive(self.samples.cpu(), None if self.normalisers is None else self.normalisers.cpu())
 
     @staticmethod
     def concatenate(parts: Sequence[Predictive]) -> Predictive:
@@ -100,7 +113,8 @@ class Predictive:
         padded = [
             nn.functional.pad(part.samples, (0, width - part.samples.shape[-1]), value=-torch.inf) for part in parts
         ]
-        return cls(torch.cat(padded, dim=1))
+        known = [part.normalisers for part in parts if part.normalisers is not None]
+        return cls(torch.cat(padded, dim=1), torch.cat(known, dim=1) if len(known) == len(parts) else None)
 
 
 def log_mean_exp(samples: Tensor) -> Tensor:
@@ -171,7 +185,7 @@ def predict(
         draws = find_draws(model)
         if num_samples == 0 or draws is None or not draws.modules(in_use=True):
             with serving:
-                return Predictive(torch.log_softmax(_choice_logits(model, batch), -1).unsqueeze(0))
+                return Predictive.of_scores(_choice_logits(model, batch).unsqueeze(0))
         size = 1 if draws.one_by_one else chunk_size or affordable_samples(model, *_extent(batch), memory_limit)
         above = layers_from_first(model, draws.modules(in_use=True))
         chunks = []
@@ -180,8 +194,8 @@ def predict(
                 count = min(size, num_samples - first)
                 with draws.drawing(count, seed, first, above):
                     logits = _choice_logits(model, batch)
-                chunks.append(torch.log_softmax(logits, -1).unflatten(0, (count, -1)))
-    return Predictive(torch.cat(chunks))
+                chunks.append(logits.unflatten(0, (count, -1)))
+    return Predictive.of_scores(torch.cat(chunks))
 
 
 def _on_device(batch: ChoiceBatch | Mapping[str, Any], device: torch.device) -> ChoiceBatch | Mapping[str, Any]:

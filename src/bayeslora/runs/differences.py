@@ -14,8 +14,17 @@ from bayeslora.scoring import get_scoring
 
 __all__ = ["BEFORE", "at_defaults", "completed", "differences", "same_meaning"]
 
-BEFORE = {"chat_template": False}
-"""What a task's config meant before it had these options, where that is not their default."""
+BEFORE: dict[str, Any] = {
+    "chat_template": False,
+    "protocol": {
+        "further_rates": 0,
+        "choose_epochs": False,
+        "length_powers": [],
+        "mean_per_token": True,
+        "base_rows": False,
+    },
+}
+"""What a task's or a comparison's config meant before it had these options, where that is not their default."""
 
 
 def at_defaults(config: Any, default: Any = None) -> Any:

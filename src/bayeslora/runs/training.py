@@ -320,7 +320,8 @@ def _trainer(
     trunk_cache: TrunkCache | None,
 ) -> BayesianLoraTrainer:
     options = config.train
-    arguments = TrainingArguments(**training_fields(config, output, model) | options.arguments)
+    own = config.method.training_arguments()
+    arguments = TrainingArguments(**training_fields(config, output, model) | own | options.arguments)
     steps = planned_steps(arguments, len(splits.train))
     arguments.logging_steps = min(arguments.logging_steps, steps)
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.

@@ -181,6 +181,11 @@ class Cloze(Scoring):
         packed = _packed(encoded, self.tokenizer.pad_token_id)
         return ClozeBatch(**packed, choice_mask=choice_mask(items), **choice_labels(items), **power)
 
+    def lengths(self, items: Sequence[ChoiceItem]) -> Tensor:
+        """Tokens of each choice [items, choices]; 1 where an item has no such choice."""
+        rows = [torch.tensor([len(choice) for choice in self._encode(item)[1]]) for item in items]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1)
+
     def _encode(self, item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
         """Tokens of the question and of each choice as they continue it."""
         prompt = self.prompt(item)

@@ -86,6 +86,13 @@ class Progress:
             self._bar.n += steps
             self._bar.refresh()
 
+    def grow(self, steps: int = 1) -> None:
+        """So many steps have come to the work."""
+        self.total += steps
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.refresh()
+
     def note(self, text: str) -> None:
         """What happens in the step under way."""
         if self._outer is not None:

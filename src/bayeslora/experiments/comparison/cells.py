@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bayeslora.experiments.comparison.config import CompareConfig
+from bayeslora.experiments.comparison.derived import Lengths, Reading, per_token, tempered, with_score_noise
 from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.experiments.comparison.planned_cells import PlannedCell
 from bayeslora.experiments.comparison.records import Cell, Predictions, Stage
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
-from bayeslora.prediction.temperature import fit_temperature
+from bayeslora.prediction.length_power import choose_length_power
 from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.training import open_trunk_cache
+from bayeslora.scoring import Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import disk_is_full
 from bayeslora.tasks import Item
@@ -101,23 +104,66 @@ class CellComputer:
             parts |= {"test": splits.test}
             parts |= {f"ood:{name}": items for name, items in self.items.outside(planned.task)}
         predictions = {name: trained.predict(items) for name, items in parts.items()}
+        details: dict[str, Any] = {}
+        if planned.chooses_length_power:
+            predictions, details = self._at_chosen_length_power(trained, planned, predictions)
         assert planned.learning_rate is not None
         cell = cell_of(trained, predictions, planned.task, planned.title, planned.learning_rate, planned.stage)
+        cell = replace(cell, details=cell.details | details)
         if not final:
             return [cell], _scores(predictions["dev"])
         sampled, deterministic = self._cost(trained, splits.test)
         items = len(splits.test[: self.config.cost_examples])
         cell = replace(cell, predict_seconds=sampled, deterministic_seconds=deterministic, predict_items=items)
-        # The row's own cell comes last: where it is there, the derived one is.
-        derived = [_tempered(cell, predictions)] if self.config.rows[planned.title].temperature else []
+        # The row's own cell comes last: where it is there, the derived ones are.
+        derived = [_derived(cell, reading) for reading in self._readings(planned, trained, predictions)]
         return [*derived, cell], _scores(predictions["test"])
+
+    def _at_chosen_length_power(
+        self, trained: Run, planned: PlannedCell, predictions: Mapping[str, Prediction]
+    ) -> tuple[dict[str, Prediction], dict[str, Any]]:
+        """The predictions of dev at the length power that the task's rows will have, and how it was chosen."""
+        dev, lengths = predictions["dev"], _lengths(trained, predictions)
+        assert lengths is not None
+        read = {power: dev.predictive.rescaled(lengths["dev"] ** (1.0 - power)) for power in self._powers(planned)}
+        known = {power: predictive for power, predictive in read.items() if predictive is not None}
+        chosen = choose_length_power(known, torch.tensor([item.label for item in dev.items]))
+        tried = {f"{power:g}": nll for power, nll in chosen.nll.items()}
+        details = {"length_power": chosen.power, "length_powers": tried}
+        return {"dev": replace(dev, predictive=known[chosen.power])}, details
+
+    def _powers(self, planned: PlannedCell) -> list[float]:
+        return self.config.length_powers(planned.task)
+
+    def _readings(self, planned: PlannedCell, trained: Run, predictions: Mapping[str, Prediction]) -> Iterator[Reading]:
+        """What is derived from a final cell: its controls, the mean per token, and a temperature for each."""
+        row, own = self.config.rows[planned.title], Reading(planned.title, predictions, own=True)
+        power, lengths = planned.length_power, _lengths(trained, predictions)
+        readings = [own]
+        if "one_pass" in row.controls:
+            means = {name: trained.predict(part.items, 0) for name, part in predictions.items()}
+            readings.append(Reading(f"{planned.title}, one pass", means))
+        if self.config.protocol.mean_per_token and lengths is not None and power not in (None, 1):
+            assert power is not None
+            readings += [found for reading in readings for found in per_token(reading, lengths, power)]
+        if "score_noise" in row.controls:
+            if lengths is None:
+                raise ValueError("the control score_noise is for scoring cloze, whose choices have a length.")
+            readings.append(with_score_noise(own, lengths))
+        for reading in readings:
+            if not reading.own:
+                yield reading
+            if row.temperature:
+                yield tempered(reading)
 
     def _trained(self, planned: PlannedCell) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""
         rate = planned.learning_rate
         assert rate is not None
-        run = self.config.run(planned.task, planned.title, planned.seed, rate)
-        folder = cell_folder(self.output, planned.task, planned.title, rate, planned.seed)
+        run = self.config.run(planned.task, planned.title, planned.seed, rate, planned.length_power)
+        # The base model is read in another way before the length power is chosen.
+        title = f"{planned.title}, unread" if planned.chooses_length_power else planned.title
+        folder = cell_folder(self.output, planned.task, title, rate, planned.seed)
         if not run.method.adapts:
             return self._fitted_head(run, folder)
         layers = self.config.adapter.last_layers
@@ -161,12 +207,23 @@ def cell_of(
         train_seconds=metrics["train_seconds"],
         predict_seconds=sum(part.seconds for part in predictions.values()),
         peak_memory_bytes=metrics.get("peak_memory_bytes"),
-        trainable_parameters=metrics["trainable_parameters"],
+        trainable_parameters=metrics["trainable_parameters"] if _trains(trained.config) else 0,
         extra_parameters=_saved_numbers(trained) - lora_parameters(trained.model),
-        details={"spread": float(predictions["dev"].predictive.spread.mean())} if "dev" in predictions else {},
+        details=_found(metrics, predictions),
         history=metrics["history"],
         predictions={name: _stored(part) for name, part in predictions.items()},
     )
+
+
+def _trains(config: RunConfig) -> bool:
+    """Whether a run takes any step."""
+    return bool(config.train.epochs or config.train.max_steps)
+
+
+def _found(metrics: Mapping[str, Any], predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    """How far the draws differ on dev, and which epoch was chosen."""
+    spread = {"spread": float(predictions["dev"].predictive.spread.mean())} if "dev" in predictions else {}
+    return spread | {name: metrics[name] for name in ("epoch", "epochs") if name in metrics}
 
 
 def _diverged(planned: PlannedCell, error: NonFiniteLossError, seconds: float) -> Cell:
@@ -186,21 +243,27 @@ def _diverged(planned: PlannedCell, error: NonFiniteLossError, seconds: float) -
     )
 
 
-def _tempered(cell: Cell, predictions: dict[str, Prediction]) -> Cell:
-    """The same trained adapter with a temperature fitted on dev."""
-    dev = predictions["dev"]
-    temperature = fit_temperature(dev.predictive, torch.tensor([item.label for item in dev.items]))
-    scaled = {
-        name: replace(part, predictive=part.predictive.tempered(temperature.value))
-        for name, part in predictions.items()
-    }
+def _derived(cell: Cell, reading: Reading) -> Cell:
+    """The cell of another reading of the same trained adapter."""
+    first = next(iter(reading.predictions.values()))
+    # A reading without the draws of the row's own costs one pass.
+    cost = cell.predict_seconds if first.num_samples == cell.num_samples else cell.deterministic_seconds
     return replace(
         cell,
-        method=f"{cell.method} + temperature",
+        method=reading.title,
         derived_from=cell.method,
-        details=cell.details | temperature.record,
-        predictions={name: _stored(part) for name, part in scaled.items()},
+        num_samples=first.num_samples,
+        predict_seconds=cell.predict_seconds if cost is None else cost,
+        details={**cell.details, **reading.details},
+        predictions={name: _stored(part) for name, part in reading.predictions.items()},
     )
+
+
+def _lengths(trained: Run, predictions: Mapping[str, Prediction]) -> Lengths | None:
+    """Tokens of each choice of what was predicted; None where the scoring does not add them up."""
+    if not isinstance(trained.scoring, Cloze):
+        return None
+    return {name: trained.scoring.lengths(part.items) for name, part in predictions.items()}
 
 
 def _stored(prediction: Prediction) -> Predictions:

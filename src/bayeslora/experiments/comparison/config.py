@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from bayeslora.adapters.placement import Placement, Targets
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.options.plain import Plain
-from bayeslora.options.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
+from bayeslora.options.ranges import Count, Draws, Positive, Range, Rate, Seed, Size, check_options
+from bayeslora.prediction.length_power import LENGTH_POWERS
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.training.arguments import check_arguments
 
-__all__ = ["AdapterConfig", "CompareConfig", "RowConfig"]
+__all__ = ["BASE", "AdapterConfig", "CompareConfig", "Control", "ProtocolConfig", "RowConfig"]
+
+BASE = "base"
+"""Title of the row without any training."""
+
+Control = Literal["one_pass", "score_noise"]
+"""Further rows from the same trained adapters."""
 
 _OF_EACH_RUN = {"learning_rate": "learning_rates", "seed": "seeds"}
 
@@ -48,16 +55,60 @@ class RowConfig:
         train: Fields of the training that differ from the comparison's, such as {label_smoothing: 0.05}.
         learning_rates: A grid of its own; default: the comparison's.
         temperature: Whether a further row "<title> + temperature" has a temperature fitted on dev; it costs nothing.
+        controls: Further rows from the same trained adapters, each with a temperature too where this row has one:
+            "one_pass" is the method's prediction without draws ("<title>, one pass"); "score_noise" (scoring cloze)
+            adds Gaussian noise of standard deviation a / length to the scores of the choices, a chosen on dev
+            ("<title>, score noise"): what noise gains without any posterior.
     """
 
     method: Method
     train: dict[str, Plain] = field(default_factory=dict)
     learning_rates: list[Rate] | None = None
     temperature: bool = False
+    controls: list[Control] = field(default_factory=list)
+
+
+@dataclass
+class ProtocolConfig:
+    """What is chosen on dev, by the same rule for every row, and what stands beside the rows.
+
+    Args:
+        further_rates: A row whose best learning rate is the lowest or the highest of its grid tries the next half
+            decade, and so on, at most this many; 0: none. A grid of one rate is never left.
+        choose_epochs: Whether each run leaves the adapter of the epoch's end with the lowest NLL on dev
+            (train.choose_epoch). Methods whose posterior comes from the whole training keep its end.
+        length_powers: With scoring cloze: values of k, one of which all rows of a task are trained and read with: that
+            of the lowest NLL on dev of the base model with a temperature, which no row's training has a part in. One
+            value: that one. Empty: each task's own length_power; a task that has another one than 1 keeps it in any
+            case.
+        mean_per_token: Whether all rows are also read by the mean per token (k = 1, as in the papers), in a table of
+            its own, where k is another one.
+        base_rows: Rows "base" and "base + temperature", the model without any training, on tasks that it can answer
+            without a new head.
+    """
+
+    further_rates: Annotated[int, Range(0, 20)] = 3
+    choose_epochs: bool = True
+    length_powers: list[Annotated[float, Range(-2, 4)]] = field(default_factory=lambda: [*LENGTH_POWERS])
+    mean_per_token: bool = True
+    base_rows: bool = True
+
+    @classmethod
+    def plain(cls) -> Self:
+        """Nothing beyond the rows as they stand, their grids and the last step: what files without a protocol mean."""
+        return cls(further_rates=0, choose_epochs=False, length_powers=[], base_rows=False)
 
 
 def _default_rows() -> dict[str, RowConfig]:
-    return {"lora": RowConfig(Lora(), temperature=True), "bayesian_lora": RowConfig(BayesianLora())}
+    return {
+        "lora": RowConfig(Lora(), temperature=True),
+        "bayesian_lora": RowConfig(BayesianLora(), temperature=True),
+    }
+
+
+def _base_row() -> RowConfig:
+    """LoRA of no steps, whose update is zero."""
+    return RowConfig(Lora(), train={"epochs": 0.0, "max_steps": None}, temperature=True)
 
 
 @dataclass
@@ -74,6 +125,7 @@ class CompareConfig:
         adapter: Rank, scale and planned of the adapters, the same for every method.
         train: Optimisation, the same for every method but for its learning rate and what its row says.
         learning_rates: Grid from which each row's rate is chosen on the dev split of each task, with the first seed.
+        protocol: What else is chosen on dev, and the rows of the base model.
         select_by: Dev score that decides: nll or accuracy (ties: the lower nll).
         seeds: One final run for each: initialisation, data order, draws.
         num_samples: Posterior draws of a prediction.
@@ -88,7 +140,8 @@ class CompareConfig:
     rows: dict[str, RowConfig] = field(default_factory=_default_rows)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    learning_rates: list[Rate] = field(default_factory=lambda: [1e-3])
+    learning_rates: list[Rate] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     select_by: Literal["nll", "accuracy"] = "nll"
     seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
     num_samples: Draws = 10
@@ -100,10 +153,12 @@ class CompareConfig:
 
         Raises:
             ValueError: A value is out of its range or of another type, also in the training of a row, a list is empty
-                or has a value twice, a row's training has an unknown field, or `out_of_distribution_from` names no
-                task.
+                or has a value twice, a row's training has an unknown field, `out_of_distribution_from` names no
+                task, or parts of the protocol exclude each other or something else.
         """
         check_options(self)
+        if self.protocol.base_rows and BASE not in self.rows and any(map(self.has_base, self.tasks)):
+            self.rows = {BASE: _base_row(), **self.rows}
         for name in ("tasks", "rows", "learning_rates", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty.")
@@ -112,9 +167,23 @@ class CompareConfig:
                 raise ValueError(f"{name} must not have a value twice, got {getattr(self, name)}.")
         if missing := sorted(set(self.out_of_distribution_from or ()) - set(self.tasks)):
             raise ValueError(f"out_of_distribution_from: {missing[0]!r} is no task; there are {sorted(self.tasks)}.")
+        self._check_protocol()
         for title, row in self.rows.items():
             self._check_training(title, row)
         check_arguments(self.train.arguments, instead=_OF_EACH_RUN)
+
+    def _check_protocol(self) -> None:
+        protocol = self.protocol
+        if len(protocol.length_powers) > 1 and not protocol.base_rows:
+            raise ValueError(
+                "protocol.length_powers are chosen from with the base model, but protocol.base_rows is false; set it "
+                "to true, or give one length power or none."
+            )
+        if protocol.choose_epochs and self.train.save_steps is not None:
+            raise ValueError(
+                "protocol.choose_epochs saves at each epoch's end, but train.save_steps is set; leave that out, or set "
+                "protocol.choose_epochs to false."
+            )
 
     def _check_training(self, title: str, row: RowConfig) -> None:
         known, name = set(TrainConfig.__dataclass_fields__) - {"learning_rate"}, f"rows.{title}.train"
@@ -128,11 +197,29 @@ class CompareConfig:
         check_options(train := replace(self.train, **row.train), name)
         check_arguments(train.arguments, f"{name}.arguments", instead=_OF_EACH_RUN)
 
+    def has_rate(self, title: str) -> bool:
+        """Whether a row has a learning rate; a head in closed form and a row of no steps have none."""
+        row = self.rows[title]
+        train = replace(self.train, **row.train)
+        return row.method.adapts and bool(train.epochs or train.max_steps)
+
     def grid(self, title: str) -> list[float]:
-        """The learning rates to choose from for a row."""
+        """The learning rates to begin choosing from for a row; one that stands for none where it has none."""
         rates = self.rows[title].learning_rates or self.learning_rates
-        # A head in closed form has none to choose.
-        return rates if self.rows[title].method.adapts else rates[:1]
+        return rates if self.has_rate(title) else rates[:1]
+
+    def has_base(self, task: str) -> bool:
+        """Whether the base model can answer the items of a task: a new head has learned nothing."""
+        return self.tasks[task].scoring in ("cloze", "letter")
+
+    def titles(self, task: str) -> list[str]:
+        """The rows of a task."""
+        return [title for title in self.rows if title != BASE or self.has_base(task) or not self.protocol.base_rows]
+
+    def length_powers(self, task: str) -> list[float]:
+        """From which values the length power of a task is chosen; empty: it has its own."""
+        chosen = self.tasks[task].scoring == "cloze" and self.tasks[task].length_power in (1, "auto")
+        return self.protocol.length_powers if chosen else []
 
     def outside(self, task: str) -> dict[str, TaskConfig]:
         """The out-of-distribution tasks, by title, that adapters trained on the task of this title predict."""
@@ -141,16 +228,32 @@ class CompareConfig:
         own = self.tasks[task].name
         return {title: other for title, other in self.out_of_distribution.items() if other.name != own}
 
-    def run(self, task: str, title: str, seed: int, learning_rate: float) -> RunConfig:
-        """One training run of a row, on the task of this title; a head reads it with scoring "options"."""
-        row = self.rows[title]
+    def run(
+        self, task: str, title: str, seed: int, learning_rate: float, length_power: float | None = None
+    ) -> RunConfig:
+        """One training run of a row, on the task of this title; a head reads it with scoring "options".
+
+        Args:
+            task: Title of the task.
+            title: Title of the row.
+            seed: Of the run.
+            learning_rate: Peak learning rate.
+            length_power: The one that was chosen for the task; None: the task's own.
+        """
+        row, read = self.rows[title], self.tasks[task]
         method = copy.copy(row.method)
         for name, value in asdict(self.adapter).items():
             setattr(method, name, value)
         train = replace(self.train, **row.train, learning_rate=learning_rate)
+        if self.protocol.choose_epochs and self.has_rate(title) and not method.of_whole_training:
+            train = replace(train, **{"choose_epoch": True, **row.train})
+        if not method.adapts:
+            read = replace(read, scoring="options")
+        elif length_power is not None:
+            read = replace(read, length_power=length_power)
         return RunConfig(
             model=self.model,
-            task=self.tasks[task] if method.adapts else replace(self.tasks[task], scoring="options"),
+            task=read,
             method=method,
             train=train,
             seed=seed,

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bayeslora.experiments.comparison.cells import Outcome
 from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.executors import Executor, LocalExecutor
 from bayeslora.experiments.comparison.growth import without_storage
 from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.planned_cells import PlannedCell, chosen_rate, is_ready, planned_cells
+from bayeslora.experiments.comparison.planned_cells import (
+    PlannedCell,
+    chosen_length_power,
+    chosen_rate,
+    further_cell,
+    is_ready,
+    planned_cells,
+)
 from bayeslora.experiments.comparison.records import Header, Stage
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.runs.differences import at_defaults
@@ -73,43 +82,73 @@ def _compute_missing(
     with progress("compare", len(waiting), "cells") as line, headlines():
         # A comparison is one process, the main one.
         assert line is not None
-        return _compute(waiting, config, results, workers, line)
+        return _Work(config, results, workers, line, waiting).done()
 
 
-def _compute(
-    waiting: list[PlannedCell], config: CompareConfig, results: Results, workers: Executor, line: Progress
-) -> list[str]:
-    running, failed = set[PlannedCell](), list[str]()
-    while waiting or running:
-        # A cell with its rate known takes the place of the one that waited.
-        while len(running) < workers.slots and (planned := _next_ready(waiting, running)) is not None:
-            waiting.remove(planned)
-            try:
-                rate = chosen_rate(planned, config, results)
-            except RuntimeError as error:
-                failed.append(f"{planned} ({type(error).__name__}: {error})")
-                line.ended(f"{planned}: failed", 0)
-                continue
-            if results.find(planned.task, planned.title, planned.seed, rate, planned.stage) is not None:
-                line.skip()
-                continue
-            running.add(planned.at(rate))
-            workers.submit(planned.at(rate))
-        if not running:
-            continue
-        line.note(str(min(running, key=str)))
-        outcome = workers.next()
-        running.remove(outcome.planned)
+@dataclass
+class _Work:
+    """Cells to compute, in their order as far as they can be."""
+
+    config: CompareConfig
+    results: Results
+    workers: Executor
+    line: Progress
+    waiting: list[PlannedCell]
+    running: set[PlannedCell] = field(default_factory=set)
+    failed: list[str] = field(default_factory=list)
+
+    def done(self) -> list[str]:
+        """Compute them all; returns what failed."""
+        while self.waiting or self.running:
+            while len(self.running) < self.workers.slots and (planned := self._next_ready()) is not None:
+                self.waiting.remove(planned)
+                self._begin(planned)
+            if self.running:
+                self.line.note(str(min(self.running, key=str)))
+                self._end(self.workers.next())
+        return self.failed
+
+    def _next_ready(self) -> PlannedCell | None:
+        """The first cell that need not wait for a selection."""
+        open_cells = {*self.waiting, *self.running}
+        return next((planned for planned in self.waiting if is_ready(planned, open_cells)), None)
+
+    def _begin(self, planned: PlannedCell) -> None:
+        """A cell with all that was chosen for it takes the place of the one that waited."""
+        try:
+            rate = chosen_rate(planned, self.config, self.results)
+            chosen = planned.at(rate, chosen_length_power(planned, self.config, self.results))
+        except RuntimeError as error:
+            self.failed.append(f"{planned} ({type(error).__name__}: {error})")
+            self.line.ended(f"{planned}: failed", 0)
+            return
+        if self.results.find(planned.task, planned.title, planned.seed, rate, planned.stage) is not None:
+            self.line.skip()
+            self._go_on(chosen)
+            return
+        self.running.add(chosen)
+        self.workers.submit(chosen)
+
+    def _end(self, outcome: Outcome) -> None:
+        planned = outcome.planned
+        self.running.remove(planned)
         # A kill in the middle of the write can have left the first of the cells that belong together.
-        results.append(*(cell for cell in outcome.cells if results.find(*cell.key) is None))
+        self.results.append(*(cell for cell in outcome.cells if self.results.find(*cell.key) is None))
         if outcome.failure is not None:
-            logger.error("%s failed\n%s", outcome.planned, outcome.traceback)
-            failed.append(f"{outcome.planned} ({outcome.failure})")
-        line.ended(f"{outcome.planned}: {outcome.scores if outcome.failure is None else 'failed'}", outcome.seconds)
-    return failed
+            logger.error("%s failed\n%s", planned, outcome.traceback)
+            self.failed.append(f"{planned} ({outcome.failure})")
+        rate = f", learning rate {planned.learning_rate:g}" if self.config.has_rate(planned.title) else ""
+        self.line.ended(f"{planned}{rate}: {outcome.scores if outcome.failure is None else 'failed'}", outcome.seconds)
+        self._go_on(planned)
 
-
-def _next_ready(waiting: list[PlannedCell], running: set[PlannedCell]) -> PlannedCell | None:
-    """The first cell that need not wait for a selection."""
-    open_cells = {*waiting, *running}
-    return next((planned for planned in waiting if is_ready(planned, open_cells)), None)
+    def _go_on(self, ended: PlannedCell) -> None:
+        """The selection of a row goes on beyond its grid while the best rate is at an edge."""
+        further = further_cell(ended, self.config, self.results, {*self.waiting, *self.running})
+        if further is None:
+            return
+        self.line.write(
+            f"{ended.task}, {ended.title}: the best learning rate is at the edge of those tried; trying "
+            f"{further.learning_rate:g}"
+        )
+        self.line.grow()
+        self.waiting.insert(0, further)

@@ -10,7 +10,7 @@ from bayeslora.experiments.comparison.records import Cell, Items
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.metrics import accuracy, nll
 
-__all__ = ["best_rate", "diverged"]
+__all__ = ["best_rate", "diverged", "next_rate"]
 
 
 def best_rate(
@@ -30,6 +30,20 @@ def best_rate(
     if badness(best) == (math.inf,):
         raise RuntimeError(f"no selection cell of {method!r} on {task} could be computed.")
     return best
+
+
+def next_rate(best: float, tried: Sequence[float]) -> float | None:
+    """The next half decade (1 or 3 times a power of ten) beyond `best`, at least twice as far; None if it is no edge.
+
+    >>> next_rate(3e-3, [3e-4, 1e-3, 3e-3]), next_rate(3e-4, [3e-4, 1e-3, 3e-3]), next_rate(1e-3, [3e-4, 1e-3, 3e-3])
+    (0.01, 0.0001, None)
+    """
+    if min(tried) < best < max(tried):
+        return None
+    ladder = [float(f"{digit}e{power}") for power in range(-12, 2) for digit in (1, 3)]
+    if best == max(tried):
+        return next((rate for rate in ladder if 2 * best <= rate <= 10), None)
+    return next((rate for rate in reversed(ladder) if rate <= best / 2), None)
 
 
 def diverged(cell: Cell) -> bool:

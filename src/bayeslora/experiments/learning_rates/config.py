@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from bayeslora.experiments.comparison.config import CompareConfig
+from bayeslora.experiments.comparison.config import CompareConfig, ProtocolConfig
 from bayeslora.options.ranges import Count, Range, Rate, check_options
 
 __all__ = ["RATIO", "SweepConfig", "log_grid"]
@@ -31,6 +31,7 @@ class SweepConfig(CompareConfig):
     """
 
     learning_rates: list[Rate] = field(default_factory=list)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig.plain)
     lowest: Rate = 1e-4
     highest: Rate = 1e-1
     ratio: Annotated[float, Range(1, 1e6, above=True)] = RATIO

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bayeslora.adapters.placement import Targets
-from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, RowConfig
+from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, ProtocolConfig, RowConfig
 from bayeslora.methods import Lora, Method
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.options.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
@@ -27,9 +27,11 @@ class RankComparison(CompareConfig):
     ranks: dict[str, int] = field(default_factory=dict)
     scale: float = 2.0
 
-    def run(self, task: str, title: str, seed: int, learning_rate: float) -> RunConfig:
+    def run(
+        self, task: str, title: str, seed: int, learning_rate: float, length_power: float | None = None
+    ) -> RunConfig:
         """As the base class, with the row's rank; the full row trains all modules of its layers."""
-        run = super().run(task, title, seed, learning_rate)
+        run = super().run(task, title, seed, learning_rate, length_power)
         if title in self.ranks:
             run.method.r = self.ranks[title]
             run.method.lora_alpha = self.scale * run.method.r
@@ -131,5 +133,6 @@ class RankStudyConfig:
             rows=rows,
             adapter=AdapterConfig(target_modules=self.target_modules, last_layers=self.last_layers),
             ranks=self._ranks,
+            protocol=ProtocolConfig.plain(),
             **fields,
         )

@@ -70,6 +70,10 @@ class GaussianLogits(Predictive):
         """Each draw's logits divided by `temperature`: again a Gaussian."""
         return GaussianLogits(self.mean / temperature, self.root / temperature, self.seed)
 
+    def rescaled(self, factors: Tensor) -> Predictive:
+        """With the logit of each choice times its factor [batch, choices]: again a Gaussian."""
+        return GaussianLogits(self.mean * factors, self.root * factors.unsqueeze(-1), self.seed)
+
     def take(self, indices: Tensor) -> Predictive:
         """That of the items `indices`."""
         return GaussianLogits(self.mean[indices], self.root[indices], self.seed)

@@ -1,0 +1,103 @@
+"""A snapshot ensemble (arXiv 1704.00109): the ends of the learning rate's cycles of one LoRA training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.methods.base import Method
+from bayeslora.options.from_config import options_of
+from bayeslora.options.ranges import Size
+from bayeslora.posteriors.weights.snapshots import SnapshotWeights
+
+__all__ = ["SnapshotConfig", "Snapshots"]
+
+
+@register("SNAPSHOT_LORA")
+@dataclass
+class SnapshotConfig(RandomLoraConfig):
+    """Config of LoRA adapters taken on the way of one training; every field of `peft.LoraConfig` works as there, and:
+
+    Args:
+        snapshots: K, the number of cycles and of snapshots.
+
+    Raises:
+        ValueError: `snapshots` is not positive, or an option of LoRA that cannot be combined.
+    """
+
+    snapshots: Size = 4
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.snapshots < 1:
+            raise ValueError(f"snapshots must be at least 1, got {self.snapshots}.")
+
+    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
+        """Both factors."""
+        if part == "lora_dropout" or not isinstance(module, nn.Linear):
+            return None
+        family = SnapshotWeights(module.out_features, module.in_features, snapshots=self.snapshots)
+        return RandomFactor(family, module.weight.data)
+
+
+@options_of(SnapshotConfig)
+class Snapshots(Method):
+    """One LoRA training whose learning rate falls K times, and the mean of the probabilities of the K ends.
+
+    Huang et al., arXiv 1704.00109: after the warm-up the rate follows K cosines from its peak to zero, whatever
+    `train.lr_scheduler` says, and the adapter is copied where a cycle ends. It costs one training, and the ends differ
+    as far as a cycle at the peak rate leads away from the last one. `modules_to_save`, such as a new head, are those of
+    the last step.
+
+    A prediction always takes every snapshot once, whatever the number of samples or the seed. In eval mode without
+    `bayeslora.sampling`, and so when merged, the model is its last one.
+    """
+
+    name: ClassVar[str] = "snapshots"
+    of_whole_training: ClassVar[bool] = True
+    snapshots: int
+
+    def training_arguments(self) -> dict[str, Any]:
+        """K cosine cycles."""
+        return {
+            "lr_scheduler_type": "cosine_with_restarts",
+            "lr_scheduler_kwargs": {"num_cycles": self.snapshots},
+        }
+
+    def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
+        """What takes the snapshots."""
+        return {"callbacks": [_Capture(self.snapshots)]}
+
+    def effective_num_samples(self, num_samples: int) -> int:
+        """Always K."""
+        return self.snapshots
+
+
+class _Capture(TrainerCallback):
+    """Copies the adapter where a cycle ends; a checkpoint has what was copied before it."""
+
+    def __init__(self, snapshots: int):
+        self._snapshots = snapshots
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        warmup = args.get_warmup_steps(state.max_steps)
+        for number in range(self._snapshots):
+            end = warmup + math.ceil((state.max_steps - warmup) * (number + 1) / self._snapshots)
+            if state.global_step == end:
+                _capture(model, number)
+
+
+def _capture(model: nn.Module, number: int) -> None:
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, RandomFactor) and isinstance(module.family, SnapshotWeights):
+                tensors = module.parameters_by_name
+                tensors["snapshots"][number].copy_(tensors["mean"])
