@@ -8,7 +8,7 @@ import numpy
 import torch
 
 from bayeslora.metrics.base import Metric
-from bayeslora.metrics.inputs import Array, checked_confidence
+from bayeslora.metrics.inputs import Array, checked_confidence, checked_probabilities
 from bayeslora.metrics.sample import Levels, Sample, below_one
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "adaptive_calibration_error",
     "confidence_calibration_error",
     "confidence_reliability_curve",
+    "ece_floor",
     "expected_calibration_error",
     "maximum_calibration_error",
     "reliability_curve",
@@ -142,6 +143,29 @@ def confidence_calibration_error(confidence: Array, correct: Array, bins: int = 
         ValueError: A confidence is NaN or outside of [0, 1], or there are not as many of both.
     """
     return float(expected_calibration_error.of_levels(_levels(confidence, correct), bins)[0])
+
+
+def ece_floor(probabilities: Array, bins: int = 15, draws: int = 200, seed: int = 0) -> float:
+    """The ECE that these predictions have on average if they are perfectly calibrated.
+
+    Right and wrong are drawn from the confidences themselves, so what is left is the noise of as few items as these in
+    so many bins: an ECE that is no larger says nothing against a model.
+
+    >>> ece_floor(torch.tensor([[0.7, 0.3]] * 100)) > 5 * ece_floor(torch.tensor([[0.7, 0.3]] * 10_000))
+    True
+
+    Args:
+        probabilities: `[items, choices]`.
+        bins: As of `expected_calibration_error`.
+        draws: Simulated sets of labels.
+        seed: Of these; the same seed gives the same number.
+    """
+    confidence = below_one(checked_probabilities(probabilities).max(1).values)
+    source = numpy.random.default_rng(seed)
+    place = numpy.searchsorted(_equal_steps(bins).numpy(), confidence, side="right") - 1
+    member = numpy.eye(bins)[place]
+    gaps = (source.random((draws, len(confidence))) < confidence) - confidence
+    return float(numpy.abs(gaps @ member).sum(1).mean() / len(confidence))
 
 
 def reliability_curve(probabilities: Array, labels: Array, bins: int = 15) -> ReliabilityCurve:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bayeslora.experiments.comparison import Results
+from bayeslora.report.choices import learning_rate_table
 from bayeslora.report.colours import Style, styles
 from bayeslora.report.notes import notes
+from bayeslora.report.paired import reference, verdict
+from bayeslora.report.paired_table import paired_sentences, paired_table
 from bayeslora.report.pictures import (
     Picture,
     cost_picture,
@@ -23,8 +26,8 @@ from bayeslora.report.statistics import Resampling
 from bayeslora.report.tables import (
     Table,
     cost_table,
-    learning_rate_table,
     outside_table,
+    reading_table,
     score_table,
     set_table,
     summary_table,
@@ -59,6 +62,9 @@ class Report:
     Attributes:
         missing: What an unfinished comparison still lacks, a sentence a task.
         summary: The best rows, or None as long as no final cell is there.
+        uninformative: What is to be said of tasks on which no row beats the base model.
+        differences: Our method against the baseline, pooled over the other tasks.
+        paired: Every row against the baseline, so pooled; None where there is no baseline or nothing to pool.
         sections: One a task.
         facts: How it was made: names and texts.
         config: The config as JSON.
@@ -67,6 +73,9 @@ class Report:
 
     missing: list[str]
     summary: Table | None
+    uninformative: list[str]
+    differences: list[str]
+    paired: Table | None
     sections: list[Section]
     facts: dict[str, str]
     config: str
@@ -79,9 +88,16 @@ def build_report(results: Results, resamples: int = 1000) -> Report:
     tasks = {task: task_rows(results, task) for task in results.tasks()}
     scores = {task: task_scores(rows, resampling) for task, rows in tasks.items()}
     scored = {task: found for task, found in scores.items() if _has_scores(found)}
+    verdicts = {task: verdict(tasks[task]) for task in scored}
+    poor = {task: found for task, found in verdicts.items() if found is not None and not found.informative}
+    pooled = [tasks[task] for task in scored if task not in poor]
+    other = reference(row.title for task in pooled for row in task.rows)
     return Report(
         missing=_missing(results, tasks),
         summary=summary_table(scored) if scored else None,
+        uninformative=[found.sentence(task) for task, found in poor.items()],
+        differences=paired_sentences(pooled, other) if other else [],
+        paired=paired_table(pooled, other) if other and any(len(task.rows) > 1 for task in pooled) else None,
         sections=[
             Section(task, rows.slug, _sizes(rows), _blocks(results, rows, scores[task], looks))
             for task, rows in tasks.items()
@@ -102,6 +118,7 @@ def _blocks(results: Results, task: TaskRows, scores: TaskScores, looks: Mapping
         headline = _headline(task, scores.test)
         blocks += [
             score_table(task, scores.test),
+            *(reading_table(task, link, found) for link, found in scores.readings.items()),
             reliability_picture(task, scores.test, looks),
             risk_coverage_picture(task, headline, looks),
         ]

@@ -34,6 +34,15 @@ def notes(resamples: int) -> dict[str, str]:
             "items, and largest in a bin of equal width. That bin often has very few items, so the marks of the MCE "
             "are the least reliable ones."
         ),
+        "ECE floor": (
+            "The ECE that the row's confidences have on average on as many items if they are perfectly calibrated, by "
+            "simulation. An ECE near its floor says nothing against a row, and differences below it say little."
+        ),
+        "informative": (
+            "A task tells methods apart if its best row beats the base model with a temperature by 3 standard errors "
+            "of the NLL, paired by item. The best row is chosen on the same items, which helps it a little. Other "
+            "tasks are in no pooled difference."
+        ),
         "AUROC": "Probability that a right prediction is more confident than a wrong one.",
         "AURC, accuracy at 80 % coverage": (
             "Error rate averaged over all shares of items answered, the most confident first; accuracy on the most "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy
@@ -12,12 +12,15 @@ import numpy
 from bayeslora.experiments.comparison import Cell, Items, Results
 from bayeslora.prediction.temperature import bound_of
 
-__all__ = ["BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
+__all__ = ["BASE", "BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
 
 BASELINE = "lora"
 """The row that costs are relative to."""
 
 OUR_METHOD = "bayesian_lora"
+
+BASE = "base"
+"""The row of the model without any training."""
 
 _OUTSIDE = "ood:"
 
@@ -38,6 +41,12 @@ class Row:
     def first(self) -> Cell:
         """The cell of the first seed, for what all seeds share."""
         return next(iter(self.cells.values()))
+
+    @property
+    def reading(self) -> str | None:
+        """The link that it was read by, where that is not the one of the comparison."""
+        found: str | None = self.first.details.get("reading")
+        return found
 
     def probabilities(self, split: str) -> dict[int, numpy.ndarray]:
         """For each seed that has the split, probabilities [items, choices]."""
@@ -70,6 +79,8 @@ class TaskRows:
         missing: For each method without all seeds, the seeds it lacks.
         left_out: For each row with a temperature at a bound of its search, what its predictions do there, and with
             which seeds. These cells are in no mean.
+        readings: Rows that read the same trained adapters by another link, by the name of that link; their titles are
+            those of the rows.
     """
 
     task: str
@@ -77,6 +88,7 @@ class TaskRows:
     items: dict[str, Items]
     missing: dict[str, list[int]]
     left_out: dict[str, dict[str, list[int]]]
+    readings: dict[str, list[Row]] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
@@ -87,6 +99,10 @@ class TaskRows:
     def outside_splits(self) -> list[str]:
         """Out-of-distribution splits."""
         return [split for split in self.items if split.startswith(_OUTSIDE)]
+
+    def read_by(self, link: str) -> TaskRows:
+        """The task with the rows of another link."""
+        return replace(self, rows=self.readings[link], readings={}, missing={}, left_out={})
 
     def with_split(self, split: str) -> list[Row]:
         """Rows that have predictions of the split for each of their seeds."""
@@ -106,13 +122,17 @@ def planned(results: Results, part: Literal["tasks", "rows", "seeds"]) -> list[A
 def row_order(results: Results) -> list[str]:
     """All rows that the config names or the file has, each with those derived from it behind it."""
     rows = planned(results, "rows")
-    bases = {cell.method: cell.derived_from for cell in results.cells()}
     tempered = [title for title in rows if results.header.config["rows"][title].get("temperature")]
-    bases |= {f"{title} + temperature": title for title in tempered}
+    bases: dict[str, str | None] = {f"{title} + temperature": title for title in tempered}
+    bases |= {cell.method: cell.derived_from for cell in results.cells()}
     order = list(dict.fromkeys([*rows, *(method for method, base in bases.items() if base is None)]))
+    behind = dict.fromkeys(order, 0)
     for method, base in bases.items():
         if method not in order:
-            order.insert(order.index(base) + 1 if base in order else len(order), method)
+            place = order.index(base) + 1 + behind[base] if base in behind else len(order)
+            order.insert(place, method)
+            if base in behind:
+                behind[base] += 1
     return order
 
 
@@ -139,11 +159,20 @@ def task_rows(results: Results, task: str) -> TaskRows:
     rows.sort(key=lambda row: order.index(row.first.method))
     return TaskRows(
         task=task,
-        rows=rows,
+        rows=[row for row in rows if row.reading is None],
         items={split: results.items(task, split) for split in results.splits(task)},
         missing=_missing(results, task, order),
         left_out=left_out,
+        readings=_by_reading(rows),
     )
+
+
+def _by_reading(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if (link := row.reading) is not None:
+            found.setdefault(link, []).append(replace(row, title=row.title.replace(f", {link}", "")))
+    return found
 
 
 def _missing(results: Results, task: str, order: Sequence[str]) -> dict[str, list[int]]:

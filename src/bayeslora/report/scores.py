@@ -26,10 +26,11 @@ class TaskScores:
     Attributes:
         test: Scores on the test split.
         outside: For each out-of-distribution split the detection of its items, and scores where it has labels.
+        readings: For each other link the scores on the test split of the rows that were read by it.
     """
 
-    def __init__(self, test: Scores, outside: dict[str, Scores]):
-        self.test, self.outside = test, outside
+    def __init__(self, test: Scores, outside: dict[str, Scores], readings: dict[str, Scores]):
+        self.test, self.outside, self.readings = test, outside, readings
 
 
 def task_scores(task: TaskRows, resampling: Resampling) -> TaskScores:
@@ -39,7 +40,10 @@ def task_scores(task: TaskRows, resampling: Resampling) -> TaskScores:
     for split in task.outside_splits:
         labelled = {} if task.items[split].labels is None else _labelled(task, split, counts, resampling)
         outside[split] = labelled | _detection(task, split, counts, resampling)
-    return TaskScores(_labelled(task, "test", counts, resampling) if "test" in counts else {}, outside)
+    if "test" not in counts:
+        return TaskScores({}, outside, {})
+    readings = {link: _labelled(task.read_by(link), "test", counts, resampling) for link in task.readings}
+    return TaskScores(_labelled(task, "test", counts, resampling), outside, readings)
 
 
 def _labelled(task: TaskRows, split: str, counts: Mapping[str, numpy.ndarray], resampling: Resampling) -> Scores:

@@ -7,27 +7,29 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bayeslora.experiments.comparison import Cell, Results
-from bayeslora.metrics import all_metrics, nll
+from bayeslora.experiments.comparison import Cell
+from bayeslora.metrics import all_metrics, ece_floor
 from bayeslora.metrics.base import Heading
 from bayeslora.prediction.conformal import ConformalSets, evaluate
-from bayeslora.report.rows import BASELINE, Row, TaskRows, outside_name, row_order
+from bayeslora.report.rows import BASELINE, Row, TaskRows, outside_name
 from bayeslora.report.scores import Scores, TaskScores
 from bayeslora.report.statistics import DETECTION, Mark, Score
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
 __all__ = [
+    "ECE_FLOOR",
     "Entry",
     "Table",
     "cost_table",
-    "learning_rate_table",
     "outside_table",
     "passes",
+    "reading_table",
     "score_table",
     "set_table",
     "summary_table",
 ]
 
+ECE_FLOOR = "ECE floor"
 COVERAGE = 0.9
 _PERCENT = f"{100 * COVERAGE:g} %"
 _SUMMARY = ("accuracy", "nll", "ece", "auroc", "aurc")
@@ -92,10 +94,27 @@ def _winner(scores: Mapping[str, Score]) -> Entry:
 
 
 def score_table(task: TaskRows, scores: Scores) -> Table:
-    """Rows and metrics on the test split."""
-    return _scores(
-        f"Scores on the {len(task.items['test'])} test items", all_metrics(), task, task.with_split("test"), scores
-    )
+    """Rows and metrics on the test split, and how large an ECE would be without any miscalibration."""
+    title = f"Scores on the {len(task.items['test'])} test items"
+    table = _scores(title, all_metrics(), task, task.with_split("test"), scores)
+    place = next(number for number, metric in enumerate(all_metrics(), start=1) if metric.name == "ece")
+    floors = {_name(task, row): _floor(row) for row in task.with_split("test")}
+    table.heads.insert(place + 1, ECE_FLOOR)
+    for name, entries in table.rows.items():
+        entries.insert(place, Entry(plus_minus(floors.get(name))))
+    return table
+
+
+def _floor(row: Row) -> float:
+    return mean_and_std([ece_floor(found) for found in row.probabilities("test").values()])[0]
+
+
+def reading_table(task: TaskRows, link: str, scores: Scores) -> Table:
+    """The rows read by another link, which no row was trained or chosen with."""
+    read = task.read_by(link)
+    metrics = [metric for metric in all_metrics() if metric.name in _OUTSIDE]
+    note = "The same trained adapters, with temperatures of their own. Rows are missing whose scores are not known."
+    return _scores(f"Read by the {link}, as in the papers", metrics, read, read.with_split("test"), scores, [note])
 
 
 def outside_table(task: TaskRows, split: str, scores: Scores) -> Table:
@@ -239,31 +258,6 @@ def _memory(cell: Cell) -> float | None:
 def passes(cell: Cell) -> float | None:
     """Prediction time in deterministic passes over the same items; None where they were not measured."""
     return cell.predict_seconds / cell.deterministic_seconds if cell.deterministic_seconds else None
-
-
-def learning_rate_table(results: Results, task: TaskRows) -> Table:
-    """NLL on dev of each learning rate tried, and which one the final cells use."""
-    tried = sorted({cell.learning_rate for cell in results.cells(task=task.task)})
-    rows = {}
-    present = results.methods(task=task.task)
-    for method in [method for method in row_order(results) if method in present]:
-        used = {cell.learning_rate for cell in results.cells("final", task.task, method)}
-        entries = []
-        for rate in tried:
-            cells = [cell for cell in results.cells("selection", task.task, method) if cell.learning_rate == rate]
-            text = plus_minus(*mean_and_std([_dev_nll(task, cell) for cell in cells if "dev" in cell.predictions]))
-            entries.append(Entry("used" if rate in used and text == MISSING else text, "best" if rate in used else ""))
-        rows[method] = entries
-    return Table(
-        title="Learning rates: NLL (nats) on the dev items",
-        heads=["method", *(f"{rate:g}" for rate in tried)],
-        rows=rows,
-        notes=["Bold: the learning rate of the final runs; “used” where it was not chosen by a run of its own."],
-    )
-
-
-def _dev_nll(task: TaskRows, cell: Cell) -> float:
-    return nll(cell.predictions["dev"].padded(), task.items["dev"].label_array())
 
 
 def _significant(value: float | None) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from bayeslora.metrics import all_metrics
 from bayeslora.report.content import Report
-from bayeslora.report.tables import Entry, Table
+from bayeslora.report.tables import ECE_FLOOR, Entry, Table
 from bayeslora.system.console import text_table
 
 __all__ = ["scores_text"]
 
-_SHOWN = ("accuracy", "NLL", "ECE", "AUROC")
-"""Beginnings of the heads of the columns; the others are in the report."""
+_SHOWN = (
+    *(metric.head for metric in all_metrics() if metric.name in ("accuracy", "nll", "ece", "auroc")),
+    ECE_FLOOR,
+)
+"""Heads of the columns of scores; the others are in the report."""
+_TITLES = ("Scores", "Learning rates")
 _MARKS = {"best": "*", "tied": "≈", "": ""}
 
 
@@ -18,16 +23,16 @@ def scores_text(report: Report) -> str:
     tables = [
         _text(section.task, block)
         for section in report.sections
-        if section.blocks and isinstance(block := section.blocks[0], Table) and block.title.startswith("Scores")
+        for block in section.blocks
+        if isinstance(block, Table) and block.title.startswith(_TITLES)
     ]
-    return "\n\n".join([*tables, "* best of its column, ≈ not to be told apart from it"] if tables else [])
+    marks = ["* best of its column (learning rates: used), ≈ not to be told apart from it"]
+    return "\n\n".join([*tables, *marks, *report.uninformative, *report.differences] if tables else [])
 
 
 def _text(task: str, table: Table) -> str:
-    shown = [
-        number for number, head in enumerate(table.heads) if head.startswith(_SHOWN) and "\N{NO-BREAK SPACE}" in head
-    ]
-    shown = [number for number in shown if "coverage" not in table.heads[number]]
+    scores = table.title.startswith("Scores")
+    shown = [number for number, head in enumerate(table.heads) if number and (head in _SHOWN or not scores)]
     rows = [[name, *(_cell(entries[number - 1]) for number in shown)] for name, entries in table.rows.items()]
     return f"{task}, {table.title[0].lower()}{table.title[1:]}\n" + text_table(
         [table.heads[0], *(table.heads[number] for number in shown)], rows
