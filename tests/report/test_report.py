@@ -447,9 +447,9 @@ def test_costs_are_relative_to_lora_and_to_one_pass(page):
 def test_learning_rates_with_their_dev_scores(page, results):
     title = "Learning rates: NLL (nats) on the dev items"
     table, labels = page.tables[TASKS[0], title], results.items(TASKS[0], "dev").label_array()
-    for rate, head in zip(RATES, ("0.001", "0.003"), strict=True):
+    for rate, head, edge in zip(RATES, ("0.001", "0.003"), ("", " (edge)"), strict=True):
         cell = results.find(TASKS[0], "lora", 0, rate, "selection")
-        assert table["lora"][head] == f"{metrics.nll(cell.predictions['dev'].padded(), labels):.3f}"
+        assert table["lora"][head] == f"{metrics.nll(cell.predictions['dev'].padded(), labels):.3f}{edge}"
     assert page.marks[TASKS[0], title, "lora", "0.003"] == "best"
     # What is derived has no rate of its own.
     assert "lora + temperature" not in table
@@ -618,15 +618,18 @@ def test_a_temperature_at_its_bound_is_marked_in_every_table_and_in_no_mean(tmp_
     def changes(seed: int, temperature: float) -> dict:
         drawn = {split: predictions(METHODS[0], truth, 50 + seed, False) for split, truth in truths.items()}
         details = {"temperature": temperature}
-        return {"seed": seed, "method": "lora + temperature", "details": details, "predictions": drawn}
+        row = {"method": "lora + temperature", "derived_from": "lora"}
+        return {"seed": seed, **row, "details": details, "predictions": drawn}
 
     scaled = [changes(seed, temperature) for seed, temperature in enumerate(temperatures)]
     plain = [{"seed": seed} for seed in range(3)]
     source = bare(tmp_path / "results.jsonl", ["dev", "test"], [*plain, *scaled])
     page = read_page(write_report(source))
-    tables = [table for (section, title), table in page.tables.items() if section and "Learning" not in title]
+    shown = [(title, table) for (section, title), table in page.tables.items() if section]
+    tables = [table for title, table in shown if not title.startswith(("Learning", "Cost"))]
     title = f"lora + temperature ({remark})"
-    assert len(tables) == 3 and all(title in table for table in tables)
+    assert len(tables) == 2 and all(title in table for table in tables)
+    assert all("+" not in row for title, table in shown if title.startswith("Cost") for row in table)
     found = page.tables["arc_easy", "Scores on the 160 test items"][title]
     if temperatures[1] > 100:
         assert set(found.values()) == {"–"}

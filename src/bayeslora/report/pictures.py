@@ -84,7 +84,9 @@ def reliability_picture(task: TaskRows, scores: Scores, styles: Mapping[str, Sty
 
 def risk_coverage_picture(task: TaskRows, thick: Sequence[Row], styles: Mapping[str, Style]) -> Picture:
     """Error rate among the most confident items, one line for each row, mean over seeds; `thick` ones stand out."""
-    rows, labels = task.with_split("test"), task.items["test"].label_array()
+    labels = task.items["test"].label_array()
+    # A temperature moves no choice, and the order of confidences but little.
+    rows = [row for row in task.with_split("test") if row in thick or not row.has_temperature]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     for row in rows:

@@ -43,6 +43,11 @@ class Row:
         return next(iter(self.cells.values()))
 
     @property
+    def has_temperature(self) -> bool:
+        """Whether it is another row's predictions with a temperature: they cost and rank as that row's do."""
+        return self.first.derived_from is not None and self.title.endswith(" + temperature")
+
+    @property
     def reading(self) -> str | None:
         """The link that it was read by, where that is not the one of the comparison."""
         found: str | None = self.first.details.get("reading")

@@ -223,7 +223,7 @@ def cost_table(task: TaskRows) -> Table:
     if baseline is not None:
         heads += [f"{name} / {BASELINE}" for name in ratios]
     rows = {}
-    for row in task.rows:
+    for row in [row for row in task.rows if not row.has_temperature]:
         entries = [
             _significant(row.mean(_train_seconds)),
             _significant(row.mean(_memory)),
@@ -235,7 +235,9 @@ def cost_table(task: TaskRows) -> Table:
         ]
         entries += [relative(row, value) for value in ratios.values()] if baseline is not None else []
         rows[_name(task, row)] = [Entry(text) for text in entries]
-    return Table("Cost, mean over seeds", ["method", *heads], rows | _without_cells(task, len(heads)))
+    return Table(
+        "Cost, mean over seeds", ["method", *heads], rows, ["A row with a temperature costs what it does without."]
+    )
 
 
 def _milliseconds_per_item(cell: Cell) -> float | None:
