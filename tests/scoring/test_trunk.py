@@ -18,9 +18,9 @@ from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.runs import evaluate, load_run, train
+from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.items import task_items
-from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring import Cloze, Letter
 from bayeslora.scoring.trunk_cache import TrunkCache, _keys, frozen_trunk, trunk_digest
 from bayeslora.scoring.trunk_store import DiskStore, MemoryStore

@@ -134,10 +134,11 @@ def write_hub_folder(
     """
     recover_parts(run)
     folder, adapter = Path(run), Path(adapter_folder(run))
-    if (folder / "config.yaml").is_file() and not read_config(folder / "config.yaml").method.adapts:
+    if (folder / "config.yaml").is_file() and read_config(folder / "config.yaml").task.scoring == "options":
         raise ValueError(
-            f"{folder} is a head, whose file holds what the model reads in each training item, and so is no thing to "
-            "publish; publish its formula alone (bayeslora.BayesianHead.load(RUN).export(FILE))."
+            f"{folder} has a head, whose file holds what the model reads in each training item, and so is no thing to "
+            "publish; publish its formula alone (bayeslora.BayesianHead.load(RUN).export(FILE), or of a head over "
+            "adapters what `bayeslora export` writes)."
         )
     for path in (folder / "config.yaml", folder / "metrics.json", adapter / "adapter_config.json"):
         if not path.is_file():

@@ -91,6 +91,9 @@ class Method(ABC):
     """Whether the method trains an adapter; a head on frozen features does not."""
     of_whole_training: ClassVar[bool] = False
     """Whether what it predicts with comes from the training as a whole, so that no earlier epoch's end can be taken."""
+    top: int | None = None
+    """The number of layers from whose top `last_layers` and `placement` count; None: all of the model. A run whose
+    heads read a layer in the middle sets it."""
     needs_items: ClassVar[bool] = False
     """Whether `fit_posterior` or `predict` reads batches of items with choices, so that texts will not do."""
 
@@ -186,9 +189,10 @@ class Method(ABC):
 
     def _layers(self, model: nn.Module) -> list[int] | None:
         if self.last_layers is None and self.placement == "all":
-            return None
+            return None if self.top is None else list(range(self.top))
         config: Any = model.config
-        return adapted_layers(int(config.get_text_config().num_hidden_layers), self.placement, self.last_layers)
+        total = int(config.get_text_config().num_hidden_layers) if self.top is None else self.top
+        return adapted_layers(total, self.placement, self.last_layers)
 
     def trains(self, config: PeftConfig) -> bool:
         """Whether an adapter with this PEFT config can be one that the method has trained."""

@@ -20,7 +20,7 @@ from bayeslora.scoring.trunk_cache import trunk_digest
 from bayeslora.scoring.trunk_store import DiskStore, MemoryStore, Store
 from bayeslora.system import console
 
-__all__ = ["FeatureReader"]
+__all__ = ["FeatureReader", "read_together"]
 
 _LIMIT = 64 * 2**30
 _TOGETHER = 64
@@ -135,6 +135,21 @@ def _joined(rows: Sequence[ItemVectors], layers: Sequence[int]) -> OptionFeature
     # The question's last token, about two thirds up.
     questions = torch.stack([row.hidden[0, -2 if len(layers) > 1 else -1, -1] for row in rows]).float()
     return OptionFeatures(hidden, mask, questions, {"likelihood": torch.stack(numbers)} if numbers else {})
+
+
+def read_together(parts: Sequence[OptionFeatures]) -> OptionFeatures:
+    """The features of all parts' items, one part behind the other, whatever their numbers of choices."""
+    width = max(part.mask.shape[1] for part in parts)
+
+    def joined(blocks: Sequence[Tensor]) -> Tensor:
+        return torch.cat([nn.functional.pad(block, (0, 0, 0, width - block.shape[1])) for block in blocks])
+
+    hidden, numbers = (
+        {name: joined([getattr(part, kind)[name] for part in parts]) for name in getattr(parts[0], kind)}
+        for kind in ("hidden", "numbers")
+    )
+    mask = joined([part.mask.unsqueeze(-1) for part in parts])[..., 0]
+    return OptionFeatures(hidden, mask, torch.cat([part.questions for part in parts]), numbers)
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.regression import Regression
 from bayeslora.readouts.sparse import SparseRegression
 
-__all__ = ["head_from_tensors", "head_tensors"]
+__all__ = ["head_from_tensors", "head_tensors", "heads_from_state", "heads_state", "is_head"]
 
+_HEAD, _SAME = "head", "same"
 _SPARSE = ("factor", "precision_factor", "mean")
 
 
@@ -47,6 +48,41 @@ def head_tensors(head: Head) -> dict[str, Tensor]:
     # The order of the blocks, which a file of tensors does not keep.
     order = {f"order.{name}": torch.tensor(place) for place, name in enumerate(head.scaling.scales)}
     return {name: tensor.contiguous() for name, tensor in (tensors | order).items()}
+
+
+def heads_state(heads: Sequence[Head]) -> dict[str, Tensor]:
+    """The tensors of heads, which a run keeps beside those of its method; what they share stands there once."""
+    first = head_tensors(heads[0])
+    state: dict[str, Tensor] = {}
+    for number, head in enumerate(heads):
+        for name, tensor in head_tensors(head).items():
+            shared = number and name in first and tensor.data_ptr() == first[name].data_ptr()
+            state |= (
+                {f"{_HEAD}.{number}.{_SAME}.{name}": torch.tensor(0)}
+                if shared
+                else {f"{_HEAD}.{number}.{name}": tensor}
+            )
+    return state
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of a run's state is a head's and not its method's."""
+    return name.startswith(f"{_HEAD}.")
+
+
+def heads_from_state(state: Mapping[str, Tensor]) -> list[Head]:
+    """The heads that `heads_state` wrote, whatever else is in the state.
+
+    Raises:
+        ValueError: A tensor is missing, or all.
+    """
+    every = _part(state, _HEAD)
+    numbers = sorted({int(name.partition(".")[0]) for name in every})
+    if not numbers:
+        raise ValueError("the run's posterior.safetensors has no head; copy it again from where it was written.")
+    parts = [_part(every, str(number)) for number in numbers]
+    same = [{name: parts[0][name] for name in _part(part, _SAME) if name in parts[0]} for part in parts]
+    return [head_from_tensors(part | shared) for part, shared in zip(parts, same, strict=True)]
 
 
 def head_from_tensors(tensors: Mapping[str, Tensor]) -> Head:

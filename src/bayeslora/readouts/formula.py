@@ -20,7 +20,8 @@ FORMULA = (
     "each choice, less the mean of z over the choices; a block of hidden states is divided by sqrt(sum over the "
     "choices of |z|^2 / (C - 1)). Utility u = sum over b of z . weight.b; probabilities = softmax(u / temperature). A "
     "choice is read behind its question ('Question: ...\nAnswer: choice'); layer k is the output of the k-th layer, "
-    "from 1. This is the mean of the posterior: the head itself averages the softmax over the posterior."
+    "from 1, and an adapted one is read with the adapter on, all others without it. This is the mean of the posterior: "
+    "the head itself averages the softmax over the posterior."
 )
 
 

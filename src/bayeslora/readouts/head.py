@@ -9,8 +9,8 @@ when it is loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
 from bayeslora.system.threads import threads_for
 
-__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head"]
+__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head", "given"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -39,6 +39,9 @@ INDUCING_ROWS = 1024
 
 EVIDENCE_ROWS = 1200
 """Contrasts on which the scales are chosen: one look at the evidence costs their number to the third power."""
+
+_FEW_POINTS = 64
+"""Of the integral over an item's utilities, where so many items are left out that all points would fill the memory."""
 
 _ROUNDS = 3
 _AT_ONCE = 256
@@ -161,6 +164,12 @@ def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = Fa
     return Head(labels=labels, precision=precision, scaling=scaling, novelty=novelty, **fitted._asdict())
 
 
+def given(head: Head, features: OptionFeatures, labels: Tensor, precision: Tensor) -> Head:
+    """`head` with its scales and temperature, and the posterior given these items."""
+    carriers, posterior, _ = _posterior(head.scaling, head.scales, features, labels, precision)
+    return replace(head, features=carriers, labels=labels, precision=precision, posterior=posterior)
+
+
 class _Fitted(NamedTuple):
     """What one round gives: the names are those of `Head`."""
 
@@ -173,20 +182,25 @@ class _Fitted(NamedTuple):
 def _fit(
     scaling: BlockScaling, features: OptionFeatures, labels: Tensor, precision: Tensor, label_noise: bool
 ) -> _Fitted:
+    scales = _choose_scales(scaling, features, labels, precision)
+    carriers, posterior, left_out = _posterior(scaling, scales, features, labels, precision)
+    noise_found = fit_temperature_and_noise(left_out(), labels, features.mask.sum(-1), noisy=label_noise)
+    return _Fitted(carriers, scales, noise_found, posterior)
+
+
+def _posterior(
+    scaling: BlockScaling, scales: Scales, features: OptionFeatures, labels: Tensor, precision: Tensor
+) -> tuple[OptionFeatures, Regression | SparseRegression, Callable[[], Predictive]]:
+    """The items that carry the posterior, it, and what gives leave-one-out predictions of all items at T = 1."""
     contrasts = Contrasts(features.mask)
     targets = contrasts.targets(labels)
-    scales = _choose_scales(scaling, features, labels, precision)
-    posterior: Regression | SparseRegression
     if len(contrasts) <= EXACT_ROWS:
-        carriers = features
-        posterior = exact = exact_posterior(scaling, scales, features, targets, precision)
-        left_out = softmax_predictive(exact.leave_one_out(contrasts.places), contrasts, scales.noise)
-    else:
-        carriers = features[_spread(features.mask, INDUCING_ROWS)]
-        noise = scales.noise / precision[contrasts.owners]
-        posterior, left_out = _sparse_posterior(scaling, scales, features, carriers, targets, noise)
-    noise_found = fit_temperature_and_noise(left_out, labels, features.mask.sum(-1), noisy=label_noise)
-    return _Fitted(carriers, scales, noise_found, posterior)
+        exact = exact_posterior(scaling, scales, features, targets, precision)
+        places = contrasts.places
+        return features, exact, lambda: softmax_predictive(exact.leave_one_out(places), contrasts, scales.noise)
+    carriers = features[_spread(features.mask, INDUCING_ROWS)]
+    noise = scales.noise / precision[contrasts.owners]
+    return carriers, *_sparse_posterior(scaling, scales, features, carriers, targets, noise)
 
 
 def exact_posterior(
@@ -225,8 +239,8 @@ def _sparse_posterior(
     carriers: OptionFeatures,
     targets: Tensor,
     noise: Tensor,
-) -> tuple[SparseRegression, Predictive]:
-    """The posterior that the inducing items carry, and leave-one-out predictions of all items at T = 1."""
+) -> tuple[SparseRegression, Callable[[], Predictive]]:
+    """The posterior that the inducing items carry, and what gives leave-one-out predictions of all items at T = 1."""
     inducing, places = _weighted(scaling, scales, carriers), Contrasts(features.mask).places
 
     def chunks() -> Iterator[_Chunk]:
@@ -238,12 +252,16 @@ def _sparse_posterior(
     posterior = SparseRegression.condition(
         inducing @ inducing.T, ((chunk.cross, chunk.targets, chunk.noise) for chunk in chunks())
     )
-    left_out = []
-    for contrasts, inputs, cross, own, variances in chunks():
-        padded = contrasts.padded(inputs)
-        utilities = posterior.leave_one_out(cross, padded @ padded.mT, own, variances, contrasts.places)
-        left_out.append(softmax_predictive(utilities, contrasts, scales.noise))
-    return posterior, Predictive.concatenate(left_out)
+
+    def left_out() -> Predictive:
+        parts = []
+        for contrasts, inputs, cross, own, variances in chunks():
+            padded = contrasts.padded(inputs)
+            utilities = posterior.leave_one_out(cross, padded @ padded.mT, own, variances, contrasts.places)
+            parts.append(softmax_predictive(utilities, contrasts, scales.noise, _FEW_POINTS))
+        return Predictive.concatenate(parts)
+
+    return posterior, left_out
 
 
 class _Chunk(NamedTuple):

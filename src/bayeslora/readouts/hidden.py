@@ -17,9 +17,17 @@ from torch import Tensor, nn
 
 from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
 from bayeslora.scoring.cloze import ClozeBatch
+from bayeslora.scoring.top_layer import head_of_positions
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["POOLINGS", "ItemVectors", "hidden_states", "item_vectors", "read_layers"]
+__all__ = [
+    "POOLINGS",
+    "ItemVectors",
+    "differentiable_vectors",
+    "hidden_states",
+    "item_vectors",
+    "read_layers",
+]
 
 Result = TypeVar("Result")
 
@@ -67,9 +75,7 @@ def item_vectors(
     suited: Any = batch.suited_to(model)
     with evaluating(model), torch.no_grad():
         states, tokens = hidden_states(model, layers, lambda: suited.likelihood(model), whole=likelihood)
-    hidden = torch.stack(states, 2)
-    unpacked = isinstance(suited, UnpackedBatch)
-    pooled = (_unpacked(suited, hidden) if unpacked else _packed(suited, hidden)).to(hidden.dtype).cpu()
+    pooled = _by_choice(suited, torch.stack(states, 2)).cpu()
     numbers = None
     if tokens is not None:
         numbers = _likelihood_numbers(tokens, _answers(suited)).cpu()
@@ -78,6 +84,39 @@ def item_vectors(
         ItemVectors(pooled[item, : count + 1], None if numbers is None else numbers[item, :count])
         for item, count in enumerate(counts)
     ]
+
+
+def differentiable_vectors(model: nn.Module, batch: ClozeBatch | UnpackedBatch, layers: Sequence[int]) -> Tensor:
+    """The vectors [rows, choices + 1, layers, poolings, hidden] of a batch, on the CPU and with their graph.
+
+    The layers above hand on what they get. Unlike a forward that ends early, all hooks of the model run.
+
+    Args:
+        model: A causal language model, in its own mode; rows is the batch's items, or draws * items.
+        batch: On the model's device, in the form that suits the model.
+        layers: Of `read_layers`, rising.
+    """
+    every: list[nn.Module] = outermost_layers(model)
+    numbers = {id(layer): number + 1 for number, layer in enumerate(every)}
+    found: list[Tensor] = []
+    top: list[Any] = []
+
+    def run(layer: nn.Module, own: Any, *args: Any, **kwargs: Any) -> Any:
+        number = numbers[id(layer)]
+        if number > layers[-1]:
+            return top[0]
+        output = own(*args, **kwargs)
+        if number in layers:
+            found.append(output if isinstance(output, Tensor) else output[0])
+        if number == layers[-1]:
+            top.append(output)
+        return output
+
+    with forwards_replaced(every, run), head_of_positions(model, lambda rows: rows[:, :1]):
+        model(**batch.inputs(model))
+    states = torch.stack(found, 2)
+    rows = len(batch["input_ids"])
+    return torch.cat([_by_choice(batch, part) for part in states.split(rows)]).cpu()
 
 
 class _Stop(Exception):
@@ -130,6 +169,12 @@ def _likelihood_numbers(tokens: Tensor, member: Tensor) -> Tensor:
     least = torch.where(member, tokens, torch.inf).amin(-1)
     least = torch.where(count > 0, least, 0)
     return torch.stack([total / count.clamp_min(1), total, least, count.to(total.dtype)], -1)
+
+
+def _by_choice(batch: Any, hidden: Tensor) -> Tensor:
+    """[items, choices + 1, layers, poolings, hidden] of rows [rows, tokens, layers, hidden], in their number type."""
+    pooled = _unpacked(batch, hidden) if isinstance(batch, UnpackedBatch) else _packed(batch, hidden)
+    return pooled.to(hidden.dtype)
 
 
 def _packed(batch: ClozeBatch, hidden: Tensor) -> Tensor:

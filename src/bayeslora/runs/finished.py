@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bayeslora.adapters.files import read_adapter_config
 from bayeslora.adapters.from_lora import adapter_folder
@@ -17,8 +18,11 @@ from bayeslora.metrics.reliability_diagram import reliability_diagram
 from bayeslora.options.classes import permit
 from bayeslora.options.ranges import Positive, check_value
 from bayeslora.prediction.conformal import check_coverage
-from bayeslora.runs.config import ModelConfig, TaskConfig
+from bayeslora.readouts.files import heads_from_state
+from bayeslora.runs.building import open_trunk_cache
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.runs.config_files import read_config
+from bayeslora.runs.cross_fitting import read_above_adapters, read_by_heads, reading_of
 from bayeslora.runs.dev_predictions import calibrated_on_dev
 from bayeslora.runs.evaluation_files import EVALUATION_PARTS, TEXT_EVALUATION_PARTS, check_evaluation
 from bayeslora.runs.heads import load_head_run
@@ -27,7 +31,8 @@ from bayeslora.runs.loading import load_adapted, merge_resolved
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
-from bayeslora.runs.training import open_trunk_cache
+from bayeslora.scoring import Scoring
+from bayeslora.scoring.options import Options
 from bayeslora.system.devices import kept_device
 from bayeslora.system.files import recover_folder, write_json
 from bayeslora.system.folders import only_writer, recover_parts, replaced_together, to_be_written
@@ -99,7 +104,10 @@ def load_run(
             f"{adapter / 'adapter_config.json'}: peft_type is {stored.peft_type}, but config.yaml names the method "
             f"{config.method.name}, whose adapters have another; copy the run again from where it was written."
         )
-    model, scoring = load_adapted(merge_resolved(config.model, folder), config.task, adapter)
+    model, scoring = load_adapted(merge_resolved(config.model, folder), config.task, adapter, prepare=_heads_of(config))
+    if reading := reading_of(scoring):
+        read_above_adapters(model, reading)
+        reading.heads = heads_from_state(state)
     return Run(
         config=config,
         model=model,
@@ -110,6 +118,16 @@ def load_run(
         trunk_cache=open_trunk_cache(config, model) if config.train.cache_trunk_folder else None,
         folder=None if is_hub_run(run) else folder,
     )
+
+
+def _heads_of(config: RunConfig) -> Callable[[nn.Module, Scoring], None]:
+    """What lets heads read the batches of a run whose scoring they read."""
+
+    def prepare(base: nn.Module, scoring: Scoring) -> None:
+        if isinstance(scoring, Options):
+            read_by_heads(config, base, scoring, config.train.cache_trunk_folder)
+
+    return prepare
 
 
 def _needed(folder: Path, adapter: Path) -> list[Path]:

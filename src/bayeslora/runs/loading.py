@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,27 @@ def load_model(
     return model, tokenizer, reader
 
 
-def load_adapted(config: ModelConfig, task: TaskConfig, adapter: Path) -> tuple[PeftModel, Scoring]:
+def load_adapted(
+    config: ModelConfig,
+    task: TaskConfig,
+    adapter: Path,
+    prepare: Callable[[nn.Module, Scoring], None] | None = None,
+) -> tuple[PeftModel, Scoring]:
     """The trained adapter in the folder `adapter` on the base model that `config` describes, and the scoring.
+
+    Args:
+        config: The base model's.
+        task: How it is read.
+        adapter: The folder.
+        prepare: Called with base model and scoring before the adapter is on.
 
     Raises:
         ValueError: Weights that the base model's checkpoint does not hold are in no adapter.
     """
     base, _, scoring = load_model(config, task, num_labels=head_width(adapter))
     require_supplied(base, [*map(adapter_folder, config.merge), adapter])
+    if prepare is not None:
+        prepare(base, scoring)
     return open_adapter(base, adapter), scoring
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from peft import PeftModel
 
 from bayeslora.methods import State
+from bayeslora.readouts.files import is_head
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.scoring import Scoring
@@ -44,19 +45,22 @@ class Run:
         seed: int | None = None,
         progress: bool = True,
     ) -> Prediction:
-        """`predict_items` with the run's adapter, state, temperature and cache."""
-        return predict_items(
+        """`predict_items` with the run's adapter, state, temperature and cache; with heads also `novelty`."""
+        reading = getattr(self.scoring, "reads", None)
+        state = self.state if reading is None else {name: self.state[name] for name in self.state if not is_head(name)}
+        prediction = predict_items(
             self.config,
             self.model,
             self.scoring,
             items,
             trunk_cache=self.trunk_cache,
             num_samples=num_samples,
-            state=self.state,
+            state=state,
             temperature=self.temperature,
             seed=seed,
             progress=progress,
         )
+        return prediction if reading is None else replace(prediction, further={"novelty": reading.novelty(items)})
 
     def without_cache(self) -> Self:
         """The run reading every item anew, as for the cost of a prediction."""

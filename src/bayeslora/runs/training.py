@@ -14,24 +14,28 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments
 
 from bayeslora.methods import TrainingResult, trainable_parameters
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
+from bayeslora.runs.building import build_model, open_trunk_cache
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
+from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.runs.dev_predictions import keep_dev_predictions
 from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
+from bayeslora.runs.heads import describe_head, fixed_choices, train_head
 from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
 from bayeslora.runs.kept import KEPT
 from bayeslora.runs.length_power import with_length_power
-from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
+from bayeslora.runs.loading import with_chat_template
 from bayeslora.runs.model_card import CardFacts, write_model_card
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import save_state
-from bayeslora.scoring import ChoiceBatch, Scoring, get_scoring
+from bayeslora.scoring import ChoiceBatch, Scoring
+from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import save_adapter, write_json
 from bayeslora.system.folders import only_writer, replaced_together
@@ -43,8 +47,6 @@ from bayeslora.training.trainer import BayesianLoraTrainer
 
 __all__ = [
     "Trained",
-    "build_model",
-    "open_trunk_cache",
     "planned_steps",
     "train",
     "training_fields",
@@ -104,9 +106,7 @@ def train(
     """
     if config.task.scoring == "text":
         raise ValueError("task.scoring text has no items: train with bayeslora.runs.language_modelling.train_texts.")
-    if config.task.scoring == "options" or not config.method.adapts:
-        from bayeslora.runs.heads import train_head
-
+    if not config.method.adapts:
         chosen: Any = {"resume": resume, "overwrite": overwrite, "evaluate_dev": evaluate_dev}
         return train_head(config, output_dir, **chosen)  # type: ignore[return-value]
     output = Path(output_dir)
@@ -129,6 +129,8 @@ def _train(
     logger.info("%s", describe_splits(config.task.name, splits, "items"))
     check_config(config, has_dev=bool(splits.dev))
     task = with_chat_template(with_classes(config.task, splits.items), config.model)
+    if task.scoring == "options":
+        task = replace(task, classes=fixed_choices(splits.train))
     config = replace(config, task=task)
     if task.classes:
         warn_of_unseen_classes(task.classes, splits.train)
@@ -140,6 +142,10 @@ def _train(
         prepare(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
+    heads = None
+    if isinstance(scoring, Options):
+        heads = CrossFitting(config, model, scoring, splits.train, trunk_cache)
+        trainer.add_callback(heads)
     if resume:
         check_length(output, planned_steps(trainer.args, len(splits.train)))
     note_beginning(config, output, splits.train, resume=resume)
@@ -149,11 +155,17 @@ def _train(
         if trainer.args.num_train_epochs or trainer.args.max_steps > 0:
             with training_shown(trainer, "item"):
                 trainer.train(resume_from_checkpoint=resume)
+        if heads is not None:
+            heads.require()
         state = config.method.fit_posterior(model, _training(config, trainer, scoring, splits, trunk_cache))
+        if heads is not None:
+            state = {**state, **heads.finish()}
     seconds = time.perf_counter() - started - getattr(trainer, "evaluation_seconds", 0.0)
     if trunk_cache is not None:
         logger.debug("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak) | epoch_record(trainer)
+    if heads is not None:
+        metrics["head"] = describe_head(heads.reading.heads[0])
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if scoring.takes_classes:
         metrics["classes"] = config.task.classes
@@ -180,16 +192,6 @@ def _train(
         metrics |= prediction.metrics() | {"split": "dev"}
     write_run(trained, output, CardFacts(classes=width), prediction)
     return trained
-
-
-def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftModel, Scoring, int]:
-    """The model that the training of a run in `output` begins with, what reads its items, and their most choices."""
-    task = with_classes(config.task, splits.items)
-    width = len(task.classes or ()) or max(len(item.choices) for item in splits.items)
-    set_seed(config.seed)
-    base, _, scoring = load_model(merge_resolved(config.model, output), task, num_labels=width)
-    set_seed(config.seed)
-    return config.method.adapt(base, scoring.kind), scoring, width  # type: ignore[arg-type]
 
 
 def training_metrics(
@@ -248,29 +250,6 @@ def _training(
 
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return TrainingResult(batches, len(splits.train), optimizer, trunk_cache, config.seed)
-
-
-def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | None = None) -> TrunkCache | None:
-    """The trunk cache of a run as its config says; None where it is switched off or cannot apply.
-
-    Args:
-        config: The run.
-        model: With the run's adapters.
-        shared: That of another run on the same base model and layers; it wins over the config's folder and limit.
-
-    Raises:
-        ValueError: The trunk of `shared` has another length.
-    """
-    options = config.train
-    # Batches of classification do not say where an item's tokens lie, and most encoders have dropout at the bottom.
-    if not (options.cache_trunk and get_scoring(config.task.scoring).shares_trunk):
-        return None
-    if shared is not None:
-        return shared.rebind(model)
-    cache = TrunkCache(model, options.cache_trunk_limit, options.cache_trunk_folder)
-    if cache.skipped:
-        logger.debug("caching the output of the %d frozen layers below the first adapter", cache.skipped)
-    return cache if cache.skipped else None
 
 
 def planned_steps(arguments: TrainingArguments, rows: int) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from bayeslora.scoring.cloze import Cloze
+from bayeslora.scoring.base import ChoiceItem
+from bayeslora.scoring.cloze import Cloze, ClozeBatch
 
 __all__ = ["Options"]
 
@@ -13,6 +15,16 @@ class Options(Cloze):
     """Batches as of `Cloze`: choices packed behind their question, blind to each other.
 
     A `bayeslora.readouts.Head` reads hidden states at the choices' tokens; without one, the logits are cloze's.
+
+    Attributes:
+        reads: Makes of a batch and its items one whose logits are a head's (`bayeslora.readouts.reading.Reading`);
+            None: those of cloze.
     """
 
     name: ClassVar[str] = "options"
+    reads: Callable[[ClozeBatch, Sequence[ChoiceItem]], ClozeBatch] | None = None
+
+    def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:
+        """Batch of `items`."""
+        batch = super().__call__(items)
+        return batch if self.reads is None else self.reads(batch, items)

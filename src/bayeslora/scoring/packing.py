@@ -17,11 +17,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from bayeslora.models.layers import base_model, descendants, evaluating, text_config
+from bayeslora.adapters.switching import adapters_off
+from bayeslora.models.layers import base_model, evaluating, text_config
 from bayeslora.system.processes import world_size
 
 __all__ = ["packs", "probe_lengths"]
@@ -110,22 +109,6 @@ def _objection(model: nn.Module, likelihoods: Callable[[], tuple[Tensor, Tensor]
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """The base model alone, eager, in eval mode and without gradients; all as it was afterwards.
-
-    Adapters are switched off one by one: PEFT's own switch also changes what is trained, and the forward of a merged
-    one takes it out of the weights.
-    """
-    adapters: list[Any] = [
-        module
-        for module in descendants(model)
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-        and not (module.disable_adapters or getattr(module, "merged", False))
-    ]
-    for adapter in adapters:
-        adapter._disable_adapters = True
-    try:
-        with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for adapter in adapters:
-            adapter._disable_adapters = False
+    """The base model alone, eager, in eval mode and without gradients; all as it was afterwards."""
+    with adapters_off(model), evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield

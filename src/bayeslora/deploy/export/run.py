@@ -9,13 +9,18 @@ from typing import Any
 from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, check_output
 from bayeslora.options.registry import Registry
+from bayeslora.readouts.formula import write_formula
+from bayeslora.readouts.head import Head
 from bayeslora.runs import Run, load_run
+from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.system.folders import only_replacer
 
 __all__ = ["FORMATS", "export_run"]
 
 FORMATS: Registry[ExportFormat] = Registry(ExportFormat, "bayeslora.deploy.export")  # type: ignore[type-abstract]
 """By name, as `--format` has it."""
+
+HEAD_NAME = "head.safetensors"
 
 logger = logging.getLogger("bayeslora")
 
@@ -64,7 +69,20 @@ def export_run(
         loaded = _loaded(run, device)
         seed = loaded.config.seed if seed is None else seed
         details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
-        return kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
+        written = kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
+        if reading := reading_of(loaded.scoring):
+            _write_head(reading.heads[0], Path(output_dir) / HEAD_NAME)
+        return written
+
+
+def _write_head(head: Head, path: Path) -> None:
+    write_formula(head, path)
+    logger.warning(
+        "a head reads this run's choices off its layers, which no plain server does: what was exported is the adapter "
+        "alone, whose own words were not trained; %s beside it is the head's mean with its formula, for code of your "
+        "own. `bayeslora serve` takes the run as it is.",
+        path.name,
+    )
 
 
 def _loaded(run: str | Path, device: str | None) -> Run:

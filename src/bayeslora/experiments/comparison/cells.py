@@ -21,8 +21,8 @@ from bayeslora.metrics import summary
 from bayeslora.prediction.length_power import choose_length_power
 from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.beginning import check_finished
+from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring import Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import disk_is_full

@@ -18,9 +18,9 @@ from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
 from bayeslora.metrics import summary
 from bayeslora.runs import task_items
+from bayeslora.runs.building import build_model
 from bayeslora.runs.config import describe
 from bayeslora.runs.config_files import dump_config
-from bayeslora.runs.training import build_model
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.system.files import atomic_file, write_json
 from bayeslora.system.reading import read_json

@@ -18,10 +18,10 @@ from bayeslora.experiments.sequences.sketch import draw_sketch
 from bayeslora.report.text import markdown_table, plus_minus
 from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
 from bayeslora.runs.beginning import check_finished
+from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import describe
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.runs.loading import merge_adapters
-from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.console import headlines, progress
 from bayeslora.system.files import atomic_file, write_json

@@ -25,8 +25,8 @@ from bayeslora.methods import Method
 from bayeslora.methods.sd_lora import SdLoraConfig
 from bayeslora.runs import Run, load_run, task_items, train
 from bayeslora.runs.beginning import check_finished
+from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.differences import at_defaults
-from bayeslora.runs.training import open_trunk_cache
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.console import Progress, headlines, progress
 from bayeslora.tasks import Item

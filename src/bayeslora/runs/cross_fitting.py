@@ -1,0 +1,207 @@
+"""Heads over adapters (scoring "options" with a method that adapts): fitted beside the training, kept with the run.
+
+Adapters lie below the layer that is read, at two thirds of the depth. An item's loss is that of a head which was fitted
+to the folds without it, in closed form on features that are detached; the heads are fitted again at every epoch, and
+the gradient goes through the features into the adapters alone. After the training one head is fitted to all items,
+and by default another one to all items on the frozen model, whose probabilities are averaged with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from bayeslora.adapters.switching import adapters_off
+from bayeslora.methods import Method, State
+from bayeslora.models.layers import descendants, evaluating, outermost_layers
+from bayeslora.readouts.blocks import OptionFeatures
+from bayeslora.readouts.features import FeatureReader, read_together
+from bayeslora.readouts.files import heads_state
+from bayeslora.readouts.head import fit_head
+from bayeslora.readouts.hidden import read_layers
+from bayeslora.readouts.linear import LinearHeads, cross_fitted
+from bayeslora.readouts.reading import Reading, without_adapted
+from bayeslora.runs.config import RunConfig
+from bayeslora.runs.heads import choice_indicators, describe_head, summary
+from bayeslora.runs.prediction import in_chunks, original_order
+from bayeslora.scoring.options import Options
+from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.files import atomic_file
+from bayeslora.system.reading import read_tensors
+from bayeslora.tasks import Item
+
+__all__ = ["CrossFitting", "below_head", "folds_of", "read_above_adapters", "read_by_heads", "reading_of"]
+
+logger = logging.getLogger("bayeslora")
+
+_HEADS = "heads.safetensors"
+
+
+def below_head(method: Method, model: nn.Module) -> Method:
+    """`method` with its layers counted from the one that is read down."""
+    layers = read_layers(model)
+    placed = copy.copy(method)
+    placed.top = layers[-2] if len(layers) > 2 else layers[-1]
+    return placed
+
+
+def read_by_heads(config: RunConfig, base: nn.Module, scoring: Options, folder: str | Path | None) -> None:
+    """Let heads read the batches of `scoring`; to be called before `base` gets its adapters."""
+    reader = FeatureReader(base, copy.copy(scoring), folder=folder, batch_size=config.batch_size)
+    classes = config.task.classes
+
+    def frozen(items: Sequence[Any]) -> OptionFeatures:
+        with adapters_off(base):
+            features = reader(items)
+        return features.with_numbers(choice=choice_indicators(items, classes)) if classes else features
+
+    scoring.reads = Reading([], frozen)
+
+
+def reading_of(scoring: Any) -> Reading | None:
+    """What reads the batches of a run's scoring; None where that is not heads."""
+    reads = getattr(scoring, "reads", None)
+    return reads if isinstance(reads, Reading) else None
+
+
+def read_above_adapters(model: PeftModel, reading: Reading) -> None:
+    """Let `reading` take from the adapted model the layers that adapters change.
+
+    Raises:
+        ValueError: There is an adapter above the last layer that is read, or none at all.
+    """
+    layers = outermost_layers(model)
+    adapted = [
+        number
+        for number, layer in enumerate(layers)
+        if any(isinstance(module, BaseTunerLayer) for module in descendants(layer))
+    ]
+    every = read_layers(model)
+    top = every[-2] if len(every) > 2 else every[-1]
+    if not adapted:
+        raise ValueError(
+            "heads over adapters also read the model without them, and this method changes the weights themselves; "
+            "take one with adapters, such as Lora."
+        )
+    if max(adapted) >= top:
+        raise ValueError(
+            f"a head over adapters reads layer {top} of {len(layers)}, and the adapters must lie below: they are in "
+            f"the layers {[number + 1 for number in adapted]}."
+        )
+    reading.layers = [layer for layer in every if min(adapted) < layer <= top]
+
+
+def folds_of(items: Sequence[Item], count: int, seed: int) -> Tensor:
+    """The fold of each item [items]; items of one group, or with one question, share it.
+
+    Raises:
+        ValueError: There are not two groups.
+    """
+    groups = [item.question if item.group is None else item.group for item in items]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise ValueError("cross-fitting needs training items with at least two different questions or groups.")
+    random.Random(seed).shuffle(names)
+    place = {name: number % min(count, len(names)) for number, name in enumerate(names)}
+    return torch.tensor([place[group] for group in groups])
+
+
+class CrossFitting(TrainerCallback):
+    """Fits the heads of a training at each of its epochs, and the last one.
+
+    Args:
+        config: The run's.
+        model: With its adapters.
+        scoring: Whose batches heads read.
+        items: Of the training.
+        trunk_cache: Serves the frozen layers' output.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: PeftModel,
+        scoring: Options,
+        items: Sequence[Item],
+        trunk_cache: TrunkCache | None,
+    ):
+        if unlabelled := [item.id for item in items if item.label is None]:
+            raise ValueError(
+                f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out."
+            )
+        reading = reading_of(scoring)
+        assert reading is not None
+        self.reading, self.model, self.scoring = reading, model, scoring
+        self.items, self.trunk_cache, self.config = items, trunk_cache, config
+        self.labels = torch.tensor([item.label for item in items])
+        self.folds = folds_of(items, config.head.folds, config.seed)
+        self._fitted_at: int | None = None
+        self.reading.folds = dict(zip((item.id for item in items), self.folds.tolist(), strict=True))
+
+    def features(self) -> OptionFeatures:
+        """Of the training items, without noise in the adapters."""
+        chunks = in_chunks(self.items, self.config.batch_size)
+        device = next(self.model.parameters()).device
+        parts = []
+        with evaluating(self.model), torch.no_grad():
+            for chunk in chunks:
+                batch = self.scoring([self.items[index] for index in chunk]).to(device).suited_to(self.model)
+                if self.trunk_cache is None:
+                    parts.append(self.reading.features(self.model, batch))
+                else:
+                    with self.trunk_cache.serve(batch):
+                        parts.append(self.reading.features(self.model, batch))
+        return read_together(parts)[original_order(chunks)]
+
+    def refit(self) -> None:
+        """Heads of the folds, on the adapters as they are."""
+        features = self.features()
+        head = fit_head(features, self.labels)
+        self.reading.heads = [head]
+        self.reading.cross_fitted = cross_fitted(head, features, self.labels, self.folds)
+        logger.info("%s", summary(describe_head(head)))
+
+    def require(self) -> None:
+        """Fit the heads of the folds where no epoch did."""
+        if self.reading.cross_fitted is None:
+            self.refit()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Fit the heads; in a training that goes on within an epoch, take those of its checkpoint."""
+        kept = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _HEADS
+        if state.epoch and state.epoch % 1 and kept.is_file():
+            self.reading.cross_fitted = LinearHeads.restored(read_tensors(kept))
+        elif self._fitted_at != state.global_step:
+            self.refit()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Fit the heads that an evaluation of this epoch's end reads with."""
+        if args.eval_strategy != "no":
+            self.refit()
+            self._fitted_at = state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the heads of the epoch with its checkpoint."""
+        heads = self.reading.cross_fitted
+        if heads is not None and state.is_world_process_zero:
+            with atomic_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _HEADS) as aside:
+                save_file({name: tensor.contiguous() for name, tensor in heads.tensors().items()}, aside)
+
+    def finish(self) -> State:
+        """Fit the heads of all items, which from now on read every item; their tensors."""
+        features = self.features()
+        parts = [features, without_adapted(features)] if self.config.head.average else [features]
+        self.reading.heads = [fit_head(part, self.labels) for part in parts]
+        self.reading.folds, self.reading.cross_fitted = {}, None
+        return heads_state(self.reading.heads)

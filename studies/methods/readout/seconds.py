@@ -1,0 +1,81 @@
+"""CPU seconds of a head on frozen features against cloze LoRA, on one core, in one process: seconds.json beside it.
+
+    OMP_NUM_THREADS=1 python studies/methods/readout/seconds.py
+
+ARC-Easy, 200 training and 100 test items. The head's training has its features; LoRA's has the trunk cache, which is
+how `bayeslora train` runs. Predictions read every item anew, in batches of 8 (LoRA) and one by one (head).
+"""
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import drawn, splits
+
+from bayeslora.methods import BayesianHead, Lora
+from bayeslora.runs import train
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.run import Run
+from bayeslora.tasks import Item
+
+RESULTS = Path(__file__).with_name("seconds.json")
+MODEL = ModelConfig(name="offline:smollm2", dtype="bfloat16")
+ROWS = {
+    "cloze LoRA, last 8 layers, 3 epochs": ("cloze", Lora(last_layers=8)),
+    "head": ("options", BayesianHead()),
+    "head, hidden states alone": ("options", BayesianHead(reads="hidden")),
+}
+
+
+def timed(action: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.process_time()
+    return action(), time.process_time() - started
+
+
+def written(folder: Path, items: list[Item]) -> Path:
+    rows = [{"id": one.id, "question": one.question, "choices": list(one.choices), "label": one.label} for one in items]
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    pool, test = splits("arc_easy")
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = written(Path(folder), drawn(pool, 200, 0))
+        runs: dict[str, Run] = {}
+        for row, (scoring, method) in ROWS.items():
+            config = RunConfig(
+                model=MODEL,
+                task=TaskConfig(name=str(data), scoring=scoring, labels="index"),
+                method=method,
+                train=TrainConfig(epochs=3, save_steps=100_000),
+                num_samples=0,
+            )
+            runs[row], seconds = timed(lambda c=config, r=row: train(c, Path(folder) / r, evaluate_dev=False))
+            found[row] = {"train_cpu_seconds": round(seconds, 1)}
+        for _ in range(2):  # The second time counts: the first one warms up.
+            for row, run in runs.items():
+                alone = run.without_cache()
+                _, seconds = timed(lambda r=alone: r.predict(test[:100], progress=False))
+                found[row]["predict_cpu_seconds"] = round(seconds, 1)
+    first = found[next(iter(ROWS))]
+    for row in found.values():
+        row |= {
+            f"{name}_ratio": round(row[f"{name}_cpu_seconds"] / first[f"{name}_cpu_seconds"], 3)
+            for name in ("train", "predict")
+        }
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
