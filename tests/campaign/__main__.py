@@ -27,12 +27,12 @@ from campaign.world import make_world
 
 COUNTS = {
     "kill": 100,
-    "config": 180,
+    "config": 170,
     "item file": 120,
     "damaged run": 100,
     "full disk": 40,
     "decision": 50,
-    "request": 50,
+    "request": 60,
 }
 """Attempts by area, those that take longest first; 500 of them are bad inputs."""
 
@@ -53,7 +53,7 @@ def attempts_of(area: str, seed: int, share: float) -> list[Attempt]:
             "damaged run": lambda: damaged_runs(world, run, count, source),
             "full disk": lambda: full_disk(world, run, count, source),
             "decision": lambda: decision_faults(world, count, source),
-            "request": lambda: wrong_requests(run, count, source),
+            "request": lambda: wrong_requests(world, run, count, source),
         }
         return list(kinds[area]())
 

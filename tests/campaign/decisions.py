@@ -71,6 +71,7 @@ _CALLS: list[tuple[list[str], tuple[str, ...]]] = [
 def decision_faults(world: World, count: int, source: random.Random) -> Iterator[Attempt]:
     """`count` faults of training, `decide` and `calibrate`."""
     run, records = world.folder / "heads", records_of(world.folder / "records.jsonl", 40)
+    unseen = records_of(world.folder / "unseen.jsonl", 40, first=1000)
     base = base_with_codes(world.folder / "codes")
     train: list[object] = ["train", "--model.name", base, "--model.device", "cpu", "--task.name"]
     done = call(*train, records, "--output_dir", run)
@@ -80,16 +81,16 @@ def decision_faults(world: World, count: int, source: random.Random) -> Iterator
     for number in range(count):
         folder = world.folder / f"heads-{number}"
         shutil.copytree(run, folder)
-        what, work, named = kinds[number % len(kinds)](folder, records, train, source)
+        what, work, named = kinds[number % len(kinds)](folder, unseen, train, source)
         done = in_child(work)
         yield judged("decision", f"{what} ({number})", done.status, done.said, named)
         shutil.rmtree(folder)
 
 
-def records_of(path: Path, count: int, **change: Any) -> Path:
-    """A file of so many labelled records, the last one with a change."""
+def records_of(path: Path, count: int, first: int = 0, **change: Any) -> Path:
+    """A file of so many labelled records, numbered from `first`, the last one with a change."""
     source, rows = random.Random(0), []
-    for number in range(count):
+    for number in range(first, first + count):
         thing = source.choice(["iron", "wood"])
         labels = {"metal": thing == "iron", "kind": thing, "many": number % 3}
         rows.append({"state": f"{thing} {'xyz'[number % 3] * 5} {number}", "questions": _QUESTIONS, "labels": labels})

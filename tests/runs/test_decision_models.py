@@ -15,7 +15,8 @@ from tokenizers import AddedToken
 
 import bayeslora
 from bayeslora.readouts.regression import Regression
-from bayeslora.runs.decisions import DecisionModel, is_decision_folder
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
+from bayeslora.runs.decisions import DecisionModel, is_decision_folder, train_decisions
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
 from bayeslora.runs.decisions.head import QuestionHead
 from bayeslora.scoring.codes import TooLongError
@@ -302,6 +303,29 @@ def test_a_calibrated_model_automates_what_it_certified_and_escalates_the_rest(
             model.calibrate(labelled[:10], alpha=0.1)
     finally:
         model.calibration = None
+
+
+def test_states_of_the_training_calibrate_nothing(
+    model: DecisionModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.save(tmp_path / "run")
+    loaded = DecisionModel.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="label some that fit has not seen"):
+        loaded.calibrate(records(90)[:50])
+    with caplog.at_level("WARNING", "bayeslora"):
+        loaded.calibrate([*records(90)[:50], *records(30, seed=7)])
+    assert "50 of 80 calibration records have a state of training, and are left out" in caplog.text
+    assert loaded.calibration == DecisionModel.load(tmp_path / "run").calibrate(records(30, seed=7)).calibration
+
+
+def test_options_of_a_run_of_records_are_used_or_said(base: str, tmp_path: Path, caplog: Any) -> None:
+    task = TaskConfig(str(write(tmp_path / "r.jsonl", rows(40))), train_examples=30, max_length=50, scoring="letter")
+    config = RunConfig(ModelConfig(base, device="cpu"), task, num_samples=3)
+    with pytest.raises(TooLongError), caplog.at_level("WARNING", "bayeslora"):
+        train_decisions(config, tmp_path / "run")
+    assert "options that are not read: num_samples, task.scoring" in caplog.text
+    metrics = train_decisions(replace(config, task=replace(task, max_length=1024)), tmp_path / "run")
+    assert metrics["records"] == 30
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

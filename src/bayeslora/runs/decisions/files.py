@@ -59,6 +59,7 @@ def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] |
                 "config": asdict(model.config),
                 "template": model.reader.template.to_dict(),
                 "questions": {name: question.to_dict() for name, question in model.questions.items()},
+                "trained_states": sorted(model.trained_states),
                 "heads": [head_fields(head) for head in model.heads.by_signature.values()],
             },
         )
@@ -89,6 +90,8 @@ def load_decision_model(folder: Path, device: str | None = None) -> DecisionMode
         questions = {name: parse_question(value) for name, value in content["questions"].items()}
     model = DecisionModel(replace(config, device=device or kept_device(config.device)), template=template)
     model.questions = questions
+    # Models of before kept none.
+    model.trained_states = frozenset(map(str, content.get("trained_states") or ()))
     if content.get("heads"):
         if not (folder / TENSORS).is_file():
             raise FileNotFoundError(f"{folder / TENSORS} is missing; copy the folder again, or train again.")

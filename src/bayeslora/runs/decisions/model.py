@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from bayeslora.tasks.decisions.records import check_state
 __all__ = ["DecisionModel"]
 
 
+logger = logging.getLogger("bayeslora")
+
 FEWEST = 25
 """Labels from which on a question gets a head of its own by default."""
 
@@ -34,6 +37,7 @@ class DecisionModel:
 
     Attributes:
         questions: Those that it was fitted on, by their ids.
+        trained_states: Digests of the states that it was fitted on.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class DecisionModel:
         self.questions: dict[str, Question] = {}
         self.heads = Heads()
         self.calibration: Calibration | None = None
+        self.trained_states: frozenset[str] = frozenset()
 
     def fit(
         self,
@@ -81,6 +86,7 @@ class DecisionModel:
             records = read_records(records, shared, require_labels=True)
         self.calibration = None
         self.questions = {name: question for record in records for name, question in record.questions.items()}
+        self.trained_states = frozenset(record.state_key for record in records)
         fewest = FEWEST if self.config.readout == "auto" else 2
         self.heads = Heads.fit(self.hidden, records, self.config, fewest=fewest, progress=progress)
         return self
@@ -118,6 +124,8 @@ class DecisionModel:
     ) -> DecisionModel:
         """Learn temperatures and, with an alpha, thresholds from labelled records that `fit` has not seen.
 
+        Records whose state it has seen are left out with a word: of these it knows the answers.
+
         Args:
             records: A file of them, or what `read_records` gave.
             alpha: The share of errors that answers with the action "automate" may have.
@@ -130,6 +138,7 @@ class DecisionModel:
         """
         if isinstance(records, str | Path):
             records = read_records(records, self.questions or None, require_labels=True)
+        records = without_states(records, self.trained_states, "calibration")
         self.calibration = None
         self.calibration = calibrated(list(self.labelled(records)), alpha=alpha, delta=delta, signal=signal)
         return self
@@ -185,6 +194,16 @@ class DecisionModel:
         from bayeslora.runs.decisions.files import load_decision_model
 
         return load_decision_model(Path(folder), device)
+
+
+def without_states(records: Sequence[Record], states: Iterable[str], what: str) -> list[Record]:
+    """Records whose state is none of these; how many are left out is said."""
+    known = frozenset(states)
+    fresh = [record for record in records if record.state_key not in known]
+    if len(fresh) < len(records):
+        left_out = len(records) - len(fresh)
+        logger.warning("%d of %d %s records have a state of training, and are left out", left_out, len(records), what)
+    return fresh
 
 
 def as_questions(questions: Mapping[str, Any]) -> dict[str, Question]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.files import is_decision_folder, write_model
 from bayeslora.runs.decisions.heads import signature
-from bayeslora.runs.decisions.model import DecisionModel
+from bayeslora.runs.decisions.model import DecisionModel, without_states
+from bayeslora.runs.items import subset
 from bayeslora.system.folders import only_replacer, to_be_written
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
 from bayeslora.tasks.reading.rows import READERS
@@ -21,6 +23,9 @@ from bayeslora.tasks.reading.rows import READERS
 __all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_decisions"]
 
 logger = logging.getLogger("bayeslora")
+
+_READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length")
+"""Of the options of a task."""
 
 
 def is_decision_task(task: TaskConfig) -> bool:
@@ -32,10 +37,11 @@ def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: boo
     """Fit heads on a file of records (all of it: nothing is set aside) and write the model to `output_dir`.
 
     A folder has train.jsonl and may have test.jsonl, on which the model is then scored. The adapter's method and the
-    options of its training mean nothing for heads on frozen features.
+    options of its training mean nothing for heads on frozen features; what was set and is not read is said.
 
     Args:
-        config: The run; `model`, `task.name`, `task.max_length` and `seed` count.
+        config: The run; `model`, `seed`, and of the task `name`, `train_examples`, `test_examples`, `subset_seed` and,
+            where it is not the default, `max_length` count.
         output_dir: The folder.
         overwrite: Replace what is there.
 
@@ -92,17 +98,41 @@ def _trained(config: RunConfig) -> tuple[DecisionModel, dict[str, Any]]:
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
     logger.info("heads on frozen features: the method and the options train.* of an adapter are not used")
-    settings = DecisionConfig(
-        config.model.name, config.model.dtype, config.model.device, config.model.revision, seed=config.seed
-    )
-    records = read_records(train, require_labels=True)
+    if unread := _unread(config):
+        logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
+    base, task = config.model, config.task
+    longest = None if task.max_length == TaskConfig().max_length else task.max_length
+    settings = DecisionConfig(base.name, base.dtype, base.device, base.revision, max_length=longest, seed=config.seed)
+    records = subset(read_records(train, require_labels=True), task.train_examples, task.subset_seed)
     model = DecisionModel(settings).fit(records)
     metrics: dict[str, Any] = {"task": config.task.name, "model": config.model.name, "records": len(records)}
     metrics["leave_one_out"] = _leave_one_out(model)
     test = train.with_name(f"test{train.suffix}")
     if train.stem == "train" and test.is_file():
-        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(read_records(test), records))
+        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(_test_records(test, task), records))
     return model, metrics
+
+
+def _test_records(file: Path, task: TaskConfig) -> list[Record]:
+    return subset(read_records(file), task.test_examples, task.subset_seed)
+
+
+def _unread(config: RunConfig) -> list[str]:
+    """Options that were set to other values than their defaults, and mean nothing for records of decisions."""
+    usual = RunConfig()
+    own = [name for name in ("num_samples", "temperature_scaling", "batch_size") if _differ(config, usual, name)]
+    return [
+        *own,
+        *(
+            f"task.{one.name}"
+            for one in fields(TaskConfig)
+            if one.name not in _READ and _differ(config.task, usual.task, one.name)
+        ),
+    ]
+
+
+def _differ(one: Any, other: Any, name: str) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
 
 
 def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[str, Any]:
@@ -123,13 +153,7 @@ def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[
 
 def unseen(records: Sequence[Record], trained: Sequence[Record]) -> list[Record]:
     """Records whose state no training record has; how many are left out is said."""
-    known = {record.state_key for record in trained}
-    fresh = [record for record in records if record.state_key not in known]
-    if len(fresh) < len(records):
-        logger.warning(
-            "%d of %d test records have a state of training, and are left out", len(records) - len(fresh), len(records)
-        )
-    return fresh
+    return without_states(records, (record.state_key for record in trained), "test")
 
 
 def _leave_one_out(model: DecisionModel) -> dict[str, Any]:
