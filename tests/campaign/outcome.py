@@ -9,7 +9,7 @@ KINDS = ("clear", "unclear", "traceback", "accepted", "lost")
 
 _REMEDY = re.compile(
     r"did you mean|expected|should|must|use |choose|correct|remove|check|give |set |leave|name |write |put |take |"
-    r"train |again|see `|one of|instead|install|load |lower|raise |copy |download|convert|rename|add |send ",
+    r"train |again|see `|one of|instead|install|load |lower|raise |copy |download|convert|rename|add |send |shorten ",
     re.IGNORECASE,
 )
 

@@ -178,7 +178,8 @@ def _json_object(body: bytes) -> Mapping[str, Any]:
 def _check_model(asked: Asked, served: str) -> None:
     if asked.model is not None and str(asked.model).removeprefix("models/") not in (served, *ALIASES):
         others = ", ".join(ALIASES)
-        text = f"there is no model {str(asked.model)[:100]!r}; this server has {served} (also called {others})."
+        name = str(asked.model)[:100]
+        text = f"there is no model {name!r}; send {served} (also called {others}), or leave it out."
         raise Refused(404, "model_not_found", text, path=("model",))
 
 
