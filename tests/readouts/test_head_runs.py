@@ -121,23 +121,32 @@ def test_a_head_may_read_less(reads: Any, block: str, tiny_base: Path, data: Pat
     assert head.predict(items[:2]).further["novelty"].shape == (2,)
 
 
-def test_a_comparison_has_a_row_for_it(tiny_base: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_comparison_has_rows_for_heads_beside_cloze(tiny_base: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Each row is read in its own way, and the link of cloze is no affair of heads."""
+    lora = {"class_path": "Lora"}
     described = {
         "model": {"name": str(tiny_base), "device": "cpu"},
         "tasks": {"own": {"name": str(data), "scoring": "cloze"}},
-        "rows": {"head": {"method": {"class_path": "BayesianHead"}}},
-        "learning_rates": [0.001, 0.01],
+        "rows": {
+            "head": {"method": {"class_path": "BayesianHead"}},
+            "below": {"method": lora, "scoring": "options"},
+            "cloze": {"method": lora},
+        },
+        "adapter": {"r": 2, "last_layers": 1},
+        "train": {"epochs": 1, "batch_size": 6},
+        "learning_rates": [0.001],
+        "protocol": {"further_rates": 0, "base_rows": False, "length_powers": [0.5]},
         "seeds": [0],
         "cost_examples": 2,
     }
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(described))
-    for _ in range(2):  # The second one finds the cell.
+    for _ in range(2):  # The second one finds the cells.
         main(["compare", "--config", str(tmp_path / "compare.yaml"), "--output_dir", str(tmp_path / "out")])
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    (cell,) = [line for line in lines if line["kind"] == "cell"]
-    assert (
-        cell["method"] == "head" and cell["num_samples"] == 0 and len(cell["predictions"]["test"]["probabilities"]) == 6
-    )
+    cells = {line["method"]: line for line in lines if line["kind"] == "cell" and line["stage"] == "final"}
+    assert set(cells) == {"head", "below", "cloze", "cloze, mean per token"}
+    assert all(len(cell["predictions"]["test"]["probabilities"]) == 6 for cell in cells.values())
+    assert cells["head"]["trainable_parameters"] == 0 < cells["below"]["trainable_parameters"]
 
 
 def test_fixed_choices_have_frequencies_of_their_own(tiny_base: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -24,6 +24,7 @@ from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import RunConfig
 from bayeslora.scoring import Cloze
+from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import disk_is_full
 from bayeslora.tasks import Item
@@ -76,7 +77,7 @@ class CellComputer:
 
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
         self.config, self.output, self.items = config, output, items
-        self._caches: dict[int | None, TrunkCache] = {}
+        self._caches: dict[tuple[bool, int | None], TrunkCache] = {}
 
     def attempt(self, planned: PlannedCell) -> Outcome:
         """Compute a planned cell whose learning rate is known; an error becomes part of the outcome."""
@@ -166,7 +167,8 @@ class CellComputer:
         folder = cell_folder(self.output, planned.task, title, rate, planned.seed)
         if not run.method.adapts:
             return self._fitted_head(run, folder)
-        layers = self.config.adapter.last_layers
+        # Adapters below a head have another trunk.
+        layers = (run.task.scoring == "options", self.config.adapter.last_layers)
         cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
         if done:
             check_finished(run, folder)
@@ -261,7 +263,7 @@ def _derived(cell: Cell, reading: Reading) -> Cell:
 
 def _lengths(trained: Run, predictions: Mapping[str, Prediction]) -> Lengths | None:
     """Tokens of each choice of what was predicted; None where the scoring does not add them up."""
-    if not isinstance(trained.scoring, Cloze):
+    if not isinstance(trained.scoring, Cloze) or isinstance(trained.scoring, Options):
         return None
     return {name: trained.scoring.lengths(part.items) for name, part in predictions.items()}
 

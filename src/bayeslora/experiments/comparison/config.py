@@ -12,6 +12,7 @@ from bayeslora.options.plain import Plain
 from bayeslora.options.ranges import Count, Draws, Positive, Range, Rate, Seed, Size, check_options
 from bayeslora.prediction.length_power import LENGTH_POWERS
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.scoring import SCORINGS
 from bayeslora.training.arguments import check_arguments
 
 __all__ = ["BASE", "AdapterConfig", "CompareConfig", "Control", "ProtocolConfig", "RowConfig"]
@@ -59,6 +60,8 @@ class RowConfig:
             "one_pass" is the method's prediction without draws ("<title>, one pass"); "score_noise" (scoring cloze)
             adds Gaussian noise of standard deviation a / length to the scores of the choices, a chosen on dev
             ("<title>, score noise"): what noise gains without any posterior.
+        scoring: How this row reads the tasks; default: as they say. With "options" heads are read, over the adapters of
+            the method, which lie below the layer that is read (docs/guides/readout.md); BayesianHead always has it.
     """
 
     method: Method
@@ -66,6 +69,7 @@ class RowConfig:
     learning_rates: list[Rate] | None = None
     temperature: bool = False
     controls: list[Control] = field(default_factory=list)
+    scoring: Annotated[str, SCORINGS] | None = None
 
 
 @dataclass
@@ -231,7 +235,7 @@ class CompareConfig:
     def run(
         self, task: str, title: str, seed: int, learning_rate: float, length_power: float | None = None
     ) -> RunConfig:
-        """One training run of a row, on the task of this title; a head reads it with scoring "options".
+        """One training run of a row, on the task of this title.
 
         Args:
             task: Title of the task.
@@ -247,8 +251,10 @@ class CompareConfig:
         train = replace(self.train, **row.train, learning_rate=learning_rate)
         if self.protocol.choose_epochs and self.has_rate(title) and not method.of_whole_training:
             train = replace(train, **{"choose_epoch": True, **row.train})
-        if not method.adapts:
-            read = replace(read, scoring="options")
+        scoring = row.scoring if method.adapts else "options"
+        if scoring is not None and scoring != read.scoring:
+            # What belongs to the task's own scoring is left at its default.
+            read = replace(read, scoring=scoring, length_power=1.0, chat_template="auto")
         elif length_power is not None:
             read = replace(read, length_power=length_power)
         return RunConfig(

@@ -29,12 +29,12 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.head import fit_head
 from bayeslora.runs import train
-from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.tasks import Item, LocalFile, get_task
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-DRAWS = 10
+DRAWS = 4
 LAYERS = 6
 KEY = ("task", "train_items", "draw", "method", "learning_rate", "epochs", "seed")
 
@@ -70,6 +70,7 @@ def config_of(folder: Path, features: str, key: dict[str, Any], grouped: bool) -
             cache_trunk_folder=features,
         ),
         seed=key["seed"],
+        head=HeadConfig(average=False),
         num_samples=0,
     )
 
