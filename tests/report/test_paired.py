@@ -109,6 +109,7 @@ def test_our_method_against_the_baseline_in_words(results, report):
         f"(z {found.z:+.1f})."
     )
     assert sentence in scores_text(report)
+    assert f"pooled, against {THEIRS}, item by item" in scores_text(report)
 
 
 def test_without_a_base_row_nothing_is_judged(tmp_path):
@@ -159,7 +160,7 @@ def test_what_was_chosen_is_said(tmp_path):
     assert lora[2:] == ["diverged", "1, 2, 1 of 2"] and table.rows["lora"][1].mark == "best"
     assert "(edge)" not in "".join(lora) and edged[0].endswith("(edge)")
     assert any("to the power 0.5" in note and "0: 1.300, 0.5: 1.200" in note for note in table.notes)
-    assert "1, 2, 1 of 2" in scores_text(report)
+    assert "1, 2, 1 of 2" in scores_text(report) and "to the power 0.5; NLL" in scores_text(report)
 
 
 # --- the floor of the ECE ---------------------------------------------------------------------------------------------

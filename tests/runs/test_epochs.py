@@ -76,6 +76,14 @@ def test_a_resumed_training_chooses_as_one_that_was_not_cut(config, tmp_path, mo
         torch.testing.assert_close(value, adapter(whole.model)[name], rtol=1e-4, atol=1e-5)
 
 
+def test_scores_of_other_predictions_are_not_gone_on_with(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpochTrainer, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="num_samples is 3 there and 4 here"):
+        train(replace(config, num_samples=4), tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

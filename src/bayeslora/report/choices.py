@@ -10,7 +10,9 @@ from bayeslora.report.rows import BASE, TaskRows, row_order
 from bayeslora.report.tables import Entry, Table
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
-__all__ = ["learning_rate_table"]
+__all__ = ["LINK", "learning_rate_table"]
+
+LINK = "Link of all rows"
 
 
 def learning_rate_table(results: Results, task: TaskRows) -> Table:
@@ -80,6 +82,6 @@ def _link(base: Sequence[Cell]) -> list[str]:
         return []
     tried = ", ".join(f"{power}: {value:.3f}" for power, value in found["length_powers"].items())
     return [
-        "Link of all rows: a choice's log-likelihood over its number of tokens to the power "
+        f"{LINK}: a choice's log-likelihood over its number of tokens to the power "
         f"{found['length_power']:g}; NLL (nats) on dev of the base model with a temperature, by power: {tried}."
     ]

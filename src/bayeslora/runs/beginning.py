@@ -34,6 +34,9 @@ _FREE = (
 )
 """Options that may change when a training goes on: its length, what is logged and stored, and how it predicts."""
 
+_CHOOSES_EPOCH = ("task.dev_examples", "num_samples")
+"""Of these, what the scores of the epochs so far depend on: with `train.choose_epoch` they may not."""
+
 _FREE_ARGUMENTS = re.compile(r"(logging|save|log|eval|dataloader|report|push|hub)_.*|disable_tqdm|run_name|use_cpu")
 
 _ITEMS = tuple(
@@ -187,7 +190,8 @@ def _differences(present: Any, config: RunConfig, same_items: bool, skipped: tup
     """The options in which a run of the config `present` (JSON) is another than one of `config`."""
     wanted = json.loads(json.dumps(describe(config)))
     present = completed(json.loads(json.dumps(present)), wanted, json.loads(json.dumps(at_defaults(config))))
-    free = (*_FREE, *skipped, *(_ITEMS if same_items else ()))
+    chosen_by = _CHOOSES_EPOCH if config.train.choose_epoch else ()
+    free = (*(name for name in _FREE if name not in chosen_by), *skipped, *(_ITEMS if same_items else ()))
     return differences(*(same_meaning(_without(each, free)) for each in (present, wanted)))
 
 
