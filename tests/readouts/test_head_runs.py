@@ -13,7 +13,9 @@ from test_cli import data, fails, tiny_base  # noqa: F401
 from bayeslora import BayesianHead
 from bayeslora.deploy.export import export_run
 from bayeslora.deploy.hub import write_hub_folder
+from bayeslora.experiments.intruder_dimensions import diagnose
 from bayeslora.runs import load_run
+from bayeslora.runs.generate import generate_records
 from bayeslora.tasks import Item, load_items
 from bayeslora_cli.main import main
 
@@ -108,8 +110,29 @@ def test_what_a_plain_server_cannot_take_is_said(folder: Path, tmp_path: Path) -
         export_run(folder / "run", tmp_path / "export")
     with pytest.raises(ValueError, match="no thing to publish"):
         write_hub_folder(folder / "run", tmp_path / "hub", "user/name")
+    with pytest.raises(ValueError, match="nothing to diagnose"):
+        diagnose(folder / "run")
+    with pytest.raises(ValueError, match="nothing was trained to write text"):
+        generate_records(load_run(folder / "run"), [{"prompt": "Who?"}])
     BayesianHead.load(folder / "run").export(tmp_path / "head.safetensors")
     assert (tmp_path / "head.safetensors").stat().st_size < 100_000
+
+
+def test_a_server_says_what_predict_says(folder: Path, data: Path) -> None:  # noqa: F811
+    client = pytest.importorskip("fastapi.testclient", reason="the extra serve is not installed")
+    from bayeslora.deploy.serve.app import create_app
+
+    run, item = load_run(folder / "run"), load_items(data / "test.jsonl")[0]
+    with client.TestClient(create_app(run, "run")) as http:
+        asked = {"items": [{"id": item.id, "question": item.question, "choices": list(item.choices)}]}
+        (record,) = http.post("/v1/predict", json=asked).json()["predictions"]
+    (expected,) = run.predict([item]).rows()
+    assert record == {name: pytest.approx(value) for name, value in expected.items() if name != "label"}
+    assert {"variance", "novelty"} <= record.keys()
+
+
+def test_a_plan_says_that_there_is_nothing_to_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing to plan" in fails(capsys, "plan", folder / "config.yaml", "--gpu_memory", "8 GB")
 
 
 @pytest.mark.parametrize(("reads", "block"), [("hidden", "layer 1, mean"), ("likelihood", "likelihood")])

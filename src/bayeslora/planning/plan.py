@@ -226,8 +226,16 @@ def _make_plans(
 
     rows = []
     for title, run, passes in _runs(config, items):
+        if not run.method.adapts:
+            note(f"{title} is left out: a head in closed form trains no weights")
+            continue
         note(title)
         rows.append(_Row(title, run, [estimator(run, extent.shape) for extent in extents], passes))
+    if not rows:
+        raise ValueError(
+            "there is nothing to plan: a head in closed form trains no weights. It needs the base model in memory, one "
+            "forward of an item at a time without gradients, and a few GiB for its fit (docs/guides/readout.md)."
+        )
     plain = base(extents[0].shape.scoring)
     parameters, dtype = sum(weight.numel() for weight in plain.parameters()), next(plain.parameters()).dtype
     plans = []

@@ -71,6 +71,11 @@ def generate_records(
     """
     check_value(batch_size, Size, "batch_size")
     check_value(num_samples, Draws | None, "num_samples")
+    if run.config.task.scoring == "options":
+        raise ValueError(
+            "a head reads this run's choices, and nothing was trained to write text; generate needs a run that was "
+            "trained with task.scoring cloze, letter or text."
+        )
     if run.scoring.kind != "causal_lm":
         raise ValueError(
             f"this run has a {run.scoring.kind} head and writes no text; generate needs a run that was trained with "

@@ -268,6 +268,11 @@ def _check(num_samples: int | None, likelihood: str, samples_per_forward: int | 
 
 
 def _samples_of(run: Run, num_samples: int | None) -> int:
+    if run.config.task.scoring == "options":
+        raise ValueError(
+            "a head reads this run's choices, and no likelihoods of text were trained; the harness needs a run that "
+            "was trained with task.scoring cloze or letter."
+        )
     if run.scoring.kind != "causal_lm":
         raise ValueError(
             f"this run has a {run.scoring.kind} head and no likelihoods of text; the harness needs a run that was "

@@ -59,6 +59,10 @@ class Record(BaseModel):
     confidence: float = Field(description="Probability of that choice.")
     entropy: float = Field(description="Entropy of the probabilities, nats: total uncertainty.")
     mutual_information: float = Field(description="Disagreement of the draws, nats: epistemic uncertainty.")
+    variance: float | None = Field(None, description="Of the utilities of a head on frozen features, nats squared.")
+    novelty: float | None = Field(
+        None, description="How far a head's training questions are, as a quantile of their own distances."
+    )
     abstain: bool | None = Field(None, description="Whether the entropy is above the server's `abstain_above`, if any.")
     set: list[int] | None = Field(None, description="Indices of the prediction set, if the server has a `coverage`.")
     set_choices: list[str] | None = Field(None, description="Texts of the prediction set.")
@@ -79,7 +83,7 @@ class ModelResponse(BaseModel):
     method: str
     base_model: str
     task: str
-    scoring: str = Field(description="How the choices are scored: cloze, letter or classification.")
+    scoring: str = Field(description="How the choices are scored: cloze, letter, options or classification.")
     choices: list[str] | None = Field(description="Those of all items, where the run has them.")
     classes: int | None = Field(description="Number of classes of the classification head.")
     num_samples: int = Field(description="Posterior draws where a request does not say; 0: a point estimate.")

@@ -85,6 +85,8 @@ def diagnose(
     for name in tasks or ():
         allow_task(name)
     run, knows_task = load_adapter(source, base_model, device)
+    if not run.config.method.adapts:
+        raise ValueError(f"{source} is a head on frozen features: it has no adapter, so there is nothing to diagnose.")
     with only_replacer(target):
         check_absent(target / "diagnosis.json", overwrite)
         config = run.config

@@ -21,7 +21,9 @@ from bayeslora.runs import task_items
 from bayeslora.runs.building import build_model
 from bayeslora.runs.config import describe
 from bayeslora.runs.config_files import dump_config
+from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.scoring import ChoiceBatch
+from bayeslora.scoring.options import Options
 from bayeslora.system.files import atomic_file, write_json
 from bayeslora.system.reading import read_json
 
@@ -97,7 +99,7 @@ def _row(
     except RuntimeError:
         logger.warning("every run of %r on %s diverged: lower the grid, --lowest %.2g", title, task, rates[0] / 100)
         best = None
-    edge = None if best is None else {rates[0]: "lowest", rates[-1]: "highest"}.get(best)
+    edge = None if best is None or not config.has_rate(title) else {rates[0]: "lowest", rates[-1]: "highest"}.get(best)
     largest = None if curvature is None else curvature["largest_eigenvalue"]
     return {
         "task": task,
@@ -163,11 +165,15 @@ def _curvatures(config: SweepConfig, output: Path) -> dict[str, dict[str, Any]]:
 
 
 def _curvature(config: SweepConfig, output: Path, task: str, title: str) -> float | None:
-    """At the start of training, as a run of that row with the first seed starts."""
+    """At the start of training, as a run of that row with the first seed starts; None for a row without a rate."""
+    if not config.has_rate(title):
+        return None
     seed, rate = config.seeds[0], config.grid(title)[0]
     run = config.run(task, title, seed, rate)
     splits = task_items(run.task)
     model, scoring, _ = build_model(run, splits, cell_folder(output, task, title, rate, seed))
+    if isinstance(scoring, Options):  # What is read at the start of training are heads.
+        CrossFitting(run, model, scoring, splits.train, None).refit()
     items, device = splits.train[: config.hint_examples], next(model.parameters()).device
 
     def batches() -> Iterator[ChoiceBatch]:
