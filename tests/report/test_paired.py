@@ -97,6 +97,7 @@ def test_a_task_that_does_not_beat_the_base_model_is_said_and_left_out(results, 
     assert verdicts["one"].best == OURS
     (sentence,) = report.uninformative
     assert sentence.startswith("poor is not informative") and sentence in scores_text(report)
+    assert list(report.summary.rows) == ["one", "two", "poor (not informative)"]
     assert {entries[-1].text for entries in report.paired.rows.values()} == {"400 items x 3 seeds"}
 
 

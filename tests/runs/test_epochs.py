@@ -10,6 +10,7 @@ from test_cli import data, tiny_base  # noqa: F401
 
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.methods.ivon import Ivon
+from bayeslora.methods.laplace import LaplaceLora
 from bayeslora.runs import load_run, task_items, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.epochs import EpochTrainer
@@ -53,6 +54,15 @@ def test_the_adapter_is_that_of_the_epoch_with_the_lowest_dev_nll(config, method
     assert run.metrics["nll"] == pytest.approx(scores[best], rel=1e-5)
     loaded = load_run(tmp_path / "run", device="cpu").predict(task_items(config.task).dev)
     assert loaded.metrics()["nll"] == pytest.approx(scores[best], rel=1e-4)
+
+
+def test_before_a_posterior_is_fitted_the_mean_chooses(config, tmp_path):
+    """Laplace's is fitted to the chosen adapter; without it there would be nothing to draw from."""
+    method = LaplaceLora(r=2, last_layers=2)
+    run = train(replace(config, method=method), tmp_path / "run")
+    best = min(end["dev_nll"] for end in run.metrics["epochs"])
+    assert run.predict(run.splits.dev, 0).metrics()["nll"] == pytest.approx(best, rel=1e-5)
+    assert run.metrics["nll"] != pytest.approx(best, rel=1e-3)
 
 
 def test_a_resumed_training_chooses_as_one_that_was_not_cut(config, tmp_path, monkeypatch):

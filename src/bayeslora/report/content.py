@@ -94,7 +94,7 @@ def build_report(results: Results, resamples: int = 1000) -> Report:
     other = reference(row.title for task in pooled for row in task.rows)
     return Report(
         missing=_missing(results, tasks),
-        summary=summary_table(scored) if scored else None,
+        summary=summary_table(scored, poor) if scored else None,
         uninformative=[found.sentence(task) for task, found in poor.items()],
         differences=paired_sentences(pooled, other) if other else [],
         paired=paired_table(pooled, other) if other and any(len(task.rows) > 1 for task in pooled) else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bayeslora.experiments.comparison import Cell
@@ -66,13 +66,23 @@ class Table:
     numeric: bool = True
 
 
-def summary_table(scores: Mapping[str, TaskScores]) -> Table:
-    """For each task the best row of the main metrics, how many are tied with it, and the baseline."""
+def summary_table(scores: Mapping[str, TaskScores], uninformative: Container[str] = ()) -> Table:
+    """For each task the best row of the main metrics, how many are tied with it, and the baseline.
+
+    Args:
+        scores: Of each task.
+        uninformative: Tasks on which no row beats the base model, to be marked.
+    """
     metrics = [metric for metric in all_metrics() if metric.name in _SUMMARY]
     return Table(
         title="The best rows on the test items",
         heads=["task", *(metric.head for metric in metrics)],
-        rows={task: [_winner(of_task.test[metric.name]) for metric in metrics] for task, of_task in scores.items()},
+        rows={
+            f"{task} (not informative)" if task in uninformative else task: [
+                _winner(of_task.test[metric.name]) for metric in metrics
+            ]
+            for task, of_task in scores.items()
+        },
         notes=[
             f"“Tied” counts the other rows that cannot be told apart from the best one; {BASELINE} is plain LoRA, the "
             "baseline."

@@ -143,8 +143,9 @@ class TrainConfig:
         logging_steps: Steps between log lines.
         save_steps: Steps between checkpoints; default: every epoch.
         choose_epoch: Predict the dev items at each epoch's end, as the method predicts, and leave the adapter of the
-            end with the lowest NLL; what a method fits after training is fitted to that one. The learning rate follows
-            the schedule of all `epochs`: an earlier end is one at a rate that had not fallen yet.
+            end with the lowest NLL; a method that fits a posterior after training predicts with the mean till then,
+            and fits it to that one. The learning rate follows the schedule of all `epochs`: an earlier end is one at a
+            rate that had not fallen yet.
         cache_trunk: Keep the output of the frozen layers below the first adapter, so that later epochs do not compute
             it again (exact up to rounding; needs cloze or letter scoring).
         cache_trunk_folder: Keep it in memory-mapped files in this folder, for later runs, other methods and other

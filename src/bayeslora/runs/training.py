@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from bayeslora.methods import TrainingResult, trainable_parameters
+from bayeslora.methods import Method, TrainingResult, trainable_parameters
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.building import build_model, open_trunk_cache
@@ -323,8 +323,12 @@ def _trainer(
     if not options.choose_epoch:
         return BayesianLoraTrainer(**fields)
 
+    # A posterior that is fitted after training is not there yet: until then the method predicts with the mean.
+    samples = None if type(config.method).fit_posterior is Method.fit_posterior else 0
+    cached: Any = {"trunk_cache": trunk_cache, "num_samples": samples, "progress": False}
+
     def dev_nll() -> float:
-        found = predict_items(config, model, scoring, splits.dev, trunk_cache=trunk_cache, progress=False)
+        found = predict_items(config, model, scoring, splits.dev, **cached)
         return float(found.metrics()["nll"])
 
     return EpochTrainer(**fields, eval_dataset=splits.dev, dev_nll=dev_nll)
