@@ -48,7 +48,7 @@ class World:
             "adapter": {"r": 2, "last_layers": 2},
             "train": run["train"],
             # Checkpoints at each step, for kills between them; epochs are chosen at their ends alone.
-            "protocol": {"further_rates": 0, "choose_epochs": False, "base_rows": False},
+            "protocol": {"further_rates": 0, "choose_epochs": False, "length_powers": [], "base_rows": False},
             "learning_rates": [0.01],
             "seeds": [0, 1],
             "num_samples": 2,
