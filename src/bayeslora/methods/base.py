@@ -85,6 +85,8 @@ class Method(ABC):
     """The PEFT config; arguments of the method that are fields of it are handed on."""
     draws_depend_on_batch: ClassVar[bool] = False
     """Whether an item's draws depend on the shape of its batch, beside the seed."""
+    closed_form: ClassVar[bool] = False
+    """Whether predictions are integrals that no seed changes."""
     train_samples: int = 1
     """Draws per training forward; the loss is their mean."""
     adapts: ClassVar[bool] = True

@@ -88,6 +88,11 @@ class Predictive:
         chosen = self.samples.exp().gather(-1, top.expand(self.samples.shape[0], -1).unsqueeze(-1)).squeeze(-1)
         return chosen.std(0, correction=0)
 
+    @property
+    def further(self) -> dict[str, Tensor]:
+        """What else is known of each item, by name [batch]; a kind of predictive of its own may know something."""
+        return {}
+
     def tempered(self, temperature: float) -> Predictive:
         """Each draw's log-probabilities divided by `temperature` and normalised (arXiv 1706.04599)."""
         if temperature == 1:

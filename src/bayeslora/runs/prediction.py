@@ -139,7 +139,8 @@ def predict_items(
     joined, cut = predict_chunks(config, model, scoring, items, chunks, trunk_cache, samples, state, seed, progress)
     predictive = joined.take(original_order(chunks)).tempered(temperature)
     require_finite(predictive, items)
-    return Prediction(items, predictive, samples, all_reduce_max(time.perf_counter() - started) or 0.0, cut)
+    seconds = all_reduce_max(time.perf_counter() - started) or 0.0
+    return Prediction(items, predictive, samples, seconds, cut, predictive.further)
 
 
 def in_chunks(items: Sequence[Item], size: int) -> list[list[int]]:

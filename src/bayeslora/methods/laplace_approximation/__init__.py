@@ -4,8 +4,17 @@ from bayeslora.methods.laplace_approximation.curvature import hessian_root, kron
 from bayeslora.methods.laplace_approximation.evidence import best_prior_precision, eigenvalues, log_evidence
 from bayeslora.methods.laplace_approximation.gaussian import LOGIT_DRAWS, GaussianLogits, normal_points
 from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock, KroneckerSum, OuterProductSum
+from bayeslora.methods.laplace_approximation.low_rank import (
+    LowRankGaussian,
+    ScoreCovariance,
+    contrasts,
+    leading_directions,
+    leading_root,
+    low_rank_curvature,
+)
 from bayeslora.methods.laplace_approximation.predictive import covariance_root, logit_covariance
 from bayeslora.methods.laplace_approximation.recording import Recording, lora_maps, record
+from bayeslora.methods.laplace_approximation.subspace import Subspace
 
 __all__ = [
     "LOGIT_DRAWS",
@@ -13,15 +22,22 @@ __all__ = [
     "KroneckerBlock",
     "KroneckerSum",
     "OuterProductSum",
+    "LowRankGaussian",
     "Recording",
+    "ScoreCovariance",
+    "Subspace",
     "best_prior_precision",
+    "contrasts",
     "covariance_root",
     "eigenvalues",
     "hessian_root",
     "kronecker_blocks",
+    "leading_directions",
+    "leading_root",
     "log_evidence",
     "logit_covariance",
     "lora_maps",
+    "low_rank_curvature",
     "normal_points",
     "record",
 ]

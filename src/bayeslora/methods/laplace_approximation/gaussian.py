@@ -37,14 +37,22 @@ class GaussianLogits(Predictive):
         mean: [batch, choices]; -inf for choices that an item does not have.
         root: Root of the covariance [batch, choices, choices], zero for these choices.
         seed: Moves the points; results of other seeds differ by the error of the integral.
+        variance_ratio: Posterior over prior variance of the scores [batch], where it is known: near 1 where the
+            training items say nothing.
     """
 
     mean: Tensor
     root: Tensor
     seed: int
+    variance_ratio: Tensor | None
 
-    def __init__(self, mean: Tensor, root: Tensor, seed: int = 0):
-        vars(self).update(mean=mean, root=root, seed=seed)
+    def __init__(self, mean: Tensor, root: Tensor, seed: int = 0, variance_ratio: Tensor | None = None):
+        vars(self).update(mean=mean, root=root, seed=seed, variance_ratio=variance_ratio)
+
+    @property
+    def further(self) -> dict[str, Tensor]:
+        """`variance_ratio`, where it is known."""
+        return {} if self.variance_ratio is None else {"variance_ratio": self.variance_ratio}
 
     @property
     def samples(self) -> Tensor:
@@ -68,7 +76,7 @@ class GaussianLogits(Predictive):
 
     def tempered(self, temperature: float) -> Predictive:
         """Each draw's logits divided by `temperature`: again a Gaussian."""
-        return GaussianLogits(self.mean / temperature, self.root / temperature, self.seed)
+        return GaussianLogits(self.mean / temperature, self.root / temperature, self.seed, self.variance_ratio)
 
     def rescaled(self, factors: Tensor) -> Predictive:
         """With the logit of each choice times its factor [batch, choices]: again a Gaussian."""
@@ -76,11 +84,13 @@ class GaussianLogits(Predictive):
 
     def take(self, indices: Tensor) -> Predictive:
         """That of the items `indices`."""
-        return GaussianLogits(self.mean[indices], self.root[indices], self.seed)
+        ratio = None if self.variance_ratio is None else self.variance_ratio[indices]
+        return GaussianLogits(self.mean[indices], self.root[indices], self.seed, ratio)
 
     def cpu(self) -> Predictive:
         """With its tensors on the CPU."""
-        return GaussianLogits(self.mean.cpu(), self.root.cpu(), self.seed)
+        ratio = None if self.variance_ratio is None else self.variance_ratio.cpu()
+        return GaussianLogits(self.mean.cpu(), self.root.cpu(), self.seed, ratio)
 
     @classmethod
     def _joined(cls, parts: Sequence[Predictive]) -> Predictive:
@@ -89,7 +99,9 @@ class GaussianLogits(Predictive):
         gaps = [width - part.mean.shape[-1] for part in gaussians]
         means = [nn.functional.pad(p.mean, (0, gap), value=-torch.inf) for p, gap in zip(gaussians, gaps, strict=True)]
         roots = [nn.functional.pad(p.root, (0, gap, 0, gap)) for p, gap in zip(gaussians, gaps, strict=True)]
-        return cls(torch.cat(means), torch.cat(roots), gaussians[0].seed)
+        ratios = [part.variance_ratio for part in gaussians if part.variance_ratio is not None]
+        ratio = torch.cat(ratios) if len(ratios) == len(gaussians) else None
+        return cls(torch.cat(means), torch.cat(roots), gaussians[0].seed, ratio)
 
     def _by_parts(self, quantity: Callable[[Predictive], Tensor]) -> Tensor:
         return torch.cat([quantity(part) for part in self._parts()]).to(self.mean)

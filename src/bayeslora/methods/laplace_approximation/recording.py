@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.models.layers import evaluating
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
@@ -21,6 +22,8 @@ __all__ = ["Recording", "lora_maps", "record"]
 
 def lora_maps(model: nn.Module, layers: Literal["all", "last"] = "all") -> dict[str, nn.Linear]:
     """The linear maps A and B of the active LoRA adapters of `model`, by name, in the order of the model.
+
+    Of a random adapter those of its mean.
 
     Args:
         model: With adapters.
@@ -53,7 +56,7 @@ def _parts(name: str, layer: Any, adapter: str) -> tuple[str, ...]:
     if adapter not in layer.lora_A and adapter not in layer.lora_embedding_A:
         return ()
     kinds = [type(container[adapter]) for container in (layer.lora_A, layer.lora_B) if adapter in container]
-    if kinds != [nn.Linear, nn.Linear] or adapter in layer.lora_variant:
+    if len(kinds) < 2 or not {nn.Linear, RandomFactor}.issuperset(kinds) or adapter in layer.lora_variant:
         raise ValueError(
             f"the Laplace approximation needs plain LoRA on linear layers (no DoRA, no embeddings, no convolutions), "
             f"but {name} has another kind of adapter; leave it out of target_modules."
