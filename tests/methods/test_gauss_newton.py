@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_laplace import NetworkBatch, dense_jacobian, network, network_batch
 from torch import Tensor
 
 from bayeslora.methods import TrainingResult
@@ -15,7 +16,6 @@ from bayeslora.methods.laplace_approximation import (
     lora_maps,
     low_rank_curvature,
 )
-from test_laplace import NetworkBatch, dense_jacobian, network, network_batch
 
 torch.set_num_threads(1)
 
