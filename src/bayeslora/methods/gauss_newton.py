@@ -201,5 +201,5 @@ def _posterior(state: State | None, maps: Mapping[str, nn.Linear], device: torch
         )
     bases = {name: state[f"{name}.basis"].to(device) for name in names}
     subspace = Subspace(bases, {name: float(state[f"{name}.unit"]) for name in names})
-    tensors = (state[key].to(device) for key in (_VALUES, _VECTORS))
-    return LowRankGaussian(subspace, *tensors, float(state[_PRIOR_VARIANCE]))
+    values, vectors = (state[key].to(device) for key in (_VALUES, _VECTORS))
+    return LowRankGaussian(subspace, values, vectors, float(state[_PRIOR_VARIANCE]))
