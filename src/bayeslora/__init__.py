@@ -11,8 +11,8 @@ from bayeslora.adapters.from_lora import from_lora
 from bayeslora.adapters.sampling import sampling
 from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import Classification, Cloze, Letter
+from bayeslora.system.version import __version__ as __version__
 from bayeslora.training.elbo import kl_divergence, negative_elbo
-from bayeslora_cli import __version__ as __version__
 
 if TYPE_CHECKING:
     from bayeslora.deploy.hub import push_to_hub

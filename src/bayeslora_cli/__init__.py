@@ -3,5 +3,3 @@
 What is imported to parse a call and to say `--help` is light: the package bayeslora, which brings torch and PEFT, comes
 before a command runs, or asks for the options of a config class with methods (`bayeslora_cli.light`).
 """
-
-__version__ = "0.1.0"

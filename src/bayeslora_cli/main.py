@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from bayeslora_cli import __version__
 from bayeslora_cli.light import package_later
-from bayeslora_cli.parser import Parser
 from bayeslora_cli.verbosity import VERBOSE, hide_messages, is_verbose
 
 if TYPE_CHECKING:
+    from bayeslora.options.parser import Parser
     from bayeslora_cli.commands import Command
 
 __all__ = ["main"]
@@ -55,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(given: Sequence[str], commands: Mapping[str, Command], asked: str) -> tuple[Parser, Namespace]:
     """The parser of the command that was asked for, and what it was told; of the others the names are enough."""
+    from bayeslora.options.parser import Parser
+    from bayeslora.system.version import __version__
+
     parser = Parser(prog="bayeslora", description=_DESCRIPTION, version=__version__)
     parser.asked = asked if asked in commands else ""
     parser.add_argument(*VERBOSE, action="store_true", help="Show warnings of other libraries that are hidden.")
@@ -62,10 +64,10 @@ def _parse(given: Sequence[str], commands: Mapping[str, Command], asked: str) ->
     try:
         # Before a file is read: only what the call names and what is built in may stand in one.
         _import_named(given)
-        parsers = {
-            name: command.parser() if name == asked else Parser(description=command.description)
-            for name, command in commands.items()
-        }
+        parsers = {name: Parser(description=command.description) for name, command in commands.items()}
+        if asked in commands:
+            command = commands[asked]
+            parsers[asked] = command.help_parser() if _asks_for_help_alone(given) else command.parser()
     except (ImportError, TypeError, ValueError) as error:
         parser.error(str(error), error)
     for name, command in commands.items():
@@ -77,6 +79,12 @@ def _parse(given: Sequence[str], commands: Mapping[str, Command], asked: str) ->
         if stopped.code:
             _name_configs(given)
         raise
+
+
+def _asks_for_help_alone(given: Sequence[str]) -> bool:
+    """Whether the call is a command's name and --help, so that no value is to be understood."""
+    rest = [argument for argument in given if argument not in VERBOSE]
+    return len(rest) == 2 and rest[1] in ("-h", "--help")
 
 
 def _run(command: Command, options: Namespace, parser: Parser, level: int) -> None:

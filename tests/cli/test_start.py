@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bayeslora.options.hints import Names, hint, nearest
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.commands.base import ConfigCommand
-from bayeslora_cli.hints import Names, hint, nearest
+from bayeslora_cli.main import main
 
-LIGHT = [each.name for each in command_classes() if not issubclass(each, ConfigCommand)]
+LIGHT = ["train", *(each.name for each in command_classes() if not issubclass(each, ConfigCommand))]
 HEAVY = ("torch", "transformers", "peft", "numpy", "datasets", "safetensors", "matplotlib", "sklearn")
 
 SCRIPT = """
@@ -38,7 +39,7 @@ def start(calls: list[str], code: int, lines: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def test_help_of_commands_without_config_classes_imports_nothing_heavy():
+def test_help_of_train_and_of_commands_without_config_classes_imports_nothing_heavy():
     names = "evaluate predict export report push generate diagnose plan demo serve"
     assert set(names.split()) <= set(LIGHT)
     assert start(["--help", "", *(f"{name} --help" for name in LIGHT)], code=0, lines=8) < 600
@@ -102,8 +103,6 @@ def test_hints_on_messages_of_the_parser(message, said):
     ],
 )
 def test_errors_are_in_the_words_of_the_command_line(call, said, capsys):
-    from bayeslora_cli.main import main
-
     with pytest.raises(SystemExit) as stopped:
         main(call.split())
     assert stopped.value.code == (2 if call else 0)
@@ -127,7 +126,7 @@ def test_importing_the_package_costs_what_importing_peft_costs_and_configs_need_
     assert done.returncode == 0, done.stderr
     package, configs = done.stdout.splitlines()
     before, beyond, names = package.split(maxsplit=2)
-    assert int(beyond) <= 0.03 * int(before) and names == "['bayeslora', 'bayeslora_cli']"
+    assert int(beyond) <= 0.03 * int(before) and names == "['bayeslora']"
     assert configs == "[]"
 
 
@@ -137,3 +136,21 @@ def test_a_name_that_a_package_gives_late_is_no_module_of_it():
 
     assert set(runs.__all__) == set(runs._HOME)
     assert not set(runs.__all__) & {path.stem for path in Path(runs.__path__[0]).iterdir()}
+
+
+def test_the_help_of_train_names_every_option_and_method(capsys):
+    from bayeslora.methods import METHODS
+    from bayeslora.options.registry import names_of_classes
+    from bayeslora_cli.commands.train import Train
+
+    def options(parser):
+        return {action.dest for action in parser._actions} - {"method.help"}
+
+    assert options(Train().help_parser()) == options(Train().parser())
+    own = [each.__name__ for each in METHODS.classes() if each.__module__.startswith("bayeslora.methods.")]
+    assert names_of_classes("bayeslora.methods") == sorted(own)
+    for call in (["train", "--help"], ["-v", "train", "-h"]):
+        with pytest.raises(SystemExit):
+            main(call)
+        said = capsys.readouterr().out
+        assert all(name in said for name in own) and "--train.learning_rate" in said and "default: BayesianLora" in said

@@ -31,3 +31,11 @@ def test_contributing_describes_every_room():
 def test_pytest_finds_the_helpers_of_every_folder():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
     assert set(settings["pythonpath"]) == {"tests", *(f"tests/{name}" for name in TESTED - {"campaign"})}
+
+
+def test_the_library_does_not_import_its_command_line():
+    source = ROOT / "src" / "bayeslora"
+    files = [
+        path for path in source.rglob("*.py") if re.search(r"(from|import) bayeslora_cli", path.read_text("utf-8"))
+    ]
+    assert files == [source / "__main__.py"]

@@ -31,8 +31,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bayeslora.models.heads import compute_in_float32, head_modules, held_by, note_new_weights
-from bayeslora.models.number_type import DtypeName
-from bayeslora.models.quantization import Quantization, keep_layout, quantization_config
+from bayeslora.models.kinds import DtypeName, Quantization
+from bayeslora.models.quantization import keep_layout, quantization_config
 from bayeslora.options.registry import did_you_mean
 from bayeslora.system.devices import choose_device
 

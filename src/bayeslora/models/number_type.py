@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Literal
 
 import torch
 
+from bayeslora.models.kinds import DtypeName
 from bayeslora.system.devices import choose_device
 
-__all__ = ["DtypeName", "number_type"]
+__all__ = ["number_type"]
 
 logger = logging.getLogger("bayeslora")
-
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _OF_16_BITS = ("offline:smollm2",)
 """Models that are stored in float32 here, but were trained in 16 bits: bfloat16 takes nothing from them."""
 
 
-def number_type(dtype: DtypeName, name: str, device: str) -> DtypeName:
+def number_type(dtype: DtypeName, name: str, device: str, *, say: bool = True) -> DtypeName:
     """What "auto" comes to: "auto" again where the type that the weights are stored in is the best one.
 
     A CPU with units for bfloat16 (AVX512_BF16, AMX) computes faster in it than in float32 (studies/cost/number_type);
@@ -31,6 +29,7 @@ def number_type(dtype: DtypeName, name: str, device: str) -> DtypeName:
         dtype: What was asked for.
         name: Of the base model.
         device: A torch device name, or "auto".
+        say: Whether a line in the log says what was not stored so.
     """
     if dtype != "auto" or not (device == "cpu" or (device == "auto" and choose_device("auto").type == "cpu")):
         return dtype
@@ -38,7 +37,8 @@ def number_type(dtype: DtypeName, name: str, device: str) -> DtypeName:
         return "float32"
     if name not in _OF_16_BITS:
         return "auto"
-    _say(name)
+    if say:
+        _say(name)
     return "bfloat16"
 
 

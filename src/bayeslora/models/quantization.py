@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Quantization", "keep_layout", "plain_tensors", "quantization_config"]
+from bayeslora.models.kinds import Quantization
 
-Quantization = Literal["none", "bnb_4bit", "bnb_8bit", "torchao_int8"]
+__all__ = ["keep_layout", "plain_tensors", "quantization_config"]
 
 
 def quantization_config(name: Quantization, dtype: str, unpacked: Sequence[str] | None = None) -> Any | None:

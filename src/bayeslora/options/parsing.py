@@ -11,10 +11,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 
-from bayeslora.methods import Method, method_classes
 from bayeslora.options.content import check_content
+from bayeslora.options.parser import Parser
 from bayeslora.options.plain import Plain, read_plain
-from bayeslora_cli.parser import Parser
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -62,6 +61,8 @@ class ConfigParser(Parser):
 
     def method_options(self) -> dict[str, tuple[str, ...]]:
         """The methods that are known so far, each with the names of its options."""
+        from bayeslora.methods import method_classes
+
         return {method.__name__: tuple(method.argument_names()) for method in method_classes()}
 
 
@@ -78,8 +79,9 @@ def config_parser(config: type[DataclassInstance], **options: Any) -> ConfigPars
     parser.add_class_arguments(config, nested_key=None)
     for field in dataclasses.fields(config):
         # As an object, the default is not what `--method.r 4` alone is added to: that would be the base class.
-        if isinstance(field.default_factory, type) and issubclass(field.default_factory, Method):
-            path = f"{field.default_factory.__module__}.{field.default_factory.__qualname__}"
+        made: Any = field.default_factory
+        if hasattr(made, "argument_names"):
+            path = f"{made.__module__}.{made.__qualname__}"
             parser.set_defaults({field.name: {"class_path": path}})
             parser.method_fields = (*parser.method_fields, field.name)
     return parser

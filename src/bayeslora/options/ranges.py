@@ -1,7 +1,7 @@
 """The values an option may have: declared in its annotation, checked here for every config and method.
 
 `learning_rate: Annotated[float, Range(0, 10, above=True)]` is a float in (0, 10]; a name for a range that many options
-share stands below. `Annotated[str, SCORINGS]` is a name in a registry (`bayeslora.options.registry`). Annotations
+share stands below. `Annotated[str, NameIn(PATH)]` is a name in a registry (`bayeslora.options.registry`). Annotations
 without either are checked for their type, and a None must be allowed by the type.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bayeslora.options.plain import Plain, check_plain
-from bayeslora.options.registry import Registry
+from bayeslora.options.registry import NameIn
 
 __all__ = [
     "AtLeastZero",
@@ -142,7 +142,7 @@ def check_value(value: Any, hint: Any, name: str) -> None:
         for allowed in notes:
             if isinstance(allowed, Range) and value not in allowed:
                 raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-            if isinstance(allowed, Registry):
+            if isinstance(allowed, NameIn):
                 allowed.check(value, name)
     elif not _fits(value, hint):
         raise ValueError(f"{name} must be {_in_words(hint)}, got {value!r}.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from bayeslora.options.classes import subclasses
 
-__all__ = ["Registry", "did_you_mean"]
+__all__ = ["NameIn", "Registry", "did_you_mean", "names_of_classes"]
 
 Base = TypeVar("Base")
 
@@ -20,8 +24,7 @@ class Registry(Generic[Base]):
     """The named classes derived from `base`, however far: each file of the folder is imported when one is looked up.
 
     A class counts if it gives itself a `name`, so bases that several kinds share need none. Two classes of one name are
-    an error. As a note of an annotation, `scoring: Annotated[str, SCORINGS]`, a registry is the names that an option
-    may have.
+    an error. `scoring: Annotated[str, NameIn("bayeslora.scoring.SCORINGS")]` is an option that takes such a name.
 
     Args:
         base: What the kinds are derived from; it has a `name`.
@@ -83,6 +86,32 @@ class Registry(Generic[Base]):
 
     def _is_seen(self, kind: type[Base]) -> bool:
         return self._outside or kind.__module__.startswith(f"{self._package}.")
+
+
+@dataclass(frozen=True)
+class NameIn:
+    """As a note of an annotation: the names in a registry, which is imported when a value is checked."""
+
+    path: str
+    """Dotted path of the registry."""
+
+    def check(self, name: str, option: str) -> None:
+        """As `Registry.check`."""
+        module, _, registry = self.path.rpartition(".")
+        getattr(importlib.import_module(module), registry).check(name, option)
+
+
+def names_of_classes(package: str) -> list[str]:
+    """Names of the classes in the files of a folder that give themselves a `name`, read without importing any."""
+    spec = importlib.util.find_spec(package)
+    folders = () if spec is None else spec.submodule_search_locations or ()
+    files = [path for folder in folders for path in Path(folder).glob("*.py")]
+    classes = [each for path in files for each in ast.parse(path.read_bytes()).body if isinstance(each, ast.ClassDef)]
+    return sorted(each.name for each in classes if any(_gives_name(line) for line in each.body))
+
+
+def _gives_name(line: ast.stmt) -> bool:
+    return isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "name" and line.value is not None
 
 
 def did_you_mean(wrong: str, known: Iterable[str], number: int = 1, cutoff: float = 0.6) -> str:

@@ -27,6 +27,7 @@ from bayeslora.runs.loading import load_model, merge_resolved, with_chat_templat
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
+from bayeslora.system.console import text_table
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.memory import peak_memory
@@ -242,16 +243,14 @@ def describe_head(head: Head) -> dict[str, Any]:
 
 
 def summary(chosen: dict[str, Any]) -> str:
-    """`describe_head` in a few lines."""
+    """`describe_head` as a table of the blocks, and a line."""
     effective = chosen["effective_parameters"]
-    blocks = "; ".join(
-        f"{name} {weight:.2g} ({effective[name]:.0f} effective parameters)"
-        for name, weight in chosen["weights"].items()
-    )
+    blocks = [[name, f"{weight:.2g}", f"{effective[name]:.0f}"] for name, weight in chosen["weights"].items()]
+    wrong = f", {chosen['wrong_labels']:.1%} of the labels look wrong" if chosen["wrong_labels"] else ""
     return (
-        f"head: prior variances by evidence: {blocks}; noise {chosen['noise_variance']:.3g}; by leave-one-out: "
-        f"temperature {chosen['temperature']:.2f}, wrong labels {chosen['wrong_labels']:.1%}, NLL "
-        f"{chosen['leave_one_out_nll']:.3f} nats"
+        f"{text_table(['features', 'prior variance', 'effective parameters'], blocks)}\n"
+        f"leave-one-out NLL {chosen['leave_one_out_nll']:.3f} nats at temperature {chosen['temperature']:.2f}; noise "
+        f"variance {chosen['noise_variance']:.3g}{wrong}"
     )
 
 
@@ -271,7 +270,7 @@ def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> H
     Raises:
         ValueError: The head's file lacks something, or is damaged.
     """
-    model, _, scoring = load_model(merge_resolved(config.model, folder), config.task)
+    model, _, scoring = load_model(merge_resolved(config.model, folder), config.task, trained=True)
     reader = _reader(config, model, scoring, config.train.cache_trunk_folder)
     state = load_state(folder)
     with restoring(folder / STATE):

@@ -39,10 +39,16 @@ __all__ = [
 
 
 def load_model(
-    config: ModelConfig, task: TaskConfig, num_labels: int | None = None
+    config: ModelConfig, task: TaskConfig, num_labels: int | None = None, *, trained: bool = False
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, Scoring]:
     """The base model on this process's device, with the adapters of `config.merge` in it, its tokenizer, and the
     scoring that reads it.
+
+    Args:
+        config: The base model.
+        task: The items.
+        num_labels: Width of a classification head.
+        trained: Whether it is that of a run which was trained before, and said what there is to say of it.
 
     Raises:
         ValueError: `config.device` is not here.
@@ -53,7 +59,7 @@ def load_model(
     base, tokenizer = load_base_model(
         config.name,
         kind=scoring.kind,  # type: ignore[arg-type]
-        dtype=number_type(config.dtype, config.name, config.device),
+        dtype=number_type(config.dtype, config.name, config.device, say=not trained),
         device=init_processes(config.device),
         revision=config.revision,
         quantization=config.quantization,
@@ -83,7 +89,7 @@ def load_adapted(
     Raises:
         ValueError: Weights that the base model's checkpoint does not hold are in no adapter.
     """
-    base, _, scoring = load_model(config, task, num_labels=head_width(adapter))
+    base, _, scoring = load_model(config, task, num_labels=head_width(adapter), trained=True)
     require_supplied(base, [*map(adapter_folder, config.merge), adapter])
     if prepare is not None:
         prepare(base, scoring)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.parser import Parser
+from bayeslora.options.parser import Parser
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,6 +30,10 @@ class Command(ABC):
         parser = Parser(description=self.description)
         self.add_arguments(parser)
         return parser
+
+    def help_parser(self) -> Parser:
+        """That of a call for help alone, which needs no more than what the help says."""
+        return self.parser()
 
     @abstractmethod
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import shlex
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -43,4 +45,12 @@ class Evaluate(Command):
             main_scores(metrics),
             f"{metrics['method']} on {metrics['task']}\n",
             scores_table(metrics),
+            f"\nnext     bayeslora {_next(metrics)}".replace("RUN", shlex.quote(options.run)),
         )
+
+
+def _next(metrics: Mapping[str, Any]) -> str:
+    """What a run is for: answers to new items, or texts."""
+    if "num_tokens" in metrics:
+        return 'generate RUN --prompt "What is ...?"'
+    return "predict RUN --input items.jsonl --output predictions.jsonl"

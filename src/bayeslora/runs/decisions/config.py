@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bayeslora.models.number_type import DtypeName
+from bayeslora.models.kinds import DtypeName
 
 __all__ = ["DecisionConfig"]
 

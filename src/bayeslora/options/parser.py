@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from bayeslora_cli.hints import Names, hint
-from bayeslora_cli.wording import reworded
+from bayeslora.options.hints import Names, hint
+from bayeslora.options.wording import reworded
 
 __all__ = ["Parser"]
 
