@@ -15,7 +15,10 @@ __all__ = ["HeadConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig"
 
 @dataclass
 class RunConfig(RunOptions):
-    """One training run: `RunOptions` with the method itself."""
+    """One training run.
+
+    The other fields are those of `RunOptions`; the method, which is a name there, is an object here.
+    """
 
     method: Method = field(default_factory=BayesianLora)  # type: ignore[assignment]
 
