@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -47,9 +48,16 @@ class Command(ABC):
 class ConfigCommand(Command):
     """A subcommand whose options are the fields of a config class, which a YAML file may hold too (`--config`)."""
 
-    @abstractmethod
+    config_path: ClassVar[str]
+    """Dotted path of the config class, which is imported when its options are asked for."""
+    output: ClassVar[str]
+    """What is in the folder that it writes."""
+
     def config_class(self) -> type[DataclassInstance]:
-        """The config class, imported here."""
+        """The config class."""
+        module, _, name = self.config_path.rpartition(".")
+        found: type[DataclassInstance] = getattr(importlib.import_module(module), name)
+        return found
 
     def parser(self) -> Parser:
         """A parser with the fields of the config, and the other options after them."""
@@ -58,6 +66,17 @@ class ConfigCommand(Command):
         parser = config_parser(self.config_class(), description=self.description)
         self.add_arguments(parser)
         return parser
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Where to write, and the form of the result."""
+        parser.add_argument("--output_dir", type=str, required=True, help=self.output)
+        add_json(parser)
+
+    def config(self, options: Namespace, parser: ArgumentParser) -> Any:
+        """The config that the options describe."""
+        from bayeslora.options.parsing import instantiate
+
+        return instantiate(parser, options, self.config_class())
 
 
 def add_device(parser: ArgumentParser) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand, add_json, print_result
-
-if TYPE_CHECKING:
-    from bayeslora.experiments.comparison.config import CompareConfig
+from bayeslora_cli.commands.base import ConfigCommand, print_result
 
 
 class Compare(ConfigCommand):
@@ -18,18 +15,14 @@ class Compare(ConfigCommand):
 
     name: ClassVar[str] = "compare"
     description: ClassVar[str] = "Methods x tasks x seeds under one protocol; goes on where it stopped."
-
-    def config_class(self) -> type[CompareConfig]:
-        """What a file of it holds."""
-        from bayeslora.experiments.comparison.config import CompareConfig
-
-        return CompareConfig
+    config_path: ClassVar[str] = "bayeslora.experiments.comparison.config.CompareConfig"
+    output: ClassVar[str] = "Folder for results.jsonl, report and runs."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write, and how cells are computed."""
         from bayeslora.experiments.comparison.executors import EXECUTORS
 
-        parser.add_argument("--output_dir", type=str, required=True, help="Folder for results.jsonl, report and runs.")
+        super().add_arguments(parser)
         parser.add_argument(
             "--executor",
             type=str,
@@ -39,19 +32,17 @@ class Compare(ConfigCommand):
         for kind in EXECUTORS.classes():
             for argument, (default, meaning) in kind.options.items():
                 parser.add_argument(f"--{kind.name}_{argument}", type=type(default), default=default, help=meaning)
-        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores and where the report is."""
         from bayeslora.experiments.comparison.executors import EXECUTORS
         from bayeslora.experiments.comparison.runner import compare
-        from bayeslora.options.parsing import instantiate
         from bayeslora.report.content import build_report
         from bayeslora.report.page import write_pages
         from bayeslora.report.terminal import scores_text
         from bayeslora.runs.config import describe
 
-        config = instantiate(parser, options, self.config_class())
+        config = self.config(options, parser)
         kind = EXECUTORS.get(options.executor)
         executor = partial(kind, **{name: options[f"{kind.name}_{name}"] for name in kind.options})
         results = compare(config, options.output_dir, describe(config), executor)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand, add_json, print_result
-
-if TYPE_CHECKING:
-    from bayeslora.experiments.sequences.config import ContinualConfig
+from bayeslora_cli.commands.base import ConfigCommand, print_result
 
 
 class Continual(ConfigCommand):
@@ -17,27 +14,17 @@ class Continual(ConfigCommand):
 
     name: ClassVar[str] = "continual"
     description: ClassVar[str] = "Methods on a sequence of tasks (SD-LoRA): forgetting; goes on where it stopped."
-
-    def config_class(self) -> type[ContinualConfig]:
-        """What a file of it holds."""
-        from bayeslora.experiments.sequences.config import ContinualConfig
-
-        return ContinualConfig
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """Where to write."""
-        parser.add_argument("--output_dir", type=str, required=True, help="Folder for results.jsonl, report and runs.")
-        add_json(parser)
+    config_path: ClassVar[str] = "bayeslora.experiments.sequences.config.ContinualConfig"
+    output: ClassVar[str] = "Folder for results.jsonl, report and runs."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the summary and where the report is."""
         from bayeslora.experiments.sequences.continual import run_continual
         from bayeslora.experiments.sequences.report import continual_summary, write_continual_report
-        from bayeslora.options.parsing import instantiate
         from bayeslora.runs.config import describe
         from bayeslora.system.console import aligned
 
-        config = instantiate(parser, options, self.config_class())
+        config = self.config(options, parser)
         results = run_continual(config, options.output_dir, describe(config))
         page = str(write_continual_report(options.output_dir))
         print_result(options, {"report": page}, aligned(continual_summary(results).rstrip()), f"report: {page}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora.options.parser import Parser
-from bayeslora_cli.commands.base import ConfigCommand, add_json, add_overwrite, add_switch, print_result
+from bayeslora_cli.commands.base import ConfigCommand, add_overwrite, add_switch, print_result
 from bayeslora_cli.commands.scores import main_scores, scores_table
 
 if TYPE_CHECKING:
@@ -21,13 +21,9 @@ class Train(ConfigCommand):
 
     name: ClassVar[str] = "train"
     description: ClassVar[str] = "Train an adapter."
+    config_path: ClassVar[str] = "bayeslora.runs.config.RunConfig"
+    output: ClassVar[str] = "Folder of the run (created)."
     distributed: ClassVar[bool] = True
-
-    def config_class(self) -> type[RunConfig]:
-        """What a file of it holds."""
-        from bayeslora.runs.config import RunConfig
-
-        return RunConfig
 
     def help_parser(self) -> Parser:
         """The same options, with the methods by their names."""
@@ -43,17 +39,15 @@ class Train(ConfigCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write."""
-        parser.add_argument("--output_dir", type=str, required=True, help="Folder of the run (created).")
+        super().add_arguments(parser)
         add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
         add_overwrite(parser)
-        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores on dev, where things are, and what to do next."""
-        from bayeslora.options.parsing import instantiate
         from bayeslora.runs.decisions import is_decision_task
 
-        config = instantiate(parser, options, self.config_class())
+        config = self.config(options, parser)
         if is_decision_task(config.task):
             self._decisions(options, config)
             return
