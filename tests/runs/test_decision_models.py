@@ -351,6 +351,10 @@ def test_train_decide_and_calibrate_by_command(
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
     main(["decide", run])
     answer = json.loads(capsys.readouterr().out)["answers"]["k"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("state: no JSON"))
+    with pytest.raises(SystemExit):
+        main(["decide", run])
+    assert 'expected a request {"state": ...' in capsys.readouterr().err
     assert answer["x_readout"] == "heads" and answer["x_action"] in ("automate", "escalate")
     with pytest.raises(SystemExit):
         main(["train", "--task.name", str(tmp_path / "data"), *common])

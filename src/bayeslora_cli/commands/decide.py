@@ -10,6 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora_cli.commands.base import Command, add_device
 
+_REQUEST = '{"state": ..., "questions": {...}}'
+
 
 class Decide(Command):
     """Answers one request from the standard input."""
@@ -28,9 +30,15 @@ class Decide(Command):
         from bayeslora.runs.decisions import DecisionModel, is_decision_folder
         from bayeslora.tasks.reading.unique_keys import read_json_text
 
-        request = read_json_text(sys.stdin.read())
+        if sys.stdin.isatty():
+            print(f"waiting for a request {_REQUEST} (Ctrl-D ends it)", file=sys.stderr)
+        said = f"expected a request {_REQUEST} as JSON on the standard input"
+        try:
+            request = read_json_text(sys.stdin.read())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{said}, but it is none: {error}.") from error
         if not isinstance(request, dict) or "state" not in request:
-            raise ValueError('expected a request {"state": ..., "questions": {...}} on the standard input.')
+            raise ValueError(f"{said}.")
         if is_decision_folder(options.run):
             model = DecisionModel.load(options.run, device=options.device)
         else:

@@ -87,4 +87,6 @@ class Train(ConfigCommand):
             for name, one in metrics["leave_one_out"].items()
         )
         here = shlex.quote(options.output_dir)
-        print_result(options, metrics, *lines, f"next     bayeslora decide {here}, calibrate or serve it")
+        print_result(
+            options, metrics, *lines, f"next     bayeslora decide {here} < request.json, or calibrate, or serve"
+        )
