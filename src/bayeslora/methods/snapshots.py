@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.random_factor import RandomFactor
@@ -74,30 +71,11 @@ class Snapshots(Method):
 
     def trainer_options(self, learning_rate: float, total_steps: int, num_examples: int) -> dict[str, Any]:
         """What takes the snapshots."""
-        return {"callbacks": [_Capture(self.snapshots)]}
+        # Later: a trainer's callbacks import much, and this module is imported with the package.
+        from bayeslora.training.snapshots import Capture
+
+        return {"callbacks": [Capture(self.snapshots)]}
 
     def effective_num_samples(self, num_samples: int) -> int:
         """Always K."""
         return self.snapshots
-
-
-class _Capture(TrainerCallback):
-    """Copies the adapter where a cycle ends; a checkpoint has what was copied before it."""
-
-    def __init__(self, snapshots: int):
-        self._snapshots = snapshots
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        warmup = args.get_warmup_steps(state.max_steps)
-        for number in range(self._snapshots):
-            end = warmup + math.ceil((state.max_steps - warmup) * (number + 1) / self._snapshots)
-            if state.global_step == end:
-                _capture(model, number)
-
-
-def _capture(model: nn.Module, number: int) -> None:
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, RandomFactor) and isinstance(module.family, SnapshotWeights):
-                tensors = module.parameters_by_name
-                tensors["snapshots"][number].copy_(tensors["mean"])
