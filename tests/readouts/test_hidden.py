@@ -7,7 +7,7 @@ import torch
 
 from bayeslora.models.layers import outermost_layers
 from bayeslora.readouts.features import FeatureReader
-from bayeslora.readouts.hidden import item_vectors, read_layers
+from bayeslora.readouts.hidden import differentiable_vectors, item_vectors, read_layers
 from bayeslora.scoring import Cloze
 from bayeslora.tasks import Item
 from conftest import CAUSAL, MODELS, byte_level_tokenizer
@@ -69,6 +69,25 @@ def test_layers_above_what_is_read_run_only_for_the_likelihood() -> None:
     whole = item_vectors(model, batch, [1, 2])
     assert ran == [0, 1, 2, 3] and torch.equal(whole[0].hidden, without[0].hidden)
     assert read_layers(model) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_with_a_graph_they_are_the_same_and_nothing_above_runs(name: str) -> None:
+    model, scoring = _model(name).eval(), _scoring()
+    batch = scoring(ITEMS).suited_to(model)
+    widths: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda *given: widths.append(given[-1].shape[-1]))
+    vectors = differentiable_vectors(model, batch, [1, 3])  # type: ignore[arg-type]
+    assert widths == [vectors.shape[-1]]  # Hidden states, not words.
+    for number, expected in enumerate(item_vectors(model, scoring(ITEMS), [1, 3])):
+        count = len(expected.hidden)
+        torch.testing.assert_close(vectors[number, :count].detach(), expected.hidden, rtol=1e-4, atol=1e-5)
+    vectors.sum().backward()
+    gradients = [
+        any(part.grad is not None and float(part.grad.abs().max()) > 0 for part in layer.parameters())
+        for layer in outermost_layers(model)
+    ]
+    assert gradients == [True, True, True, False]
 
 
 def test_items_are_read_once_also_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
 from bayeslora.scoring.cloze import ClozeBatch
-from bayeslora.scoring.top_layer import head_of_positions
+from bayeslora.scoring.top_layer import head_left_out
 from bayeslora.scoring.unpacked import UnpackedBatch
 
 __all__ = [
@@ -112,7 +112,7 @@ def differentiable_vectors(model: nn.Module, batch: ClozeBatch | UnpackedBatch, 
             top.append(output)
         return output
 
-    with forwards_replaced(every, run), head_of_positions(model, lambda rows: rows[:, :1]):
+    with forwards_replaced(every, run), head_left_out(model):
         model(**batch.inputs(model))
     states = torch.stack(found, 2)
     rows = len(batch["input_ids"])

@@ -111,7 +111,8 @@ def rows_of(
             if title == "frozen head":
                 frozen[name] = found
             rows.append((title, name, found, chosen))
-            rows.append((f"{title}, mean with frozen", name, averaged(found, frozen[name]), {}))
+            if title != "frozen head":
+                rows.append((f"{title}, mean with frozen", name, averaged(found, frozen[name]), {}))
             if title == "head" and name in draws:
                 rows.append((f"head, {DRAWS} draws", name, draws[name], {}))
                 rows.append((f"head, {DRAWS} draws, mean with frozen", name, averaged(draws[name], frozen[name]), {}))
