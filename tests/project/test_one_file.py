@@ -89,7 +89,7 @@ def test_method_and_executor(added, tiny_base, tmp_path):  # noqa: F811
     main(["compare", "--config", path, "--output_dir", str(tmp_path / "out"), "--executor", "last_first"])
     cells = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text("utf-8").splitlines()]
     assert "in the top two" in (tmp_path / "out" / "report.md").read_text("utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    ranks = json.loads(next((tmp_path / "out").rglob("adapter_config.json")).read_text("utf-8"))
+    ranks = json.loads(next((tmp_path / "out" / "runs").glob("parity-one-*/**/adapter_config.json")).read_text("utf-8"))
     assert ranks["r"] == 1 and any(cell.get("method") == "one" for cell in cells)
 
 
