@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import string
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
 
 import bayeslora
 from bayeslora.readouts.regression import Regression
@@ -23,48 +21,12 @@ from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions
 from bayeslora_cli.main import main
-from conftest import byte_level_tokenizer, tiny_llama
-
-QUESTIONS = {
-    "metal": {"type": "noul", "instructions": "Is it a metal?"},
-    "kind": {"type": "choice", "instructions": "Which?", "criteria": {"iron": None, "wood": "trees", "glass": None}},
-    "many": {"type": "score", "instructions": "How many?", "criteria": ["none", "one", "two"]},
-}
-THINGS = ("iron", "wood", "glass")
-
-
-def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The state says its thing and its number; labels follow from them."""
-    generator = random.Random(seed)
-    made = []
-    for index in range(count):
-        thing, number = generator.choice(THINGS), generator.randrange(3)
-        noise = "".join(generator.choices(string.ascii_lowercase, k=3))
-        state = f"{noise} {thing} {thing} {thing} {'xyz'[number] * 6} {index}"
-        labels = {"metal": thing == "iron", "kind": thing, "many": number}
-        made.append({"state": state, "questions": QUESTIONS, "labels": labels})
-    return made
-
-
-def records(count: int, seed: int = 0) -> list[Record]:
-    from bayeslora.tasks.decisions.records import parse_record
-
-    return [parse_record(row) for row in rows(count, seed)]
-
-
-def write(path: Path, made: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    return path
+from decision_models import QUESTIONS, records, rows, tiny_base, write
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = byte_level_tokenizer(260)
-    tokenizer.add_tokens([AddedToken(f" {label}", normalized=False) for label in string.ascii_uppercase])
-    tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=512, num_hidden_layers=6).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from bayeslora.models import load_base_model
 from bayeslora.models.number_type import number_type
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.decisions.reading import HiddenReader
 from bayeslora.scoring.codes import CodeReader, Template
@@ -140,8 +141,25 @@ class DecisionModel:
             records = read_records(records, self.questions or None, require_labels=True)
         records = without_states(records, self.trained_states, "calibration")
         self.calibration = None
-        self.calibration = calibrated(list(self.labelled(records)), alpha=alpha, delta=delta, signal=signal)
+        rows = list(self.labelled(records))
+        self.calibration = calibrated(rows, alpha=alpha, delta=delta, signal=signal)
+        shift = self.drift({row.state: row.answer.novelty for row in rows})
+        if shift is not None and shift.p < DRIFTED:
+            logger.warning("the labelled states are not like those of the training: %s", shift)
         return self
+
+    def drift(self, novelties: Mapping[str, float | None]) -> Drift | None:
+        """Whether states that it was not fitted on lie farther out than those it was fitted on.
+
+        Args:
+            novelties: By distinct states: `Answer.novelty`, the same for each question about a state.
+
+        Returns:
+            The test (`bayeslora.runs.decisions.drift`), or None where nothing was fitted.
+        """
+        if self.heads.novelty is None:
+            return None
+        return drift([value for value in novelties.values() if value is not None], len(self.heads.novelty.reference))
 
     def labelled(self, records: Sequence[Record]) -> Iterator[Labelled]:
         """Answers to the questions of records whose right answers are known, beside these."""

@@ -136,19 +136,22 @@ def _differ(one: Any, other: Any, name: str) -> bool:
 
 
 def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[str, Any]:
-    """Accuracy, NLL (nats) and the mean top probability of the labelled questions of records.
+    """Accuracy, NLL (nats) and the mean top probability of the labelled questions of records, and their drift.
 
-    Soft labels count in expectation for the NLL, by their most probable option for the accuracy.
+    Soft labels count in expectation for the NLL, by their most probable option for the accuracy. `drift` is what
+    `DecisionModel.drift` says of the states; where nothing was fitted there is none.
     """
     right, nll, top = [], [], []
-    for row in model.labelled(records):
+    rows = list(model.labelled(records))
+    for row in rows:
         right.append(not row.wrong)
         top.append(max(row.answer.probabilities))
         pairs = zip(row.target, row.answer.probabilities, strict=True)
         nll.append(-math.fsum(t * math.log(max(p, 1e-300)) for t, p in pairs if t))
     count = max(1, len(nll))
     scores = {"accuracy": sum(right) / count, "nll": math.fsum(nll) / count, "confidence": math.fsum(top) / count}
-    return scores | {"num_examples": len(nll)}
+    shift = model.drift({row.state: row.answer.novelty for row in rows})
+    return scores | {"num_examples": len(nll)} | ({} if shift is None else {"drift": shift.to_dict()})
 
 
 def unseen(records: Sequence[Record], trained: Sequence[Record]) -> list[Record]:

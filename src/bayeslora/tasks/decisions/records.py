@@ -102,7 +102,7 @@ def read_records(
     count where heads are fitted. The labels of a request are spelled
     `labels`, `expected`, `gold`, `answers`, `targets` or `soft` (maps by the question's id), or stand inside each
     question as `label`, `answer`, `ground_truth`, `target` or `expected`; a question in a row of its own has its label
-    beside it. What is read and what is not is said in the log.
+    beside it. What is read and what is not is said in the log; fields of one's own begin with `x_`.
 
     Args:
         path: The file.
@@ -262,7 +262,7 @@ def _cell(value: Any) -> Any:
 
 def _unread(row: PlacedRow) -> list[str]:
     known = _READ | _REMARKS | {*_LABEL_MAPS, *_LABELS, *_OPTIONS, "model"}
-    return [name for name in row.values if name not in known]
+    return [name for name in row.values if name not in known and not name.startswith("x_")]
 
 
 def _check_ids(path: Path, records: Sequence[Record]) -> None:

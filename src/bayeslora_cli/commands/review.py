@@ -1,0 +1,60 @@
+"""bayeslora review."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
+
+if TYPE_CHECKING:
+    from bayeslora.runs.decisions.review import Candidate
+
+_WIDTH = 40
+
+
+class Review(Command):
+    """Lists the states of a log that are most worth a label."""
+
+    name: ClassVar[str] = "review"
+    description: ClassVar[str] = "List the states of a log that a decision model would learn most from."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The model, the log, and how many."""
+        parser.add_argument("run", type=str, help="Folder of the decision model.")
+        said = "Records of a log, labels or none; a record may be a state alone."
+        parser.add_argument("--input", type=str, required=True, help=said)
+        said = "JSONL file to write, whose labels can be filled in."
+        parser.add_argument("--output", type=str | None, default=None, help=said)
+        parser.add_argument("--top", type=int, default=20, help="How many states.")
+        add_device(parser)
+        add_overwrite(parser)
+        add_json(parser)
+
+    def run(self, options: Namespace, parser: ArgumentParser) -> None:
+        """Prints a table of the states, and whether the log has drifted from the training."""
+        from bayeslora.runs.decisions.review import review_file
+        from bayeslora.system.console import text_table
+
+        chosen = {name: options[name] for name in ("top", "device", "overwrite")}
+        found = review_file(options.run, options.input, options.output, **chosen)
+        heads = ("state", "seen", "worth", "novelty", "MI (nats)", "most in doubt")
+        output = options.output
+        print_result(
+            options,
+            {"states": [one.to_dict() for one in found.candidates], "drift": found.drift.to_dict(), "output": output},
+            text_table(heads, [_row(one) for one in found.candidates]) if found.candidates else "no new state",
+            f"\n{found.drift}",
+            f"next     fill in the labels of {output}, and train on them beside the old records" if output else "",
+        )
+
+
+def _row(one: Candidate) -> list[str]:
+    from bayeslora.tasks.decisions.questions import text_of
+
+    text = " ".join(text_of(one.state).split())
+    shown = text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+    doubt = one.answers[one.in_doubt]
+    numbers = [f"{one.worth:.2f}", f"{one.novelty:.2f}", f"{one.information:.3f}"]
+    return [shown, str(one.seen), *numbers, f"{one.in_doubt}: {doubt.key} {max(doubt.probabilities):.2f}"]
