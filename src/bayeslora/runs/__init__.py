@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora.runs.dev_predictions import calibrated_on_dev as calibrated_on_dev
-    from bayeslora.runs.finished import evaluate as evaluate
+    from bayeslora.runs.evaluation import evaluate as evaluate
+    from bayeslora.runs.evaluation import write_evaluation as write_evaluation
+    from bayeslora.runs.file_prediction import predict_file as predict_file
     from bayeslora.runs.finished import load_run as load_run
-    from bayeslora.runs.finished import predict_file as predict_file
-    from bayeslora.runs.finished import write_evaluation as write_evaluation
     from bayeslora.runs.items import task_items as task_items
     from bayeslora.runs.prediction import Prediction as Prediction
     from bayeslora.runs.prediction import predict_items as predict_items
@@ -39,13 +39,13 @@ _HOME = {
     "Run": "run",
     "Trained": "training",
     "calibrated_on_dev": "dev_predictions",
-    "evaluate": "finished",
+    "evaluate": "evaluation",
     "load_run": "finished",
-    "predict_file": "finished",
+    "predict_file": "file_prediction",
     "predict_items": "prediction",
     "task_items": "items",
     "train": "training",
-    "write_evaluation": "finished",
+    "write_evaluation": "evaluation",
 }
 """The file of each name: a config class is in this folder too, and `--help` need not wait for trainers and pictures."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -65,3 +65,13 @@ class Run:
     def without_cache(self) -> Self:
         """The run reading every item anew, as for the cost of a prediction."""
         return replace(self, trunk_cache=None)
+
+    def scored(self, task: str, split: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """metrics.json of an evaluation: what is known of the run, with these scores in the place of those on dev.
+
+        Those on dev, which stand nowhere else, go on as `dev`.
+        """
+        metrics = self.metrics | {"task": task, "split": split} | dict(scores)
+        if self.metrics.get("split") == "dev":
+            metrics["dev"] = {name: self.metrics[name] for name in scores if name in self.metrics}
+        return metrics

@@ -125,11 +125,7 @@ def evaluate_texts(run: Run, task: TaskConfig, split: str, num_samples: int | No
     if not rows:
         raise ValueError(f"task {task.name!r} has no {split} texts.")
     prediction = predict_texts(run, rows, num_samples)
-    scores = prediction.metrics(run)
-    metrics = run.metrics | {"task": task.name, "split": split} | scores
-    if run.metrics.get("split") == "dev":
-        # The dev scores stand nowhere else.
-        metrics["dev"] = {name: run.metrics[name] for name in scores if name in run.metrics}
+    metrics = run.scored(task.name, split, prediction.metrics(run))
     write_text_evaluation(target, prediction, metrics)
     return metrics
 
