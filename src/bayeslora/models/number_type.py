@@ -50,5 +50,5 @@ def _has_bfloat16_units() -> bool:
 def _say(name: str) -> None:
     """Once: it is true of every model of the process."""
     logger.info(
-        "%s is computed in bfloat16, which this processor has units for (model.dtype: float32 turns it off)", name
+        "%s is computed in bfloat16, which this processor has units for (otherwise: --model.dtype float32)", name
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -69,8 +70,7 @@ class Train(ConfigCommand):
         print_result(
             options,
             main_scores(metrics) | places,
-            f"{config.method.name}: {metrics['trainable_parameters']:,} trainable parameters, trained in "
-            f"{duration(metrics['train_seconds'])}",
+            f"{config.method.name}: {_what_was_done(metrics)} in {duration(metrics['train_seconds'])}",
             f"\n{scores_table(metrics)}\n" if "split" in metrics else "",
             *(f"{name:<7}  {place}" for name, place in places.items()),
             f"scores   {folder / 'metrics.json'}",
@@ -90,3 +90,8 @@ class Train(ConfigCommand):
         print_result(
             options, metrics, *lines, f"next     bayeslora decide {here} < request.json, or calibrate, or serve"
         )
+
+
+def _what_was_done(metrics: Mapping[str, Any]) -> str:
+    count = metrics["trainable_parameters"]
+    return f"{count:,} trainable parameters, trained" if count else "a head on the model as it is, fitted"
