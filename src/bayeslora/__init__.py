@@ -17,8 +17,8 @@ from bayeslora.training.elbo import kl_divergence, negative_elbo
 if TYPE_CHECKING:
     from bayeslora.deploy.hub import push_to_hub
     from bayeslora.prediction.generation import generate
-    from bayeslora.readouts.front import BayesianHead
     from bayeslora.runs import load_run
+    from bayeslora.runs.bayesian_head import BayesianHead
     from bayeslora.runs.decisions import DecisionModel
     from bayeslora.tasks import get_task
     from bayeslora.training.sft import BayesianSFTTrainer as BayesianSFTTrainer
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _LATER = {
-    "BayesianHead": "readouts.front",
+    "BayesianHead": "runs.bayesian_head",
     "BayesianLoraTrainer": "training.trainer",
     "BayesianSFTTrainer": "training.sft",
     "DecisionModel": "runs.decisions",

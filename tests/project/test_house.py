@@ -49,6 +49,18 @@ def test_no_file_imports_itself_through_others():
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
+def test_no_two_rooms_import_each_other():
+    """Nor inside of functions; but a comparison's report, which reads its cells, shares a room with the kit of all."""
+    arrows = set()
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and name.count(".") > 1 and str(node.module).startswith("bayeslora."):
+                arrows.add((name.split(".")[1], str(node.module).split(".")[1]))
+    assert {(one, other) for one, other in arrows if (other, one) in arrows and one < other} <= {
+        ("experiments", "report")
+    }
+
+
 def test_at_most_twenty_names_stand_at_the_top_and_none_is_a_loose_module():
     top = {path.name for path in (SOURCES / "bayeslora").iterdir() if path.name != "__pycache__"}
     files = {path.name for path in (SOURCES / "bayeslora").iterdir() if path.is_file()}

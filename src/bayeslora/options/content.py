@@ -7,13 +7,13 @@ place. A file may come from somebody else, so here nothing passes but options, p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bayeslora.options.classes import known
 
-__all__ = ["check_content"]
+__all__ = ["check_content", "named_by_path"]
 
 
 def check_content(content: Any, kind: Any, name: str = "") -> None:
@@ -48,6 +48,17 @@ def check_content(content: Any, kind: Any, name: str = "") -> None:
             check_content(inner, get_args(kind)[1], _join(name, str(key)))
     else:
         _refuse_classes(content, name)
+
+
+def named_by_path(kind: Any) -> Iterator[type]:
+    """Base classes of the objects in a config that are named by their dotted paths: that of methods."""
+    if is_dataclass(kind):
+        for inner in get_type_hints(kind).values():
+            yield from named_by_path(inner)
+    elif _is_named_by_path(kind):
+        yield kind
+    for inner in get_args(kind):
+        yield from named_by_path(inner)
 
 
 def _names_classes(kind: Any) -> bool:

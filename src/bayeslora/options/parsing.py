@@ -11,7 +11,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 
-from bayeslora.options.content import check_content
+from bayeslora.options.classes import subclasses
+from bayeslora.options.content import check_content, named_by_path
 from bayeslora.options.parser import Parser
 from bayeslora.options.plain import Plain, read_plain
 
@@ -61,9 +62,9 @@ class ConfigParser(Parser):
 
     def method_options(self) -> dict[str, tuple[str, ...]]:
         """The methods that are known so far, each with the names of its options."""
-        from bayeslora.methods import method_classes
-
-        return {method.__name__: tuple(method.argument_names()) for method in method_classes()}
+        bases: Any = set() if self.config_class is None else set(named_by_path(self.config_class))
+        kinds = (kind for base in bases for kind in subclasses(base) if vars(kind).get("name"))
+        return {kind.__name__: tuple(kind.argument_names()) for kind in kinds}
 
 
 def config_parser(config: type[DataclassInstance], **options: Any) -> ConfigParser:
