@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
@@ -46,7 +47,8 @@ class Review(Command):
             {"states": [one.to_dict() for one in found.candidates], "drift": found.drift.to_dict(), "output": output},
             text_table(heads, [_row(one) for one in found.candidates]) if found.candidates else "no new state",
             f"\n{found.drift}",
-            f"next     fill in the labels of {output}, and train on them beside the old records" if output else "",
+            f"next     fill in the labels of {output}, then bayeslora train --extend {shlex.quote(options.run)} "
+            f"--task.name {shlex.quote(output)} --output_dir ...",
         )
 
 

@@ -42,6 +42,8 @@ class Train(ConfigCommand):
         """Where to write."""
         super().add_arguments(parser)
         add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
+        said = "Folder of a decision model whose records come first and are not read again; it stays as it is."
+        parser.add_argument("--extend", type=str | None, default=None, help=said)
         add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
@@ -52,6 +54,8 @@ class Train(ConfigCommand):
         if is_decision_task(config.task):
             self._decisions(options, config)
             return
+        if options.extend is not None:
+            raise ValueError("--extend is for decision models: expected records of decisions as --task.name.")
         if config.task.scoring == "text":
             from bayeslora.runs.language_modelling import train_texts as train
         else:
@@ -81,14 +85,16 @@ class Train(ConfigCommand):
         """Records of typed decisions: a head for each question, and no adapter."""
         from bayeslora.runs.decisions import train_decisions
 
-        metrics = train_decisions(config, options.output_dir, overwrite=options.overwrite)
+        metrics = train_decisions(config, options.output_dir, overwrite=options.overwrite, extend=options.extend)
         lines = (
             f"{name}: {one['labels']} labels, leave-one-out NLL {one['nll']:.3f} nats"
             for name, one in metrics["leave_one_out"].items()
         )
         here = shlex.quote(options.output_dir)
+        before = metrics.get("records_before")
+        said = "" if before is None else f"{before} records of before, {metrics['records'] - before} new"
         print_result(
-            options, metrics, *lines, f"next     bayeslora decide {here} < request.json, or calibrate, or serve"
+            options, metrics, said, *lines, f"next     bayeslora decide {here} < request.json, or calibrate, or serve"
         )
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.head_files import head_fields, heads_tensors, restored_heads
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.scoring.codes import Template
@@ -32,6 +34,7 @@ __all__ = [
 FILE = "decision.json"
 CALIBRATION = "calibration.json"
 TENSORS = "heads.safetensors"
+EXAMPLES = "examples.safetensors"
 _FORMAT = 1
 
 
@@ -61,13 +64,16 @@ def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] |
                 "questions": {name: question.to_dict() for name, question in model.questions.items()},
                 "trained_states": sorted(model.trained_states),
                 "heads": [head_fields(head) for head in model.heads.by_signature.values()],
-            },
+            }
+            | ({} if model.examples is None else {"examples": model.examples.to_dict()}),
         )
         if metrics is not None:
             write_json(aside / "metrics.json", dict(metrics))
         save_calibration(model, aside)
         if model.heads.by_signature:
             save_file(heads_tensors(model.heads), aside / TENSORS)
+        if model.examples is not None:
+            save_file(model.examples.tensors(), aside / EXAMPLES)
 
 
 def save_calibration(model: DecisionModel, folder: Path) -> None:
@@ -93,16 +99,24 @@ def load_decision_model(folder: Path, device: str | None = None) -> DecisionMode
     # Models of before kept none.
     model.trained_states = frozenset(map(str, content.get("trained_states") or ()))
     if content.get("heads"):
-        if not (folder / TENSORS).is_file():
-            raise FileNotFoundError(f"{folder / TENSORS} is missing; copy the folder again, or train again.")
-        tensors = read_tensors(folder / TENSORS)
+        tensors = _tensors(folder / TENSORS)
         with restoring(f"{folder / TENSORS} (or {FILE} beside it)"):
             model.heads = restored_heads(content["heads"], tensors)
+    if content.get("examples"):
+        tensors = _tensors(folder / EXAMPLES)
+        with restoring(f"{folder / EXAMPLES} (or {FILE} beside it)"):
+            model.examples = Examples.restored(content["examples"], tensors)
     if (folder / CALIBRATION).is_file():
         calibration = read_json(folder / CALIBRATION)
         with restoring(folder / CALIBRATION):
             model.calibration = Calibration.from_dict(calibration)
     return model
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the folder again, or train again.")
+    return read_tensors(path)
 
 
 def _known(kind: Any, values: dict[str, Any]) -> Any:

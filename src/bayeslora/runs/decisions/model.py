@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from bayeslora.models.number_type import number_type
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
-from bayeslora.runs.decisions.heads import Heads
+from bayeslora.runs.decisions.examples import Examples, counts_of_labels
+from bayeslora.runs.decisions.heads import Heads, check_enough
 from bayeslora.runs.decisions.reading import HiddenReader
 from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
@@ -39,6 +41,8 @@ class DecisionModel:
     Attributes:
         questions: Those that it was fitted on, by their ids.
         trained_states: Digests of the states that it was fitted on.
+        examples: Features and labels that it was fitted on, for `extend`; None where it was not, or by an earlier
+            version.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class DecisionModel:
         self.heads = Heads()
         self.calibration: Calibration | None = None
         self.trained_states: frozenset[str] = frozenset()
+        self.examples: Examples | None = None
 
     def fit(
         self,
@@ -80,17 +85,61 @@ class DecisionModel:
             ValueError: There is too little to learn from.
             TooLongError: A state does not fit; nothing is cut.
         """
-        if self.config.readout == "codes":
-            raise ValueError("readout='codes' learns nothing: take readout='auto' or 'heads', or decide without fit.")
         if isinstance(records, str | Path):
             shared = None if questions is None else parse_questions(questions)
             records = read_records(records, shared, require_labels=True)
-        self.calibration = None
-        self.questions = {name: question for record in records for name, question in record.questions.items()}
-        self.trained_states = frozenset(record.state_key for record in records)
-        fewest = FEWEST if self.config.readout == "auto" else 2
-        self.heads = Heads.fit(self.hidden, records, self.config, fewest=fewest, progress=progress)
+        self.questions = self._learn(records, Examples(), progress)
         return self
+
+    def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
+        """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.
+
+        A calibration is forgotten: it was of the heads before.
+
+        Args:
+            records: A file of them, or what `read_records` gave; of one with only a state and labels, the model's own
+                questions count.
+            progress: Whether a bar shows how many states are read.
+
+        Raises:
+            TaskError: A record is wrong.
+            ValueError: The model was not fitted, or does not hold what it was fitted on.
+            TooLongError: A state does not fit; nothing is cut.
+        """
+        if self.examples is None:
+            raise ValueError(
+                "expected a model that was fitted and holds what it was fitted on, which zero-shot models and those of "
+                "earlier versions do not; fit one on all records together."
+            )
+        if isinstance(records, str | Path):
+            records = read_records(records, self.questions or None, require_labels=True)
+        known = sum(record.state_key in self.trained_states for record in records)
+        logger.info(
+            "%d records of before and %d new ones, of which %d have a state of before",
+            self.examples.records,
+            len(records),
+            known,
+        )
+        if self.calibration is not None:
+            logger.warning("the calibration was of the heads of before, and is left out: calibrate again")
+        before = self.questions
+        self.questions = before | self._learn(records, self.examples, progress)
+        return self
+
+    def _learn(self, records: Sequence[Record], before: Examples, progress: bool) -> dict[str, Question]:
+        """Fit heads; what the model has learned before is replaced at the end. Gives the questions of the records."""
+        if self.config.readout == "codes":
+            raise ValueError("readout='codes' learns nothing: take readout='auto' or 'heads', or decide without fit.")
+        fewest = FEWEST if self.config.readout == "auto" else 2
+        counts = Counter({key: len(labels.states) for key, labels in before.labels.items()})
+        counts.update(counts_of_labels(records))
+        check_enough(counts, fewest)
+        examples = before.joined(Examples.of(self.hidden, records, progress=progress))
+        self.heads = Heads.fit(examples, self.config, fewest=fewest)
+        known = self.trained_states if before.records else frozenset[str]()
+        self.trained_states = known | {record.state_key for record in records}
+        self.examples, self.calibration = examples, None
+        return {name: question for record in records for name, question in record.questions.items()}
 
     def decide(self, state: Any, questions: Mapping[str, Any] | None = None) -> dict[str, Answer]:
         """Answers by the ids of the questions.

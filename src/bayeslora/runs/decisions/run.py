@@ -33,7 +33,9 @@ def is_decision_task(task: TaskConfig) -> bool:
     return is_decision_file(_train_file(task.name))
 
 
-def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+def train_decisions(
+    config: RunConfig, output_dir: str | Path, *, overwrite: bool = False, extend: str | Path | None = None
+) -> dict[str, Any]:
     """Fit heads on a file of records (all of it: nothing is set aside) and write the model to `output_dir`.
 
     A folder has train.jsonl and may have test.jsonl, on which the model is then scored. The adapter's method and the
@@ -44,9 +46,11 @@ def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: boo
             where it is not the default, `max_length` count.
         output_dir: The folder.
         overwrite: Replace what is there.
+        extend: Folder of a decision model, whose records come before those of the task and are not read again; it stays
+            as it is, unless it is `output_dir` as well. The base model and its options are its own.
 
     Returns:
-        `metrics.json`: leave-one-out NLL of each question (nats), and the scores on the test records.
+        `metrics.json`: how many records, leave-one-out NLL of each question (nats), and the scores on the test records.
 
     Raises:
         FileExistsError: There is something at `output_dir`, and not `overwrite`.
@@ -56,7 +60,7 @@ def train_decisions(config: RunConfig, output_dir: str | Path, *, overwrite: boo
     """
     output = Path(output_dir)
     with to_be_written(output, overwrite=overwrite):
-        model, metrics = _trained(config)
+        model, metrics = _trained(config, extend)
         write_model(model, output, metrics)
     return metrics
 
@@ -93,24 +97,51 @@ def calibrate_folder(
     return model
 
 
-def _trained(config: RunConfig) -> tuple[DecisionModel, dict[str, Any]]:
+def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionModel, dict[str, Any]]:
     train = _train_file(config.task.name)
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
     logger.info("heads on frozen features: the method and the options train.* of an adapter are not used")
     if unread := _unread(config):
         logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
-    base, task = config.model, config.task
-    longest = None if task.max_length == TaskConfig().max_length else task.max_length
-    settings = DecisionConfig(base.name, base.dtype, base.device, base.revision, max_length=longest, seed=config.seed)
-    records = subset(read_records(train, require_labels=True), task.train_examples, task.subset_seed)
-    model = DecisionModel(settings).fit(records)
-    metrics: dict[str, Any] = {"task": config.task.name, "model": config.model.name, "records": len(records)}
+    task, settings = config.task, _settings(config)
+    model = None if extend is None else _before(extend, settings)
+    shared = model.questions if model is not None else None
+    records = subset(read_records(train, shared or None, require_labels=True), task.train_examples, task.subset_seed)
+    before = model.examples.records if model is not None and model.examples is not None else 0
+    model = DecisionModel(settings).fit(records) if model is None else model.extend(records)
+    metrics: dict[str, Any] = {"task": task.name, "model": model.config.model, "records": before + len(records)}
+    metrics |= {} if extend is None else {"extends": str(extend), "records_before": before}
     metrics["leave_one_out"] = _leave_one_out(model)
     test = train.with_name(f"test{train.suffix}")
     if train.stem == "train" and test.is_file():
-        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(_test_records(test, task), records))
+        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(_test_records(test, task), model))
     return model, metrics
+
+
+def _settings(config: RunConfig) -> DecisionConfig:
+    base, longest = config.model, config.task.max_length
+    longest_or_none = None if longest == TaskConfig().max_length else longest
+    return DecisionConfig(
+        base.name, base.dtype, base.device, base.revision, max_length=longest_or_none, seed=config.seed
+    )
+
+
+def _before(folder: str | Path, settings: DecisionConfig) -> DecisionModel:
+    """The model in a folder, for more records.
+
+    Raises:
+        ValueError: An option was set to another value than the model's.
+    """
+    model = DecisionModel.load(folder, device=None if settings.device == "auto" else settings.device)
+    for one in fields(DecisionConfig):
+        given, own = getattr(settings, one.name), getattr(model.config, one.name)
+        if one.name != "device" and given not in (own, getattr(_settings(RunConfig()), one.name)):
+            raise ValueError(
+                f"the model in {folder} that is extended has {one.name} {own!r}, but {given!r} was asked for; leave "
+                "that option out, or train on all records together."
+            )
+    return model
 
 
 def _test_records(file: Path, task: TaskConfig) -> list[Record]:
@@ -154,9 +185,9 @@ def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[
     return scores | {"num_examples": len(nll)} | ({} if shift is None else {"drift": shift.to_dict()})
 
 
-def unseen(records: Sequence[Record], trained: Sequence[Record]) -> list[Record]:
-    """Records whose state no training record has; how many are left out is said."""
-    return without_states(records, (record.state_key for record in trained), "test")
+def unseen(records: Sequence[Record], model: DecisionModel) -> list[Record]:
+    """Records whose state the model was not fitted on; how many are left out is said."""
+    return without_states(records, model.trained_states, "test")
 
 
 def _leave_one_out(model: DecisionModel) -> dict[str, Any]:

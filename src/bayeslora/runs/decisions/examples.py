@@ -1,0 +1,176 @@
+"""What heads are fitted on: features and labels of each question, kept so that more can be added without a reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.runs.decisions.reading import HiddenReader, Vectors
+from bayeslora.system.console import track
+from bayeslora.tasks.decisions import Question, Record, parse_question
+
+__all__ = ["Examples", "Labels", "counts_of_labels", "signature", "stacked"]
+
+
+def signature(question: Question) -> tuple[Any, ...]:
+    """What makes two questions the same: all but their ids and, of a choice, the order of its options."""
+    options = tuple((option.key, option.text) for option in question.options)
+    if question.kind == "choice":
+        options = tuple(sorted(options, key=lambda option: option[0]))
+    return (question.kind, question.instructions, options)
+
+
+def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:
+    """How many labels records have, by the `signature` of the question."""
+    found: dict[tuple[Any, ...], int] = {}
+    for record in records:
+        for name in record.targets:
+            key = signature(record.questions[name])
+            found[key] = found.get(key, 0) + 1
+    return found
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one question.
+
+    Args:
+        question: As it was first asked.
+        states: `Record.state_key` of each label [labels].
+        features: Of the question behind the state [labels, 2, layers, hidden].
+        targets: Probabilities of its options [labels, options].
+        weights: How much each label counts [labels].
+    """
+
+    question: Question
+    states: tuple[str, ...]
+    features: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def joined(self, other: Labels) -> Labels:
+        """Those of the same question behind these, in the order of this one's options."""
+        columns = [other.question.keys.index(key) for key in self.question.keys]
+        pairs = {
+            "features": (self.features, other.features),
+            "targets": (self.targets, other.targets[:, columns]),
+            "weights": (self.weights, other.weights),
+        }
+        both = {name: torch.cat(pair) for name, pair in pairs.items()}
+        return replace(self, states=self.states + other.states, **both)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Of all questions.
+
+    Args:
+        records: How many were read.
+        states: Mean of each state, by `Record.state_key` [layers, hidden].
+        labels: By the `signature` of the question.
+    """
+
+    records: int = 0
+    states: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[tuple[Any, ...], Labels] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, hidden: HiddenReader, records: Sequence[Record], *, progress: bool) -> Examples:
+        """Read records; equal ones are read once."""
+        found = cls(len(records))
+        known: dict[Any, Vectors] = {}
+        rows: dict[tuple[Any, ...], list[Labels]] = {}
+        for record in track(records, "read", "states", show=progress):
+            asked = {signature(record.questions[name]): name for name in record.targets}
+            if not asked:
+                continue
+            same = (record.state_key, *asked)
+            if same not in known:
+                known[same] = hidden(record.state, [record.questions[name] for name in asked.values()])
+            found.states[record.state_key] = known[same].state
+            for place, key in enumerate(asked):
+                # Two ids of one question in a record are two labels of it.
+                names = [name for name in record.targets if signature(record.questions[name]) == key]
+                rows.setdefault(key, []).extend(_one(record, name, known[same].questions[place]) for name in names)
+        found.labels.update({key: _all(each) for key, each in rows.items()})
+        return found
+
+    def joined(self, other: Examples) -> Examples:
+        """Those of `other` behind these, as if their records stood in one file."""
+        labels = dict(self.labels)
+        for key, more in other.labels.items():
+            labels[key] = labels[key].joined(more) if key in labels else more
+        return Examples(self.records + other.records, self.states | other.states, labels)
+
+    def features(self, labels: Labels) -> Tensor:
+        """[labels, poolings, layers, hidden]: the state's mean, the question's mean, and its last token."""
+        states = torch.stack([self.states[key] for key in labels.states])
+        return torch.cat([states.unsqueeze(1), labels.features], 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What of them is no tensor."""
+        questions = [labels.question.to_dict() for labels in self.labels.values()]
+        return {"records": self.records, "states": list(self.states), "questions": questions}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Their tensors by name."""
+        places = {key: place for place, key in enumerate(self.states)}
+        found = {"states": torch.stack(list(self.states.values()))}
+        for index, labels in enumerate(self.labels.values()):
+            own = {"features": labels.features, "targets": labels.targets, "weights": labels.weights}
+            own["states"] = torch.tensor([places[key] for key in labels.states])
+            found |= {f"questions.{index}.{name}": tensor.contiguous() for name, tensor in own.items()}
+        return found
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
+        """From `to_dict` and `tensors`.
+
+        Raises:
+            KeyError: A name is missing.
+            IndexError, ValueError: Shapes do not fit.
+        """
+        names = list(map(str, content["states"]))
+        labels = {}
+        for index, value in enumerate(content["questions"]):
+            own = {name: tensors[f"questions.{index}.{name}"] for name in ("features", "targets", "weights")}
+            states = tuple(names[place] for place in tensors[f"questions.{index}.states"].tolist())
+            question = parse_question(value)
+            if {len(tensor) for tensor in own.values()} != {len(states)}:
+                raise ValueError(f"questions.{index} has labels of different numbers")
+            labels[signature(question)] = Labels(question, states, **own)
+        return cls(int(content["records"]), dict(zip(names, tensors["states"], strict=True)), labels)
+
+
+def stacked(vectors: Vectors, place: int) -> Tensor:
+    """As `Examples.features`, of one question about a state [poolings, layers, hidden]."""
+    return torch.cat([vectors.state.unsqueeze(0), _of_question(vectors.questions[place])])
+
+
+def _of_question(vectors: Tensor) -> Tensor:
+    """[layers, 2, hidden] as [2, layers, hidden]."""
+    return vectors.transpose(0, 1)
+
+
+def _one(record: Record, name: str, vectors: Tensor) -> Labels:
+    targets = torch.tensor([record.targets[name]], dtype=torch.float64)
+    weights = torch.tensor([record.weight], dtype=torch.float64)
+    features = _of_question(vectors).unsqueeze(0)
+    return Labels(record.questions[name], (record.state_key,), features, targets, weights)
+
+
+def _all(rows: Sequence[Labels]) -> Labels:
+    """Rows of one question together."""
+    keys = rows[0].question.keys
+    columns = [[row.question.keys.index(key) for key in keys] for row in rows]
+    return Labels(
+        rows[0].question,
+        tuple(state for row in rows for state in row.states),
+        torch.cat([row.features for row in rows]),
+        torch.cat([row.targets[:, order] for row, order in zip(rows, columns, strict=True)]),
+        torch.cat([row.weights for row in rows]),
+    )
