@@ -48,7 +48,9 @@ class Review(Command):
             text_table(heads, [_row(one) for one in found.candidates]) if found.candidates else "no new state",
             f"\n{found.drift}",
             f"next     fill in the labels of {output}, then bayeslora train --extend {shlex.quote(options.run)} "
-            f"--task.name {shlex.quote(output)} --output_dir ...",
+            f"--task.name {shlex.quote(output)} --output_dir ..."
+            if output
+            else "",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,16 +52,17 @@ class Labels:
     targets: Tensor
     weights: Tensor
 
-    def joined(self, other: Labels) -> Labels:
+    def joined(self, *others: Labels) -> Labels:
         """Those of the same question behind these, in the order of this one's options."""
-        columns = [other.question.keys.index(key) for key in self.question.keys]
-        pairs = {
-            "features": (self.features, other.features),
-            "targets": (self.targets, other.targets[:, columns]),
-            "weights": (self.weights, other.weights),
-        }
-        both = {name: torch.cat(pair) for name, pair in pairs.items()}
-        return replace(self, states=self.states + other.states, **both)
+        every = (self, *others)
+        columns = [[each.question.keys.index(key) for key in self.question.keys] for each in every]
+        return Labels(
+            self.question,
+            tuple(state for each in every for state in each.states),
+            torch.cat([each.features for each in every]),
+            torch.cat([each.targets[:, order] for each, order in zip(every, columns, strict=True)]),
+            torch.cat([each.weights for each in every]),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Examples:
                 # Two ids of one question in a record are two labels of it.
                 names = [name for name in record.targets if signature(record.questions[name]) == key]
                 rows.setdefault(key, []).extend(_one(record, name, known[same].questions[place]) for name in names)
-        found.labels.update({key: _all(each) for key, each in rows.items()})
+        found.labels.update({key: each[0].joined(*each[1:]) for key, each in rows.items()})
         return found
 
     def joined(self, other: Examples) -> Examples:
@@ -161,16 +162,3 @@ def _one(record: Record, name: str, vectors: Tensor) -> Labels:
     weights = torch.tensor([record.weight], dtype=torch.float64)
     features = _of_question(vectors).unsqueeze(0)
     return Labels(record.questions[name], (record.state_key,), features, targets, weights)
-
-
-def _all(rows: Sequence[Labels]) -> Labels:
-    """Rows of one question together."""
-    keys = rows[0].question.keys
-    columns = [[row.question.keys.index(key) for key in keys] for row in rows]
-    return Labels(
-        rows[0].question,
-        tuple(state for row in rows for state in row.states),
-        torch.cat([row.features for row in rows]),
-        torch.cat([row.targets[:, order] for row, order in zip(rows, columns, strict=True)]),
-        torch.cat([row.weights for row in rows]),
-    )
