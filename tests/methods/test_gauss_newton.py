@@ -147,3 +147,4 @@ def test_predictions_have_a_variance_ratio_that_follows_its_items():
     joined = type(found).concatenate([found.take(order), found.cpu()])
     torch.testing.assert_close(joined.further["variance_ratio"], torch.cat([ratio[order], ratio]))
     assert method.predict(model, batch, 0, 0, state=state).further == {}
+    assert found.rescaled(torch.ones(20, 3)) is None  # What all choices share is not in a root of contrasts.

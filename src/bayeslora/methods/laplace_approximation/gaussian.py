@@ -38,7 +38,7 @@ class GaussianLogits(Predictive):
         root: Root of the covariance [batch, choices, choices], zero for these choices.
         seed: Moves the points; results of other seeds differ by the error of the integral.
         variance_ratio: Posterior over prior variance of the scores [batch], where it is known: near 1 where the
-            training items say nothing.
+            training items say nothing. Then `root` is that of contrasts between the choices, without what they share.
     """
 
     mean: Tensor
@@ -78,8 +78,10 @@ class GaussianLogits(Predictive):
         """Each draw's logits divided by `temperature`: again a Gaussian."""
         return GaussianLogits(self.mean / temperature, self.root / temperature, self.seed, self.variance_ratio)
 
-    def rescaled(self, factors: Tensor) -> Predictive:
-        """With the logit of each choice times its factor [batch, choices]: again a Gaussian."""
+    def rescaled(self, factors: Tensor) -> Predictive | None:
+        """With the logit of each choice times its factor [batch, choices]: again a Gaussian; None for contrasts."""
+        if self.variance_ratio is not None:
+            return None
         return GaussianLogits(self.mean * factors, self.root * factors.unsqueeze(-1), self.seed)
 
     def take(self, indices: Tensor) -> Predictive:
