@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from measure import drawn, splits
 
-from bayeslora.methods import Lora
+from bayeslora.methods import Lora, Method
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs import train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
@@ -38,11 +38,14 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float]:
     return action(), time.process_time() - started
 
 
-def written(folder: Path, items: list[Item]) -> Path:
+def write_items(path: Path, items: list[Item]) -> None:
     rows = [{"id": one.id, "question": one.question, "choices": list(one.choices), "label": one.label} for one in items]
-    path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+
+
+def config_of(data: Path, scoring: str, method: Method, training: TrainConfig) -> RunConfig:
+    task = TaskConfig(name=str(data), scoring=scoring, labels="index")
+    return RunConfig(model=MODEL, task=task, method=method, train=training, num_samples=0)
 
 
 def main() -> None:
@@ -51,16 +54,16 @@ def main() -> None:
     pool, test = splits("arc_easy")
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = written(Path(folder), drawn(pool, 100, 0))
+        data = Path(folder) / "data"
+        data.mkdir()
+        # Nothing is done with these dev and test items.
+        for name, items in (("train", drawn(pool, 100, 0)), ("dev", test[:8]), ("test", test[:8])):
+            write_items(data / f"{name}.jsonl", items)
         runs: dict[str, Run] = {}
+        warm = TrainConfig(max_steps=1)
+        train(config_of(data, "cloze", Lora(last_layers=8), warm), Path(folder) / "warm", evaluate_dev=False)
         for row, (scoring, method) in ROWS.items():
-            config = RunConfig(
-                model=MODEL,
-                task=TaskConfig(name=str(data), scoring=scoring, labels="index"),
-                method=method,
-                train=TrainConfig(epochs=3, save_steps=100_000),
-                num_samples=0,
-            )
+            config = config_of(data, scoring, method, TrainConfig(epochs=3, save_steps=100_000))
             runs[row], seconds = timed(lambda c=config, r=row: train(c, Path(folder) / r, evaluate_dev=False))
             found[row] = {"train_cpu_seconds": round(seconds, 1)}
         for row, run in runs.items():
