@@ -576,3 +576,24 @@ def test_the_error_of_two_choices_is_that_of_the_top_choice():
         abs(labels[half].float().mean() - probabilities[half, 1].mean()) / 2 for half in (slice(10), slice(10, 20))
     )
     assert column == pytest.approx(0.1, abs=1e-6)
+
+
+def test_ranked_probability_score_is_that_of_the_borders() -> None:
+    """Against its definition, level by level; soft labels are the mean over labels drawn from them."""
+    from bayeslora.metrics import ranked_probability_score
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(20, 4, generator=generator).softmax(1)
+    labels = torch.randint(4, (20,), generator=generator)
+    slow = [
+        sum((float(row[: k + 1].sum()) - (int(label) <= k)) ** 2 for k in range(3)) / 3
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    assert ranked_probability_score(rows, labels) == pytest.approx(sum(slow) / 20, abs=1e-6)
+    soft = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    each = [0.1 * (k + 1) * ranked_probability_score(rows[:1], torch.tensor([k])) for k in range(4)]
+    assert ranked_probability_score(rows[:1], soft) == pytest.approx(sum(each), abs=1e-6)
+    with pytest.raises(ValueError, match="two levels or more"):
+        ranked_probability_score(torch.ones(1, 1), torch.tensor([0]))
+    with pytest.raises(ValueError, match="labels of the probabilities' shape"):
+        ranked_probability_score(rows, soft)

@@ -54,6 +54,30 @@ def test_weights_of_records_count_relative_to_each_other() -> None:
     assert found[0] > 0.7 and found[1] < 0.3
 
 
+def test_a_whole_weight_is_so_many_copies_of_a_record() -> None:
+    """Given kernel and noise; labels of the heavy records differ from the others', and so do the two means."""
+    generator = torch.Generator().manual_seed(0)
+    features, new = torch.randn(12, 1, 2, 8, generator=generator), torch.randn(3, 1, 2, 8, generator=generator)
+    targets = torch.eye(3)[[0] * 4 + [1] * 4 + [2] * 4]
+    weights = torch.tensor([3.0] * 4 + [1.0] * 8, dtype=torch.float64)
+    question = parse_question(QUESTIONS["kind"])
+    states = [str(row) for row in range(12)]
+    head = QuestionHead.fit(question, features, targets, states, weights, noisy=False, seed=0)
+    copies = torch.arange(12).repeat_interleave(weights.long())
+    kernel = sum(w * k for w, k in zip(head.weights, head.kernels.between_points(), strict=True))
+    centre = head.targets[copies].mean(0)
+    # Weights are relative to their mean: a copy has the noise of weight one.
+    noise = head.variance * weights.mean()
+    whole = Regression.condition(kernel[copies][:, copies], head.targets[copies] - centre, noise)
+    cross, own = head.kernels.to_points(new)
+    mixed = sum(w * k for w, k in zip(head.weights, cross, strict=True))
+    prior = (own * head.weights[:, None]).sum(0)[:, None, None]
+    places = torch.arange(3).unsqueeze(1)
+    by_copies = replace(head, centre=centre)._predictive(whole.predict(mixed[:, copies], prior, places))
+    torch.testing.assert_close(head.predict(new).samples, by_copies.samples, atol=1e-6, rtol=0)
+    assert (centre - head.targets.mean(0)).abs().max() > 0.1
+
+
 def test_weights_reach_the_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found, fit = [], QuestionHead.fit
     monkeypatch.setattr(QuestionHead, "fit", lambda *a, **k: (found.append(a[4].tolist()), fit(*a, **k))[1])
@@ -146,7 +170,7 @@ def test_leave_one_out_is_a_refit_without_the_state(model: DecisionModel) -> Non
     states = [str(index // 2) for index in range(len(head.targets))]  # Two records a state leave together.
     fast = head.leave_one_out(states).probabilities
     kernel = (torch.stack(head.kernels.between_points()) * head.weights[:, None, None]).sum(0)
-    centred = head.targets - head.targets.mean(0)
+    centred = head.targets - head.centre
     out, rest = torch.tensor([6, 7]), torch.tensor([n for n in range(len(states)) if n not in (6, 7)])
     refit = Regression.condition(kernel[rest][:, rest], centred[rest], head.noise[rest])
     prior = kernel[out, out][:, None, None]

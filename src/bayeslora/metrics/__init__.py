@@ -19,6 +19,7 @@ from bayeslora.metrics.calibration import (
 )
 from bayeslora.metrics.direction import CONFIDENCE, ENTROPY, MEASURES, MUTUAL_INFORMATION, Measure
 from bayeslora.metrics.inputs import Array
+from bayeslora.metrics.ranked import ranked_probability_score
 from bayeslora.metrics.report import METRICS, all_metrics, summary
 from bayeslora.metrics.sample import Sample
 from bayeslora.metrics.scores import SMALLEST_PROBABILITY, accuracy, brier, nll
@@ -59,6 +60,7 @@ __all__ = [
     "maximum_calibration_error",
     "nll",
     "out_of_distribution_auroc",
+    "ranked_probability_score",
     "reliability_curve",
     "risk_coverage_curve",
     "selective_accuracy",

@@ -46,16 +46,19 @@ def positions(question: Question) -> Tensor:
     return line.flip(0) if question.kind == "noul" else line
 
 
-def posterior_of(matrices: Sequence[Tensor], weights: Tensor, targets: Tensor, noise: Tensor) -> Regression:
-    """Given the labels' numbers, less their mean.
+def posterior_of(
+    matrices: Sequence[Tensor], weights: Tensor, targets: Tensor, noise: Tensor, centre: Tensor
+) -> Regression:
+    """Given the labels' numbers, less their centre.
 
     Args:
         matrices: Of `Kernels.between_points`.
         weights: As in `QuestionHead`, like `targets` and `noise`.
         targets: [records, outputs].
         noise: [records].
+        centre: [outputs].
     """
-    return Regression.condition(combined(matrices, weights), targets - targets.mean(0), noise)
+    return Regression.condition(combined(matrices, weights), targets - centre, noise)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class QuestionHead:
         weights: Prior variance of each kernel.
         targets: Numbers of the labels [records, outputs].
         noise: Noise variance of each record [records].
+        centre: Mean of the targets, each as often as its record counts [outputs]: where predictions return to.
         posterior: Of `posterior_of`.
         variance: Noise variance s2 of a right label.
         temperature: T.
@@ -80,6 +84,7 @@ class QuestionHead:
     weights: Tensor
     targets: Tensor
     noise: Tensor
+    centre: Tensor
     posterior: Regression
     variance: float
     temperature: float = 1.0
@@ -111,19 +116,20 @@ class QuestionHead:
             seed: Of the one label that is drawn from each soft one where T is fitted.
         """
         kernels, numbers = Kernels.of(features), targets.double() @ positions(question)
-        matrices, centred = kernels.between_points(), numbers - numbers.mean(0)
+        matrices = kernels.between_points()
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(targets.double(), 1, generator=generator).squeeze(1)
         choices = torch.full((len(labels),), targets.shape[1])
         counting = torch.ones(len(labels), dtype=torch.float64) if record_weights is None else record_weights
         counting = counting / counting.mean()
+        centre = (counting[:, None] * numbers).mean(0)
         right = counting
         scales: Scales | None = None
         for _ in range(_ROUNDS if noisy else 1):
-            scales = fit_scales(matrices, centred, right, scales)
+            scales = fit_scales(matrices, numbers - centre, right, scales)
             noise = scales.noise / right
-            posterior = posterior_of(matrices, scales.weights, numbers, noise)
-            head = cls(question, kernels, scales.weights, numbers, noise, posterior, scales.noise)
+            posterior = posterior_of(matrices, scales.weights, numbers, noise, centre)
+            head = cls(question, kernels, scales.weights, numbers, noise, centre, posterior, scales.noise)
             found = fit_temperature_and_noise(head.leave_one_out(states), labels, choices, counting, noisy=noisy)
             if found.share < _NO_NOISE:
                 break
@@ -153,7 +159,7 @@ class QuestionHead:
         return self._predictive(Utilities(mean.unsqueeze(1), variance[:, None, None]))
 
     def _predictive(self, utilities: Utilities) -> Predictive:
-        mean = utilities.mean[:, 0] + self.targets.mean(0)
+        mean = utilities.mean[:, 0] + self.centre
         variance = utilities.covariance[:, 0, 0].clamp_min(0)
         points = standard_points(mean.shape[1], _POINTS)
         latent = mean + points.unsqueeze(1) * variance.sqrt().unsqueeze(1)

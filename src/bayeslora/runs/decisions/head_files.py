@@ -28,7 +28,7 @@ def heads_tensors(heads: Heads) -> dict[str, Tensor]:
     """The tensors of all heads by name."""
     tensors: dict[str, Tensor] = {}
     for index, head in enumerate(heads.by_signature.values()):
-        own = {"weights": head.weights, "targets": head.targets, "noise": head.noise}
+        own = {"weights": head.weights, "targets": head.targets, "noise": head.noise, "centre": head.centre}
         own |= {"points": head.kernels.points, "mean": head.kernels.mean, "scale": head.kernels.scale}
         tensors |= {f"heads.{index}.{name}": tensor.contiguous() for name, tensor in own.items()}
     if heads.novelty is not None:
@@ -59,5 +59,7 @@ def _head(index: int, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     numbers = {name: float(fields[name]) for name in _NUMBERS}
     question = parse_question(fields["question"])
     weights, targets, noise = own("weights"), own("targets"), own("noise")
-    posterior = posterior_of(kernels.between_points(), weights, targets, noise)
-    return QuestionHead(question, kernels, weights, targets, noise, posterior, **numbers)
+    # Of before: the mean of all, whatever their weights.
+    centre = tensors.get(f"heads.{index}.centre", targets.mean(0))
+    posterior = posterior_of(kernels.between_points(), weights, targets, noise, centre)
+    return QuestionHead(question, kernels, weights, targets, noise, centre, posterior, **numbers)

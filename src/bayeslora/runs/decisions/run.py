@@ -9,6 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bayeslora.metrics import ranked_probability_score
 from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
@@ -169,6 +172,8 @@ def _differ(one: Any, other: Any, name: str) -> bool:
 def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[str, Any]:
     """Accuracy, NLL (nats) and the mean top probability of the labelled questions of records, and their drift.
 
+    The `ranked_probability_score` is of the score questions alone, where there is one.
+
     Soft labels count in expectation for the NLL, by their most probable option for the accuracy. `drift` is what
     `DecisionModel.drift` says of the states; where nothing was fitted there is none.
     """
@@ -180,7 +185,10 @@ def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[
         pairs = zip(row.target, row.answer.probabilities, strict=True)
         nll.append(-math.fsum(t * math.log(max(p, 1e-300)) for t, p in pairs if t))
     count = max(1, len(nll))
+    ordered = [row for row in rows if row.answer.question.kind == "score"]
+    ranked = [ranked_probability_score(np.array([row.answer.probabilities]), np.array([row.target])) for row in ordered]
     scores = {"accuracy": sum(right) / count, "nll": math.fsum(nll) / count, "confidence": math.fsum(top) / count}
+    scores |= {"ranked_probability_score": math.fsum(ranked) / len(ranked)} if ranked else {}
     shift = model.drift({row.state: row.answer.novelty for row in rows})
     return scores | {"num_examples": len(nll)} | ({} if shift is None else {"drift": shift.to_dict()})
 
