@@ -1,6 +1,7 @@
 """Bayesian-LoRA on Hugging Face PEFT: calibrated adapters that know what they do not know."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 # Each file of a method registers its adapter type with PEFT, which then loads adapters of all of them.
@@ -70,7 +71,8 @@ if not TYPE_CHECKING:  # A type checker would take any name for one of these.
     def __getattr__(name: str) -> Any:
         if name in _LATER:
             return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-        if name in {module.partition(".")[0] for module in _LATER.values()}:
+        # Any room is there without an import of its own, whether or not one of the names above comes from it.
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -90,7 +90,9 @@ def test_importing_bayeslora_costs_what_importing_peft_costs(imported: dict[str,
 
 def test_public_names_come_when_they_are_asked_for() -> None:
     assert set(bayeslora.__all__) <= set(dir(bayeslora))
-    for name in (*bayeslora.__all__, "deploy", "readouts", "tasks"):
+    rooms = {path.parent.name for path in Path(bayeslora.__path__[0]).glob("*/__init__.py")}
+    assert {"metrics", "readouts", "report"} <= rooms
+    for name in (*bayeslora.__all__, *rooms):
         assert getattr(bayeslora, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = bayeslora.no_such_name  # type: ignore[attr-defined]
