@@ -28,6 +28,8 @@ class Calibrate(Command):
         parser.add_argument("--delta", type=float, default=0.1, help="Probability with which the promise may fail.")
         signals = Literal["confidence", "entropy", "novelty"]
         parser.add_argument("--signal", type=signals, default="confidence", help="What the threshold is on.")
+        said = "Share of states whose right option is in x_set of the answers; default: no sets."
+        parser.add_argument("--coverage", type=float | None, default=None, help=said)
         add_device(parser)
         add_json(parser)
 
@@ -35,7 +37,7 @@ class Calibrate(Command):
         """Prints what was learned."""
         from bayeslora.runs.decisions.run import calibrate_folder
 
-        chosen = {name: options[name] for name in ("alpha", "delta", "signal", "device")}
+        chosen = {name: options[name] for name in ("alpha", "delta", "signal", "coverage", "device")}
         model = calibrate_folder(options.run, options.data, **chosen)
         assert model.calibration is not None
         found = model.calibration

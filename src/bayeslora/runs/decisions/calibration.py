@@ -13,8 +13,10 @@ from scipy.optimize import minimize
 
 from bayeslora.options.ranges import Positive, Share, check_value
 from bayeslora.prediction.certified import Certified, certified_threshold
+from bayeslora.prediction.conformal import check_coverage
 from bayeslora.prediction.temperature import PRIOR_STD
 from bayeslora.runs.decisions.heads import signature
+from bayeslora.runs.decisions.sets import options_in_set, set_threshold
 from bayeslora.tasks.decisions import Answer, Question, hard_label
 
 __all__ = ["Calibration", "Labelled", "Policy", "Signal", "calibrated", "fit_temperatures", "name_of"]
@@ -86,6 +88,8 @@ class Calibration:
         policies: By `name_of` the question.
         alpha: Share of errors that is promised.
         delta: Probability with which the promise may fail, for each question.
+        coverage: Share of states whose right option is in the answers' sets, or None for no sets.
+        sets: `set_threshold` of each question, by its `name_of`.
     """
 
     temperatures: dict[str, float] = field(default_factory=dict)
@@ -93,6 +97,8 @@ class Calibration:
     policies: dict[str, Policy] = field(default_factory=dict)
     alpha: float | None = None
     delta: float | None = None
+    coverage: float | None = None
+    sets: dict[str, float | None] = field(default_factory=dict)
 
     def apply(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Answers with calibrated probabilities, and with an action where a threshold was asked for."""
@@ -103,10 +109,14 @@ class Calibration:
         action = answer.action
         if self.alpha is not None:
             action = "escalate" if policy is None else _action(answer, policy)
+        chosen = answer.options_in_set
+        if self.coverage is not None:
+            chosen = options_in_set(answer, self.sets.get(name_of(answer.question)))
         temperature = self.temperatures.get(group_of(answer.question), self.common)
         scaled = np.log(np.maximum(answer.probabilities, 1e-12)) / temperature
         scaled = np.exp(scaled - scaled.max())
-        return replace(answer, probabilities=tuple((scaled / scaled.sum()).tolist()), action=action)
+        probabilities = tuple((scaled / scaled.sum()).tolist())
+        return replace(answer, probabilities=probabilities, action=action, options_in_set=chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """As it is stored, with what confidence means."""
@@ -129,11 +139,21 @@ class Calibration:
         for policy in policies.values():
             check_value(policy.signal, Signal, "signal")
             check_value(policy.certified.threshold, float | None, "threshold")
-        return cls(policies=policies, **{name: content[name] for name in _STORED})
+        # Calibrations of before have no sets.
+        coverage, sets = content.get("coverage"), content.get("sets") or {}
+        check_value(coverage, Share | None, "coverage")
+        check_value(sets, dict[str, Share | None], "sets")
+        stored = {name: content[name] for name in _STORED}
+        return cls(policies=policies, coverage=coverage, sets=sets, **stored)
 
 
 def calibrated(
-    labelled: Sequence[Labelled], *, alpha: float | None, delta: float, signal: Signal = "confidence"
+    labelled: Sequence[Labelled],
+    *,
+    alpha: float | None,
+    delta: float,
+    signal: Signal = "confidence",
+    coverage: float | None = None,
 ) -> Calibration:
     """Temperatures of all labels, and a certified threshold of each question.
 
@@ -144,6 +164,7 @@ def calibrated(
         alpha: Share of errors to promise; None: no thresholds.
         delta: Probability with which the promise may fail, for each question.
         signal: What the threshold is on.
+        coverage: Share of states whose right option sets shall hold, or None for no sets.
 
     Raises:
         ValueError: There is no label, an argument is out of its range, or no question has labels enough.
@@ -152,9 +173,10 @@ def calibrated(
         raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}, got {signal!r}.")
     if not labelled:
         raise ValueError("calibration needs labelled questions, got none; label some that fit has not seen.")
+    sets = {} if coverage is None else _sets(labelled, coverage)
     common, temperatures = fit_temperatures(labelled)
     if alpha is None:
-        return Calibration(temperatures, common)
+        return Calibration(temperatures, common, coverage=coverage, sets=sets)
     policies, refused = {}, []
     for name, rows in _by_question(labelled).items():
         try:
@@ -174,7 +196,7 @@ def calibrated(
         policies[name] = Policy(rows[0].answer.question.instructions, signal, certified)
     if not policies:
         raise refused[0]
-    return Calibration(temperatures, common, policies, alpha, delta)
+    return Calibration(temperatures, common, policies, alpha, delta, coverage, sets)
 
 
 def fit_temperatures(labelled: Sequence[Labelled]) -> tuple[float, dict[str, float]]:
@@ -235,6 +257,19 @@ def _action(answer: Answer, policy: Policy) -> str:
     threshold = policy.certified.threshold
     sure = threshold is not None and score_of(answer, policy.signal) >= threshold
     return "automate" if sure else "escalate"
+
+
+def _sets(labelled: Sequence[Labelled], coverage: float) -> dict[str, float | None]:
+    """Of each question, from probabilities before the temperature, and a word where its states are too few."""
+    check_coverage(coverage)
+    found: dict[str, float | None] = {}
+    for name, rows in _by_question(labelled).items():
+        right = [row.answer.probabilities[hard_label(row.target)] for row in rows]
+        found[name] = set_threshold(right, [row.state for row in rows], coverage)
+        if found[name] is None:
+            text = rows[0].answer.question.instructions
+            logger.warning("the question %r has too few states for sets of %g: each is all options", text, coverage)
+    return found
 
 
 def _by_question(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:

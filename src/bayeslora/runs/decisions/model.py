@@ -171,6 +171,7 @@ class DecisionModel:
         alpha: float | None = None,
         delta: float = 0.1,
         signal: Signal = "confidence",
+        coverage: float | None = None,
     ) -> DecisionModel:
         """Learn temperatures and, with an alpha, thresholds from labelled records that `fit` has not seen.
 
@@ -181,6 +182,7 @@ class DecisionModel:
             alpha: The share of errors that answers with the action "automate" may have.
             delta: Probability with which that promise may fail, for each question.
             signal: What the threshold is on: "confidence", "entropy" or "novelty".
+            coverage: Share of states whose right option the answers' sets shall hold, or None for no sets.
 
         Raises:
             TaskError: A record is wrong.
@@ -191,7 +193,7 @@ class DecisionModel:
         records = without_states(records, self.trained_states, "calibration")
         self.calibration = None
         rows = list(self.labelled(records))
-        self.calibration = calibrated(rows, alpha=alpha, delta=delta, signal=signal)
+        self.calibration = calibrated(rows, alpha=alpha, delta=delta, signal=signal, coverage=coverage)
         shift = self.drift({row.state: row.answer.novelty for row in rows})
         if shift is not None and shift.p < DRIFTED:
             logger.warning("the labelled states are not like those of the training: %s", shift)

@@ -75,6 +75,7 @@ def calibrate_folder(
     alpha: float | None = None,
     delta: float = 0.1,
     signal: Signal = "confidence",
+    coverage: float | None = None,
     device: str | None = None,
 ) -> DecisionModel:
     """Calibrate the model in a folder, in the place of an earlier calibration.
@@ -85,6 +86,7 @@ def calibrate_folder(
         alpha: Share of errors to promise, or None.
         delta: Probability of a broken promise.
         signal: What the threshold is on.
+        coverage: Of the sets, or None.
         device: As `DecisionModel.load`.
 
     Raises:
@@ -96,7 +98,8 @@ def calibrate_folder(
         return DecisionModel.load(folder)
     with only_replacer(folder):
         model = DecisionModel.load(folder, device=device)
-        model.calibrate(records, alpha=alpha, delta=delta, signal=signal).save_calibration(Path(folder))
+        model.calibrate(records, alpha=alpha, delta=delta, signal=signal, coverage=coverage)
+        model.save_calibration(Path(folder))
     return model
 
 
