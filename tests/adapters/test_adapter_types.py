@@ -40,8 +40,8 @@ def adapted(base: Any, kind: type[RandomLoraConfig], targets: list[str], **optio
     return perturb(model).eval()  # type: ignore[return-value]
 
 
-def test_there_are_thirteen_types() -> None:
-    assert len(TYPES) == 13
+def test_there_are_fourteen_types() -> None:
+    assert len(TYPES) == 14
 
 
 # --- import bayeslora ------------------------------------------------------------------------------------------------
