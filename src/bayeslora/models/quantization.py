@@ -23,7 +23,8 @@ def quantization_config(name: Quantization, dtype: str, unpacked: Sequence[str] 
     Args:
         name: Which.
         dtype: Number type of the model, in which 4-bit weights are multiplied; "auto" is bfloat16 there.
-        unpacked: Names of modules to leave as they are; default: transformers' choice, the language-model head.
+        unpacked: Names of modules to leave as they are; default: transformers' choice, the
+            language-model head where it has no bias.
 
     Raises:
         ImportError: The package is not installed.
