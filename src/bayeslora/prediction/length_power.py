@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import nll_loss
 
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.prediction.temperature import fit_temperature
+from bayeslora.prediction.temperature import best_temperature
 
 __all__ = ["LENGTH_POWERS", "LengthPower", "choose_length_power"]
 
@@ -45,13 +43,7 @@ def choose_length_power(predictives: Mapping[float, Predictive], labels: Tensor)
     """
     if not predictives:
         raise ValueError("there is no power to choose from; expected predictions at one or more.")
-    temperatures = {
-        power: fit_temperature(predictive, labels, prior_std=math.inf, warns=False).value
-        for power, predictive in predictives.items()
-    }
-    nll = {
-        power: float(nll_loss(predictive.tempered(temperatures[power]).log_probabilities.double(), labels))
-        for power, predictive in predictives.items()
-    }
+    found = {power: best_temperature(predictive, labels) for power, predictive in predictives.items()}
+    nll = {power: loss for power, (_, loss) in found.items()}
     best = min(nll, key=nll.__getitem__)
-    return LengthPower(best, temperatures[best], nll)
+    return LengthPower(best, found[best][0], nll)

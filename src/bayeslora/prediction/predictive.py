@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from bayeslora.adapters.draws import find_draws
 from bayeslora.models.layers import evaluating, layers_below, layers_from_first, run_once, text_config
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.memory import keep_freed_blocks
 
 __all__ = ["Predictive", "affordable_samples", "log_mean_exp", "predict"]
@@ -185,16 +184,15 @@ def predict(
     batch = _on_device(batch, device)
     if isinstance(batch, ChoiceBatch):
         batch = batch.suited_to(model)
-    serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     with evaluating(model), torch.no_grad():
         draws = find_draws(model)
         if num_samples == 0 or draws is None or not draws.modules(in_use=True):
-            with serving:
+            with served(batch, trunk_cache):
                 return Predictive.of_scores(_choice_logits(model, batch).unsqueeze(0))
         size = 1 if draws.one_by_one else chunk_size or affordable_samples(model, *_extent(batch), memory_limit)
         above = layers_from_first(model, draws.modules(in_use=True))
         chunks = []
-        with serving, run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):
+        with served(batch, trunk_cache), run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):
             for first in range(0, num_samples, size):
                 count = min(size, num_samples - first)
                 with draws.drawing(count, seed, first, above):

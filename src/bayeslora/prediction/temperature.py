@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
 
-__all__ = ["BOUNDS", "FEW_ERRORS", "PRIOR_STD", "Temperature", "bound_of", "fit_temperature"]
+__all__ = ["BOUNDS", "FEW_ERRORS", "PRIOR_STD", "Temperature", "best_temperature", "bound_of", "fit_temperature"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -107,6 +107,15 @@ def fit_temperature(
     if warns:
         _warn(found)
     return found
+
+
+def best_temperature(predictive: Predictive, labels: Tensor) -> tuple[float, float]:
+    """The temperature of the lowest NLL of items, without a prior and without a word, and that NLL, nats per item.
+
+    For a choice between predictives that differ in scale; see `fit_temperature`.
+    """
+    value = fit_temperature(predictive, labels, prior_std=math.inf, warns=False).value
+    return value, float(torch.nn.functional.nll_loss(predictive.tempered(value).log_probabilities.double(), labels))
 
 
 def _minimum(loss: Callable[[float], float], low: float, high: float) -> tuple[float, float]:

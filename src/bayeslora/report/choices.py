@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bayeslora.experiments.comparison import Cell, Results
+from bayeslora.experiments.comparison.records import BASE
 from bayeslora.metrics import nll
-from bayeslora.report.rows import BASE, TaskRows, row_order
+from bayeslora.report.rows import TaskRows, row_order
 from bayeslora.report.tables import Entry, Table
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 

@@ -14,15 +14,15 @@ from typing import TypeAlias
 
 import numpy
 
+from bayeslora.experiments.comparison.records import BASE, TEMPERED
 from bayeslora.metrics import SMALLEST_PROBABILITY
-from bayeslora.report.rows import BASE, BASELINE, Row, TaskRows
+from bayeslora.report.rows import BASELINE, Row, TaskRows
 
 __all__ = ["REQUIRED_Z", "Difference", "Verdict", "difference", "hits", "losses", "reference", "verdict"]
 
 REQUIRED_Z = 3.0
 """Standard errors by which the best row of an informative task beats the base model with a temperature."""
 
-_TEMPERED = " + temperature"
 _PerItem: TypeAlias = Callable[[numpy.ndarray, numpy.ndarray], numpy.ndarray]
 
 
@@ -117,7 +117,7 @@ class Verdict:
 
 def verdict(task: TaskRows) -> Verdict | None:
     """That of a task; None where it has no row of the base model with a temperature, or no other."""
-    base = f"{BASE}{_TEMPERED}"
+    base = f"{BASE}{TEMPERED}"
     rows = [row for row in task.with_split("test") if row.title not in (BASE, base)]
     if not rows or base not in {row.title for row in task.with_split("test")}:
         return None
@@ -129,4 +129,4 @@ def verdict(task: TaskRows) -> Verdict | None:
 def reference(titles: Iterable[str]) -> str | None:
     """The row that others are held against: plain LoRA, with a temperature if there is one."""
     have = set(titles)
-    return next((title for title in (f"{BASELINE}{_TEMPERED}", BASELINE) if title in have), None)
+    return next((title for title in (f"{BASELINE}{TEMPERED}", BASELINE) if title in have), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bayeslora.experiments.comparison.records import TEMPERED
 from bayeslora.report.paired import Difference, difference, hits, losses
 from bayeslora.report.rows import OUR_METHOD, TaskRows
 from bayeslora.report.tables import Entry, Table
@@ -39,7 +40,7 @@ def paired_sentences(tasks: Sequence[TaskRows], other: str) -> list[str]:
     """The rows of our method against `other`, such as "bayesian_lora against lora: NLL -0.012 ± 0.003 over ..."."""
     titles = dict.fromkeys(row.title for task in tasks for row in task.rows)
     sentences = []
-    for title in (f"{OUR_METHOD} + temperature", f"{OUR_METHOD}, one pass + temperature"):
+    for title in (f"{OUR_METHOD}{TEMPERED}", f"{OUR_METHOD}, one pass{TEMPERED}"):
         found = difference(tasks, title, other, losses) if title in titles and title != other else None
         if found is not None and found.items:
             sentences.append(

@@ -10,17 +10,15 @@ from typing import Any, Literal
 import numpy
 
 from bayeslora.experiments.comparison import Cell, Items, Results
+from bayeslora.experiments.comparison.records import TEMPERED
 from bayeslora.prediction.temperature import bound_of
 
-__all__ = ["BASE", "BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
+__all__ = ["BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
 
 BASELINE = "lora"
 """The row that costs are relative to."""
 
 OUR_METHOD = "bayesian_lora"
-
-BASE = "base"
-"""The row of the model without any training."""
 
 _OUTSIDE = "ood:"
 
@@ -45,7 +43,7 @@ class Row:
     @property
     def has_temperature(self) -> bool:
         """Whether it is another row's predictions with a temperature: they cost and rank as that row's do."""
-        return self.first.derived_from is not None and self.title.endswith(" + temperature")
+        return self.first.derived_from is not None and self.title.endswith(TEMPERED)
 
     @property
     def reading(self) -> str | None:
@@ -128,7 +126,7 @@ def row_order(results: Results) -> list[str]:
     """All rows that the config names or the file has, each with those derived from it behind it."""
     rows = planned(results, "rows")
     tempered = [title for title in rows if results.header.config["rows"][title].get("temperature")]
-    bases: dict[str, str | None] = {f"{title} + temperature": title for title in tempered}
+    bases: dict[str, str | None] = {f"{title}{TEMPERED}": title for title in tempered}
     bases |= {cell.method: cell.derived_from for cell in results.cells()}
     order = list(dict.fromkeys([*rows, *(method for method, base in bases.items() if base is None)]))
     behind = dict.fromkeys(order, 0)

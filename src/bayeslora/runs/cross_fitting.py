@@ -33,10 +33,10 @@ from bayeslora.readouts.hidden import read_layers
 from bayeslora.readouts.linear import LinearHeads, cross_fitted
 from bayeslora.readouts.reading import Reading, without_adapted
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.heads import choice_indicators, describe_head, summary
+from bayeslora.runs.heads import choice_indicators, describe_head, labels_of, summary
 from bayeslora.runs.prediction import in_chunks, original_order
 from bayeslora.scoring.options import Options
-from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 from bayeslora.tasks import Item
@@ -50,10 +50,14 @@ _HEADS = "heads.safetensors"
 
 def below_head(method: Method, model: nn.Module) -> Method:
     """`method` with its layers counted from the one that is read down."""
-    layers = read_layers(model)
     placed = copy.copy(method)
-    placed.top = layers[-2] if len(layers) > 2 else layers[-1]
+    placed.top = _top(read_layers(model))
     return placed
+
+
+def _top(layers: Sequence[int]) -> int:
+    """Of the layers that a frozen model is read at the one that adapters lie below: at two thirds of the depth."""
+    return layers[-2] if len(layers) > 2 else layers[-1]
 
 
 def read_by_heads(config: RunConfig, base: nn.Module, scoring: Options, folder: str | Path | None) -> None:
@@ -88,7 +92,7 @@ def read_above_adapters(model: PeftModel, reading: Reading) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in descendants(layer))
     ]
     every = read_layers(model)
-    top = every[-2] if len(every) > 2 else every[-1]
+    top = _top(every)
     if not adapted:
         raise ValueError(
             "heads over adapters also read the model without them, and this method changes the weights themselves; "
@@ -136,15 +140,11 @@ class CrossFitting(TrainerCallback):
         items: Sequence[Item],
         trunk_cache: TrunkCache | None,
     ):
-        if unlabelled := [item.id for item in items if item.label is None]:
-            raise ValueError(
-                f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out."
-            )
         reading = reading_of(scoring)
         assert reading is not None
         self.reading, self.model, self.scoring = reading, model, scoring
         self.items, self.trunk_cache, self.config = items, trunk_cache, config
-        self.labels = torch.tensor([item.label for item in items])
+        self.labels = labels_of(items)
         self.folds = folds_of(items, config.head.folds, config.seed)
         self._fitted_at: int | None = None
         self.reading.folds = dict(zip((item.id for item in items), self.folds.tolist(), strict=True))
@@ -157,11 +157,8 @@ class CrossFitting(TrainerCallback):
         with evaluating(self.model), torch.no_grad():
             for chunk in chunks:
                 batch = self.scoring([self.items[index] for index in chunk]).to(device).suited_to(self.model)
-                if self.trunk_cache is None:
+                with served(batch, self.trunk_cache):
                     parts.append(self.reading.features(self.model, batch))
-                else:
-                    with self.trunk_cache.serve(batch):
-                        parts.append(self.reading.features(self.model, batch))
         return read_together(parts)[original_order(chunks)]
 
     def refit(self) -> None:

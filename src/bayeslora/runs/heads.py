@@ -158,14 +158,13 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
         ValueError: An item has no label, or the prior is not a head on the same features.
     """
     method, started = _method(config), time.perf_counter()
-    if unlabelled := [item.id for item in items if item.label is None]:
-        raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
+    labels = labels_of(items)
     prior, classes = _prior_head(method.prior, output), fixed_choices(items)
     config = replace(config, task=replace(config.task, classes=classes))
     with peak_memory(next(reader.model.parameters()).device) as memory:
         features = _read(reader, items, classes, prior, progress=True)
         read = time.perf_counter() - started
-        head = fit_head(features, torch.tensor([item.label for item in items]), label_noise=method.label_noise)
+        head = fit_head(features, labels, label_noise=method.label_noise)
     seconds = time.perf_counter() - started
     chosen = describe_head(head)
     logger.info("%s", summary(chosen))
@@ -198,6 +197,17 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
         head=head,
         prior=prior,
     )
+
+
+def labels_of(items: Sequence[Item]) -> Tensor:
+    """Index of the right choice of each training item [items].
+
+    Raises:
+        ValueError: An item has none.
+    """
+    if unlabelled := [item.id for item in items if item.label is None]:
+        raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
+    return torch.tensor([item.label for item in items])
 
 
 def fixed_choices(items: Sequence[Item]) -> list[str] | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bayeslora.models.quantization import plain_tensors
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_store import DiskStore, MemoryStore, Store
 
-__all__ = ["TrunkCache", "frozen_trunk", "trunk_digest"]
+__all__ = ["TrunkCache", "frozen_trunk", "served", "trunk_digest"]
 
 DEFAULT_LIMIT = 4 * 2**30
 """Bytes."""
@@ -237,3 +237,8 @@ def _changes(module: nn.Module) -> bool:
     return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) or any(
         parameter.requires_grad for parameter in module.parameters(recurse=False)
     )
+
+
+def served(batch: Any, trunk_cache: TrunkCache | None) -> AbstractContextManager[None]:
+    """`TrunkCache.serve`, or nothing where there is no cache."""
+    return nullcontext() if trunk_cache is None else trunk_cache.serve(batch)

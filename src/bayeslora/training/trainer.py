@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from bayeslora.adapters.draws import find_draws, hold_draw
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.files import last_complete_checkpoint, sort_sets
 from bayeslora.training.checkpoints import NamedCheckpoints
 from bayeslora.training.cross_entropy import smoothed_cross_entropy
@@ -182,7 +181,7 @@ class ELBOTrainerMixin(ParameterGroups, NamedCheckpoints):
 
     def _choice_loss(self, model: nn.Module, batch: ChoiceBatch, num_items: Any) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.suited_to(model)
-        with self.trunk_cache.serve(batch) if self.trunk_cache is not None else nullcontext():
+        with served(batch, self.trunk_cache):
             logits = batch.choice_logits(model)
         labels = batch.labels
         if labels is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from bayeslora.methods import TrainingResult
@@ -42,7 +43,7 @@ def scores(predictive: Predictive, items: list[Item]) -> dict[str, float]:
 
 def auroc(outside: Tensor, home: Tensor) -> float:
     """How often an outside item has more than one from home; ties count half."""
-    return float(((outside[:, None] > home).double() + (outside[:, None] == home).double() / 2).mean())
+    return float(roc_auc_score([1] * len(outside) + [0] * len(home), torch.cat([outside, home])))
 
 
 def readings(run: Run, train: list[Item]) -> Iterator[tuple[str, Run, int, float]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, Self
 
 from bayeslora.adapters.placement import Placement, Targets
+from bayeslora.experiments.comparison.records import BASE
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.options.plain import Plain
 from bayeslora.options.ranges import Count, Draws, Positive, Range, Rate, Seed, Size, check_options
@@ -15,10 +16,7 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfi
 from bayeslora.scoring import SCORINGS
 from bayeslora.training.arguments import check_arguments
 
-__all__ = ["BASE", "AdapterConfig", "CompareConfig", "Control", "ProtocolConfig", "RowConfig"]
-
-BASE = "base"
-"""Title of the row without any training."""
+__all__ = ["AdapterConfig", "CompareConfig", "Control", "ProtocolConfig", "RowConfig"]
 
 Control = Literal["one_pass", "score_noise"]
 """Further rows from the same trained adapters."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss
 
+from bayeslora.experiments.comparison.records import TEMPERED
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.prediction.temperature import fit_temperature
+from bayeslora.prediction.temperature import best_temperature, fit_temperature
 from bayeslora.runs.prediction import Prediction
 
 __all__ = ["MEAN_PER_TOKEN", "Lengths", "Reading", "per_token", "tempered", "with_score_noise"]
@@ -62,7 +61,7 @@ class Reading:
 def tempered(reading: Reading) -> Reading:
     """With a temperature fitted on dev."""
     found = fit_temperature(reading.predictions["dev"].predictive, reading.labels)
-    title = f"{reading.title} + temperature"
+    title = f"{reading.title}{TEMPERED}"
     return reading.changed(title, lambda _, predictive: predictive.tempered(found.value), **found.record)
 
 
@@ -84,9 +83,7 @@ def with_score_noise(reading: Reading, lengths: Lengths) -> Reading:
     dev, labels = reading.predictions["dev"].predictive, reading.labels
 
     def loss(scale: float) -> float:
-        noisy = _noisy(dev, scale / lengths["dev"])
-        best = fit_temperature(noisy, labels, prior_std=math.inf, warns=False)
-        return float(nll_loss(noisy.tempered(best.value).log_probabilities.double(), labels))
+        return best_temperature(_noisy(dev, scale / lengths["dev"]), labels)[1]
 
     scale = min(NOISE_SCALES, key=loss)
     title = f"{reading.title}, score noise"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bayeslora.experiments.comparison.config import BASE, CompareConfig
-from bayeslora.experiments.comparison.records import Stage
+from bayeslora.experiments.comparison.config import CompareConfig
+from bayeslora.experiments.comparison.records import BASE, Stage
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.comparison.selection import best_rate, next_rate
 

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     # The command line reads this file's folder at its start; the metrics' libraries take seconds to import.
     from bayeslora.metrics import Array
 
-__all__ = ["FORMAT_VERSION", "Cell", "Header", "Items", "Predictions", "Stage"]
+__all__ = ["BASE", "FORMAT_VERSION", "TEMPERED", "Cell", "Header", "Items", "Predictions", "Stage"]
 
 FORMAT_VERSION = 1
+
+BASE = "base"
+"""Title of the row without any training."""
+
+TEMPERED = " + temperature"
+"""What a row's title has behind it where its predictions have a temperature."""
 
 Stage = Literal["selection", "final"]
 """What a cell is for: choosing a learning rate on the dev split, or the comparison itself."""

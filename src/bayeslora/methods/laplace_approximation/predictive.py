@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock
 from bayeslora.methods.laplace_approximation.recording import Recording
+from bayeslora.methods.laplace_approximation.subspace import weighted_gradients
 
 __all__ = ["covariance_root", "logit_covariance"]
 
@@ -34,14 +35,13 @@ def logit_covariance(
     """
     batch, choices = logits.shape
     covariance = logits.new_zeros(batch, choices, choices)
+    each = torch.eye(choices, dtype=logits.dtype, device=logits.device).expand(batch, -1, -1)
+
+    def add(name: str, jacobian: Tensor) -> None:
+        covariance.add_(blocks[name].covariance(jacobian, prior_precision))
+
     for names in _groups(blocks, 4 * batch * choices, memory_limit):
-        jacobians: dict[str, list[Tensor]] = {name: [] for name in names}
-        for one_hot in torch.eye(choices, dtype=logits.dtype, device=logits.device):
-            gradients = recording.gradients(logits, one_hot.expand(batch, -1), names)
-            for name, gradient in gradients.items():
-                jacobians[name].append(gradient.mT @ recording.inputs(name))
-        for name in names:
-            covariance += blocks[name].covariance(torch.stack(jacobians.pop(name), 1), prior_precision)
+        weighted_gradients(logits, recording, each, names, add)
     return covariance
 
 

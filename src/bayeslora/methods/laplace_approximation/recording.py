@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.models.layers import evaluating
 from bayeslora.scoring import ChoiceBatch
-from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.scoring.trunk_cache import TrunkCache, served
 
 __all__ = ["Recording", "lora_maps", "record"]
 
@@ -133,9 +132,8 @@ def record(
         recording.add(name, args[0], output.requires_grad_())
 
     handles = [module.register_forward_hook(partial(note, name)) for name, module in maps.items()]
-    serving = trunk_cache.serve(batch) if trunk_cache is not None else nullcontext()
     try:
-        with evaluating(model), serving, torch.enable_grad():
+        with evaluating(model), served(batch, trunk_cache), torch.enable_grad():
             return batch.choice_logits(model), recording
     finally:
         for handle in handles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ def weighted_gradients(
     logits: Tensor,
     recording: Recording,
     weights: Tensor,
-    maps: Mapping[str, nn.Linear],
+    maps: Collection[str],
     use: Callable[[str, Tensor], None],
 ) -> None:
     """Hand `use` the name of each map and the gradients of K weighted sums of scores by its weight, one map at a time.
@@ -28,7 +28,7 @@ def weighted_gradients(
         logits: [batch, choices].
         recording: Of the forward that gave them.
         weights: [batch, choices, K]; each of the K takes a backward pass.
-        maps: Those in question.
+        maps: Names of those in question.
         use: Called once for each map.
     """
     backward = [recording.gradients(logits, each.contiguous(), maps) for each in weights.to(logits).unbind(-1)]

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,5 @@ def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
         return []
     ranks = [rankdata([one.information for one in candidates]), rankdata([one.novelty for one in candidates])]
     worth = (sum(ranks) / 2 - 0.5) / len(candidates)
-    rated = [
-        Candidate(one.id, one.state, one.answers, one.seen, float(value))
-        for one, value in zip(candidates, worth, strict=True)
-    ]
+    rated = [replace(one, worth=float(value)) for one, value in zip(candidates, worth, strict=True)]
     return sorted(rated, key=lambda one: -one.worth)
