@@ -148,6 +148,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         content(f"adapter/{CONFIG}", lambda found: []),
         rf"{CONFIG} must hold a JSON object.*, got \[\]",
     ),
+    "modules of no model": (
+        config(target_modules=["no_such"]),
+        f"does not fit its {CONFIG} or the base model .*no_such",
+    ),
     "a cut config": (cut(f"adapter/{CONFIG}", 20), f"{CONFIG} is no valid JSON"),
 }
 OF_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {

@@ -78,11 +78,10 @@ def open_adapter(model: nn.Module, folder: str | Path, config: PeftConfig | None
         stored.task_type = None
     try:
         opened = PeftModel.from_pretrained(model, str(folder), config=config or stored, **options)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
     # PEFT trips over what does not fit in any of its steps.
-    except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        cause = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        cause = f"it lacks {error}" if isinstance(error, KeyError) else f"{kind}{error}"
         raise ValueError(
             f"the adapter in {folder} ({TENSORS_FILE}) does not fit its {CONFIG_FILE} or the base model ({cause}); "
             f"{REMEDY}"
