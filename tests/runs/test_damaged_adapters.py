@@ -150,7 +150,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "modules of no model": (
         config(target_modules=["no_such"]),
-        f"does not fit its {CONFIG} or the base model .*no_such",
+        f"does not fit its {CONFIG} or the base model .*target_modules",
     ),
     "a cut config": (cut(f"adapter/{CONFIG}", 20), f"{CONFIG} is no valid JSON"),
 }
