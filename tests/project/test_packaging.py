@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_packages_with_their_templates_and_nothing_else(buil
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
         scripts = archive.read(next(name for name in names if name.endswith("/entry_points.txt"))).decode()
     assert {name for name in names if ".dist-info/" not in name} == sources()
-    assert {"bayeslora/py.typed", "bayeslora/report/templates/report.html.j2"} <= names
+    assert {"bayeslora/py.typed", "bayeslora/runs/templates/model_card.md.j2"} <= names
     assert "bayeslora = bayeslora_cli.main:main" in scripts
     assert "Requires-Dist: peft>=" in metadata and "License-Expression: Apache-2.0" in metadata
 

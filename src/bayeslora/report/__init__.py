@@ -1,1 +1,1 @@
-"""Reports on the results of a comparison (`page`), and what every study writes and draws with."""
+"""What every study writes and draws with: numbers, tables, figures, styles, and marks by a bootstrap."""

@@ -8,9 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bayeslora.report.rows import BASELINE, OUR_METHOD
+__all__ = ["BASELINE", "OUR_METHOD", "OUTSIDE_COLOURS", "Style", "styles"]
 
-__all__ = ["OUTSIDE_COLOURS", "Style", "styles"]
+BASELINE = "lora"
+"""The row that others are held against: plain LoRA."""
+
+OUR_METHOD = "bayesian_lora"
 
 _FIXED = {BASELINE: "#000000", OUR_METHOD: "#d55e00"}
 _COLOURS = (

@@ -36,10 +36,10 @@ class Compare(ConfigCommand):
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores and where the report is."""
         from bayeslora.experiments.comparison.executors import EXECUTORS
+        from bayeslora.experiments.comparison.report.content import build_report
+        from bayeslora.experiments.comparison.report.page import write_pages
+        from bayeslora.experiments.comparison.report.terminal import scores_text
         from bayeslora.experiments.comparison.runner import compare
-        from bayeslora.report.content import build_report
-        from bayeslora.report.page import write_pages
-        from bayeslora.report.terminal import scores_text
         from bayeslora.runs.config import describe
 
         config = self.config(options, parser)

@@ -24,6 +24,6 @@ class Report(Command):
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where the report is."""
-        from bayeslora.report.page import write_report
+        from bayeslora.experiments.comparison.report.page import write_report
 
         print(f"report: {write_report(options.results, options.output_dir)}")

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bayeslora.experiments.intruder_dimensions.layers import short_names
 from bayeslora.report.colours import OUTSIDE_COLOURS
-from bayeslora.report.pictures import png
+from bayeslora.report.figure import png
 
 __all__ = ["diagnosis_picture"]
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bayeslora.report.colours import Style, styles
-from bayeslora.report.pictures import png
+from bayeslora.report.figure import png
 
 __all__ = ["sweep_picture"]
 

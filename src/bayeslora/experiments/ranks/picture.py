@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayeslora.report.pictures import png
+from bayeslora.report.figure import png
 
 __all__ = ["rank_study_picture"]
 

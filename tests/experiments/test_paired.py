@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bayeslora.experiments.comparison import Cell, Header, Items, Predictions, Results
+from bayeslora.experiments.comparison.report.content import Report, build_report
+from bayeslora.experiments.comparison.report.paired import difference, hits, losses, verdict
+from bayeslora.experiments.comparison.report.rows import task_rows
+from bayeslora.experiments.comparison.report.terminal import scores_text
 from bayeslora.metrics import ece_floor, expected_calibration_error
-from bayeslora.report.content import Report, build_report
-from bayeslora.report.paired import difference, hits, losses, verdict
-from bayeslora.report.rows import task_rows
-from bayeslora.report.terminal import scores_text
 
 ITEMS, SEEDS, CHOICES = 200, (0, 1, 2), 3
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from bayeslora.experiments.comparison.records import TEMPERED
-from bayeslora.report.paired import Difference, difference, hits, losses
-from bayeslora.report.rows import OUR_METHOD, TaskRows
-from bayeslora.report.tables import Entry, Table
+from bayeslora.experiments.comparison.report.paired import Difference, difference, hits, losses
+from bayeslora.experiments.comparison.report.rows import TaskRows
+from bayeslora.report.colours import OUR_METHOD
+from bayeslora.report.table import Entry, Table
 from bayeslora.report.text import MISSING
 
 __all__ = ["paired_sentences", "paired_table"]

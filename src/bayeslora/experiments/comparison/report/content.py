@@ -8,23 +8,19 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bayeslora.experiments.comparison import Results
-from bayeslora.report.choices import learning_rate_table
-from bayeslora.report.colours import Style, styles
-from bayeslora.report.notes import notes
-from bayeslora.report.paired import reference, verdict
-from bayeslora.report.paired_table import paired_sentences, paired_table
-from bayeslora.report.pictures import (
-    Picture,
+from bayeslora.experiments.comparison.report.choices import learning_rate_table
+from bayeslora.experiments.comparison.report.notes import notes
+from bayeslora.experiments.comparison.report.paired import reference, verdict
+from bayeslora.experiments.comparison.report.paired_table import paired_sentences, paired_table
+from bayeslora.experiments.comparison.report.pictures import (
     cost_picture,
     entropy_picture,
     reliability_picture,
     risk_coverage_picture,
 )
-from bayeslora.report.rows import BASELINE, OUR_METHOD, Row, TaskRows, planned, row_order, task_rows
-from bayeslora.report.scores import Scores, TaskScores, task_scores
-from bayeslora.report.statistics import Resampling
-from bayeslora.report.tables import (
-    Table,
+from bayeslora.experiments.comparison.report.rows import Row, TaskRows, planned, row_order, task_rows
+from bayeslora.experiments.comparison.report.scores import Scores, TaskScores, task_scores
+from bayeslora.experiments.comparison.report.tables import (
     cost_table,
     outside_table,
     reading_table,
@@ -32,6 +28,10 @@ from bayeslora.report.tables import (
     set_table,
     summary_table,
 )
+from bayeslora.report.colours import BASELINE, OUR_METHOD, Style, styles
+from bayeslora.report.figure import Picture
+from bayeslora.report.statistics import Resampling
+from bayeslora.report.table import Table
 
 __all__ = ["Block", "Report", "Section", "build_report"]
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from bayeslora.experiments.comparison import Cell
+from bayeslora.experiments.comparison.report.rows import Row, TaskRows, outside_name
+from bayeslora.experiments.comparison.report.scores import Scores, TaskScores
 from bayeslora.metrics import all_metrics, ece_floor
 from bayeslora.metrics.base import Heading
 from bayeslora.prediction.conformal import ConformalSets, evaluate
-from bayeslora.report.rows import BASELINE, Row, TaskRows, outside_name
-from bayeslora.report.scores import Scores, TaskScores
-from bayeslora.report.statistics import DETECTION, Mark, Score
+from bayeslora.report.colours import BASELINE
+from bayeslora.report.statistics import DETECTION, Score
+from bayeslora.report.table import Entry, Table
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
 __all__ = [
     "ECE_FLOOR",
-    "Entry",
-    "Table",
     "cost_table",
     "outside_table",
     "passes",
@@ -35,35 +34,6 @@ _PERCENT = f"{100 * COVERAGE:g} %"
 _SUMMARY = ("accuracy", "nll", "ece", "auroc", "aurc")
 _OUTSIDE = ("accuracy", "nll", "ece")
 _RATES = Callable[[Cell], float | None]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Text of a table's cell, whether it is the best of its column or tied with it, and a remark below it."""
-
-    text: str
-    mark: Mark = ""
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        title: Line above it.
-        heads: Heads of the columns; the first is that of the rows' names.
-        rows: Name of each row and its entries.
-        notes: Sentences below it.
-        numeric: Whether entries are numbers, to be aligned on the right.
-    """
-
-    kind = "table"
-    title: str
-    heads: list[str]
-    rows: dict[str, list[Entry]]
-    notes: list[str] = field(default_factory=list)
-    numeric: bool = True
 
 
 def summary_table(scores: Mapping[str, TaskScores], uninformative: Container[str] = ()) -> Table:

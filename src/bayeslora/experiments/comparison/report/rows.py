@@ -13,12 +13,7 @@ from bayeslora.experiments.comparison import Cell, Items, Results
 from bayeslora.experiments.comparison.records import TEMPERED
 from bayeslora.prediction.temperature import bound_of
 
-__all__ = ["BASELINE", "OUR_METHOD", "Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
-
-BASELINE = "lora"
-"""The row that costs are relative to."""
-
-OUR_METHOD = "bayesian_lora"
+__all__ = ["Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
 
 _OUTSIDE = "ood:"
 

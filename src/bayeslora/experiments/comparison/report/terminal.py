@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bayeslora.experiments.comparison.report.choices import LINK
+from bayeslora.experiments.comparison.report.content import Report
+from bayeslora.experiments.comparison.report.tables import ECE_FLOOR
 from bayeslora.metrics import all_metrics
-from bayeslora.report.choices import LINK
-from bayeslora.report.content import Report
-from bayeslora.report.tables import ECE_FLOOR, Entry, Table
+from bayeslora.report.table import Entry, Table
 from bayeslora.system.console import text_table
 
 __all__ = ["scores_text"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from bayeslora.experiments.comparison import Results
-from bayeslora.report.content import Report, build_report
-from bayeslora.report.pictures import Picture
+from bayeslora.experiments.comparison.report.content import Report, build_report
+from bayeslora.report.figure import Picture
 from bayeslora.system.files import atomic_file
 
 __all__ = ["write_pages", "write_report"]
@@ -56,7 +56,7 @@ def _pictures(report: Report) -> list[Picture]:
 
 def _render(template: str, report: Report) -> str:
     environment = Environment(
-        loader=PackageLoader("bayeslora.report"),
+        loader=PackageLoader("bayeslora.experiments.comparison.report"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,

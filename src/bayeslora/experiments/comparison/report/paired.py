@@ -15,8 +15,9 @@ from typing import TypeAlias
 import numpy
 
 from bayeslora.experiments.comparison.records import BASE, TEMPERED
+from bayeslora.experiments.comparison.report.rows import Row, TaskRows
 from bayeslora.metrics import SMALLEST_PROBABILITY
-from bayeslora.report.rows import BASELINE, Row, TaskRows
+from bayeslora.report.colours import BASELINE
 
 __all__ = ["REQUIRED_Z", "Difference", "Verdict", "difference", "hits", "losses", "reference", "verdict"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from bayeslora.experiments.comparison import Cell, Results
 from bayeslora.experiments.comparison.records import BASE
+from bayeslora.experiments.comparison.report.rows import TaskRows, row_order
 from bayeslora.metrics import nll
-from bayeslora.report.rows import TaskRows, row_order
-from bayeslora.report.tables import Entry, Table
+from bayeslora.report.table import Entry, Table
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
 __all__ = ["LINK", "learning_rate_table"]

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import numpy
 
+from bayeslora.experiments.comparison.report.rows import Row, TaskRows
 from bayeslora.metrics import Sample, all_metrics, detection_auroc, entropy
 from bayeslora.metrics.base import Heading
-from bayeslora.report.rows import Row, TaskRows
 from bayeslora.report.statistics import DETECTION, Resampling, Score, compare
 
 __all__ = ["Scores", "TaskScores", "task_scores"]

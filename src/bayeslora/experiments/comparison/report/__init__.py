@@ -1,0 +1,1 @@
+"""A report on a comparison: rows, scores, tables, pictures and pages."""
