@@ -7,7 +7,7 @@ import torch
 
 from bayeslora.models.layers import outermost_layers
 from bayeslora.readouts.features import FeatureReader
-from bayeslora.readouts.hidden import differentiable_vectors, item_vectors, read_layers
+from bayeslora.readouts.hidden import differentiable_vectors, item_vectors, read_layers, vectors_together
 from bayeslora.scoring import Cloze
 from bayeslora.tasks import Item
 from conftest import CAUSAL, MODELS, byte_level_tokenizer
@@ -90,11 +90,45 @@ def test_with_a_graph_they_are_the_same_and_nothing_above_runs(name: str) -> Non
     assert gradients == [True, True, True, False]
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_items_of_one_forward_have_the_numbers_that_they_have_alone(name: str) -> None:
+    model, scoring = _model(name).eval(), _scoring()
+    items = [scoring([item]) for item in [*ITEMS, *ITEMS[::-1]]]
+    if any(item.suited_to(model) is not item for item in items):
+        pytest.skip("this model does not read packed choices")
+    for found, item in zip(vectors_together(model, items, [1, 3]), items, strict=True):
+        alone = item_vectors(model, item, [1, 3])[0]
+        torch.testing.assert_close(found.hidden, alone.hidden, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.likelihood, alone.likelihood, rtol=1e-5, atol=1e-5)
+    without = vectors_together(model, items, [1, 3], likelihood=False)
+    assert without[3].likelihood is None
+    torch.testing.assert_close(without[3].hidden, vectors_together(model, items[3:], [1, 3])[0].hidden)
+
+
+@pytest.mark.parametrize(("tokens", "forwards"), [(512, 1), (40, 2), (1, 2)])
+def test_items_share_a_forward(tokens: int, forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayeslora.readouts.features._TOKENS", tokens)
+    model, ran = _model("llama"), []
+    reader = FeatureReader(model, _scoring(), likelihood=False)
+    _scoring()(ITEMS[:1]).suited_to(model)  # Tried before.
+    outermost_layers(model)[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    reader(ITEMS)
+    assert len(ran) == forwards
+
+
+def test_a_model_that_reads_no_packed_choices_reads_items_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = FeatureReader(_model("llama"), _scoring())(ITEMS)
+    monkeypatch.setattr("bayeslora.scoring.cloze.packs", lambda *_: False)
+    found = FeatureReader(_model("llama"), _scoring())(ITEMS)
+    for name, block in expected.hidden.items():
+        torch.testing.assert_close(found.hidden[name], block, rtol=1e-3, atol=2e-4)
+
+
 def test_items_are_read_once_also_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model("llama")
     first = FeatureReader(model, _scoring(), folder=tmp_path)(ITEMS)
     later = FeatureReader(model, _scoring(), folder=tmp_path)
-    monkeypatch.setattr("bayeslora.readouts.features.item_vectors", None)
+    monkeypatch.setattr("bayeslora.readouts.features.vectors_together", None)
     again = later(ITEMS[::-1])
     for name, block in first.hidden.items():
         assert torch.equal(again.hidden[name].flip(0), block)
@@ -113,6 +147,6 @@ def test_an_item_reads_the_same_beside_any_other(tmp_path: Path) -> None:
     reader = FeatureReader(_model("llama"), _scoring())
     alone, together = FeatureReader(_model("llama"), _scoring())(ITEMS[1:]), reader(ITEMS)
     for name, block in alone.hidden.items():
-        assert torch.equal(block[0, :2], together.hidden[name][1, :2])
+        torch.testing.assert_close(block[0, :2], together.hidden[name][1, :2], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="no items"):
         reader([])

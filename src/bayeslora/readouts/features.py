@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.models.layers import base_model, outermost_layers
 from bayeslora.readouts.blocks import OptionFeatures
-from bayeslora.readouts.hidden import POOLINGS, ItemVectors, item_vectors, read_layers
+from bayeslora.readouts.hidden import POOLINGS, ItemVectors, item_vectors, read_layers, vectors_together
 from bayeslora.scoring.base import ChoiceItem
 from bayeslora.scoring.cloze import Cloze, ClozeBatch
 from bayeslora.scoring.trunk_cache import trunk_digest
@@ -25,12 +25,15 @@ __all__ = ["FeatureReader", "read_together"]
 _LIMIT = 64 * 2**30
 _TOGETHER = 64
 """Items of one file of the store."""
+_TOKENS = 512
+"""Of a forward on a CPU; there the time by token falls no further."""
 
 
 class FeatureReader:
     """Reads the option vectors of items.
 
-    On a CPU each item has a forward of its own, so that its numbers do not depend on the items beside it.
+    On a CPU items share a forward as one row behind each other, so that their numbers do not depend on those beside
+    them; on a GPU as a padded batch.
 
     Args:
         model: A causal language model, with or without adapters; it stays as it is.
@@ -53,7 +56,7 @@ class FeatureReader:
     ):
         self.model, self.scoring, self.hidden, self.likelihood = model, scoring, hidden, likelihood
         self.layers = read_layers(model)
-        self.batch_size = 1 if _device(model).type == "cpu" else batch_size
+        self.batch_size = batch_size
         self._store: Store = MemoryStore(_LIMIT)
         if folder is not None:
             self._store = DiskStore(Path(folder).expanduser() / self._name(), _LIMIT)
@@ -80,15 +83,29 @@ class FeatureReader:
         keys = [_key(batch) for batch in batches]
         known = [self._kept(key) for key in keys]
         missing = [index for index, row in enumerate(known) if row is None]
-        new: dict[int, ItemVectors] = {}
-        for first in range(0, len(missing), self.batch_size):
-            chunk = missing[first : first + self.batch_size]
-            whole: Any = batches[chunk[0]] if len(chunk) == 1 else self.scoring([items[index] for index in chunk])
-            batch = whole.to(_device(self.model))
-            found = item_vectors(self.model, batch, self.layers, likelihood=self.likelihood)
-            new |= dict(zip(chunk, found, strict=True))
+        new = dict(zip(missing, self._read([(items[index], batches[index]) for index in missing]), strict=True))
         self._store.add({name: row for index in new for name, row in _named(keys[index], new[index]).items()})
         return [new[index] if row is None else row for index, row in enumerate(known)]
+
+    def _read(self, pairs: Sequence[tuple[ChoiceItem, ClozeBatch]]) -> list[ItemVectors]:
+        """What the model holds at items, each of which comes with its own batch."""
+        found: list[ItemVectors] = []
+        device = _device(self.model)
+        if device.type == "cpu":
+            for joined in _rows([batch for _, batch in pairs]):
+                found += self._together(joined)
+            return found
+        for first in range(0, len(pairs), self.batch_size):
+            batch: Any = self.scoring([item for item, _ in pairs[first : first + self.batch_size]])
+            found += item_vectors(self.model, batch.to(device), self.layers, likelihood=self.likelihood)
+        return found
+
+    def _together(self, batches: Sequence[ClozeBatch]) -> list[ItemVectors]:
+        """In one forward, or one by one for a model that would not read them right."""
+        if all(batch.suited_to(self.model) is batch for batch in batches):
+            return vectors_together(self.model, batches, self.layers, likelihood=self.likelihood)
+        each = [item_vectors(self.model, batch, self.layers, likelihood=self.likelihood) for batch in batches]
+        return [row for rows in each for row in rows]
 
     def _kept(self, key: str) -> ItemVectors | None:
         names = [f"{key}.hidden", f"{key}.likelihood"][: 1 + self.likelihood]
@@ -104,6 +121,20 @@ class FeatureReader:
             if tensor.requires_grad:
                 digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
         return f"options-{type(base_model(self.model)).__name__}-{digest.hexdigest()[:32]}"
+
+
+def _rows(batches: Sequence[ClozeBatch]) -> list[list[ClozeBatch]]:
+    """Items behind each other that share a forward: as many as have `_TOKENS` tokens, or one."""
+    rows: list[list[ClozeBatch]] = []
+    left = 0
+    for batch in batches:
+        tokens = batch["input_ids"].shape[1]
+        if not rows or tokens > left:
+            rows.append([])
+            left = _TOKENS
+        rows[-1].append(batch)
+        left -= tokens
+    return rows
 
 
 def _device(model: nn.Module) -> torch.device:

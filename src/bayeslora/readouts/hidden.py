@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
+from bayeslora.readouts.together import JoinedBatch, attending_item_by_item
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.top_layer import head_left_out
 from bayeslora.scoring.unpacked import UnpackedBatch
@@ -27,6 +28,7 @@ __all__ = [
     "hidden_states",
     "item_vectors",
     "read_layers",
+    "vectors_together",
 ]
 
 Result = TypeVar("Result")
@@ -84,6 +86,28 @@ def item_vectors(
         ItemVectors(pooled[item, : count + 1], None if numbers is None else numbers[item, :count])
         for item, count in enumerate(counts)
     ]
+
+
+def vectors_together(
+    model: nn.Module, items: Sequence[ClozeBatch], layers: Sequence[int], *, likelihood: bool = True
+) -> list[ItemVectors]:
+    """The same of items that are batches of one, packed, in one forward: each has the numbers that it has alone.
+
+    Args:
+        model: As in `item_vectors`; one that reads packed choices right (`suited_to` gives the batches themselves).
+        items: On the model's device.
+        layers: As there.
+        likelihood: As there.
+    """
+    joined, lengths = JoinedBatch.of(items), [len(item["input_ids"][0]) for item in items]
+    with evaluating(model), torch.no_grad(), attending_item_by_item(lengths):
+        states, tokens = hidden_states(model, layers, lambda: joined.likelihood(model), whole=likelihood)
+    pooled = [_by_choice(*pair)[0].cpu() for pair in zip(items, torch.stack(states, 2).split(lengths, 1), strict=True)]
+    if tokens is None:
+        return [ItemVectors(hidden, None) for hidden in pooled]
+    answers = tokens.split([len(item["target"][0]) for item in items], 1)
+    numbers = [_likelihood_numbers(own, _answers(item))[0].cpu() for item, own in zip(items, answers, strict=True)]
+    return [ItemVectors(*pair) for pair in zip(pooled, numbers, strict=True)]
 
 
 def differentiable_vectors(model: nn.Module, batch: ClozeBatch | UnpackedBatch, layers: Sequence[int]) -> Tensor:

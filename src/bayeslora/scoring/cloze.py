@@ -45,6 +45,12 @@ class ClozeBatch(ChoiceBatch):
         """Positions that the head reads, per item."""
         return int(self["read"].shape[1])
 
+    @property
+    def kept(self) -> int:
+        """How many last positions of each row `read` counts: the longest answer part of the batch, and the last token
+        of its question."""
+        return int(self["source"].shape[1]) + 1
+
     def suited_to(self, model: nn.Module) -> ChoiceBatch:
         """One row per choice for a model that would not read packed choices right, or has too few positions for them.
 
@@ -74,16 +80,14 @@ class ClozeBatch(ChoiceBatch):
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
         """What the model's forward takes, its logits at the last positions alone."""
-        # Longest answer part of the batch, and the last token of its question.
-        keep = self["source"].shape[1] + 1
         # Additive in the weights' precision: what every attention implementation of transformers takes.
         mask = _attention_mask(model, self["attention_mask"], self["position_ids"])
         tensors = {"input_ids": self["input_ids"], "attention_mask": mask, "position_ids": self["position_ids"]}
-        return tensors | forward_options(model, logits_to_keep=keep, use_cache=False)
+        return tensors | forward_options(model, logits_to_keep=self.kept, use_cache=False)
 
     def likelihood(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each answer token [rows, answer tokens], nats."""
-        keep = self["source"].shape[1] + 1
+        keep = self.kept
 
         def choose(rows: Tensor) -> Tensor:
             items = rows[:, -keep:].reshape(-1, self.batch_size * keep, rows.shape[-1])
