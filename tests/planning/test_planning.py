@@ -5,6 +5,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,11 @@ from bayeslora.planning.memory import Weights
 from bayeslora.planning.plan import as_options
 from bayeslora.planning.tracing import peak_bytes
 from bayeslora.prediction.predictive import predict
+from bayeslora.readouts.hidden import differentiable_vectors
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
+from bayeslora.runs.cross_fitting import below_head
 from bayeslora.scoring import get_scoring
+from bayeslora.scoring.options import Options
 from bayeslora.system.memory import keep_freed_blocks
 from bayeslora.tasks import Item, get_task
 from bayeslora_cli.main import main
@@ -142,6 +146,23 @@ def test_estimate_against_real_work(work: str, scoring: str) -> None:
         estimate = planned.training(setting)
     on_top = estimate.gradients + estimate.optimizer + estimate.activations
     assert on_top == pytest.approx(measured, rel=0.15)
+
+
+def test_adapters_below_a_head_take_the_layers_that_run() -> None:
+    method, setting = Lora(target_modules=["q_proj", "v_proj"], last_layers=2), Setting(3, 3)
+    shapes = {name: Shape.measured(get_scoring(name)(byte_level_tokenizer()), BATCH) for name in ("options", "cloze")}
+    planned, cloze = (estimator(method, shapes[name], 0, **TINY) for name in ("options", "cloze"))
+    # Six layers are read behind the second to the fifth; the adapters lie below the fourth.
+    names = [name for name, parameter in planned.model.named_parameters() if parameter.requires_grad]
+    assert {name.split(".layers.")[1][0] for name in names} == {"2", "3"}
+    model: Any = below_head(method, tiny_llama(**TINY)).adapt(tiny_llama(**TINY), "causal_lm")
+    batch = Options(byte_level_tokenizer())(BATCH)
+    measured = check.allocated(lambda: differentiable_vectors(model.train(), batch, [3, 4]).sum().backward())
+    found = planned.training(setting)
+    assert found.gradients + found.activations == pytest.approx(measured, rel=0.15)
+    assert found.activations < 0.95 * cloze.training(setting).activations
+    # The frozen model is read whole, likelihoods included.
+    assert planned.prediction(setting, 0).activations >= cloze.prediction(setting, 0).activations
 
 
 def test_encoders() -> None:

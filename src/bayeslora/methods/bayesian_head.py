@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from bayeslora.methods.base import Method
+from bayeslora.options.ranges import ShareBelowOne, check_value
 
 __all__ = ["READS", "BayesianHead"]
 
@@ -37,13 +38,15 @@ class BayesianHead(Method):
     def __init__(
         self,
         reads: Literal["both", "hidden", "likelihood"] = "both",
-        label_noise: bool = False,
+        label_noise: bool | float = False,
         prior: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if reads not in READS:
             raise ValueError(f"reads must be one of {READS}, got {reads!r}.")
+        if not isinstance(label_noise, bool):
+            check_value(label_noise, ShareBelowOne, "label_noise")
         self.reads = reads
         self.label_noise = label_noise
         self.prior = prior

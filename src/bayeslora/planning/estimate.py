@@ -12,11 +12,14 @@ from torch import nn
 from bayeslora.adapters.draws import find_draws, hold_draw
 from bayeslora.methods import Method
 from bayeslora.models.layers import outermost_layers
+from bayeslora.planning.heads import as_heads_read
 from bayeslora.planning.memory import Budget, Memory, Weights
 from bayeslora.planning.shape import Shape
 from bayeslora.planning.tracing import phase_peaks
 from bayeslora.prediction.predictive import affordable_samples, predict
-from bayeslora.scoring import get_scoring
+from bayeslora.runs.cross_fitting import below_head
+from bayeslora.scoring import ChoiceBatch, get_scoring
+from bayeslora.scoring.options import Options
 from bayeslora.training.elbo import kl_divergence, negative_elbo
 
 __all__ = ["Estimator", "Setting"]
@@ -76,12 +79,22 @@ class Estimator:
         key = (checkpointing, layers)
         if key not in self._models:
             kind: Any = get_scoring(self.shape.scoring).kind
-            model: Any = self.method.adapt(self._base(layers=layers), kind)
+            base = self._base(layers=layers)
+            method = below_head(self.method, base) if self._read_by_heads else self.method
+            model: Any = method.adapt(base, kind)
             if checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 model.enable_input_require_grads()
             self._models[key] = model
         return self._models[key]
+
+    @property
+    def _read_by_heads(self) -> bool:
+        return self.shape.scoring == Options.name
+
+    def _batch(self, model: Any, rows: int) -> ChoiceBatch:
+        batch = self.shape.batch(rows)
+        return as_heads_read(model, batch) if self._read_by_heads else batch
 
     def training(self, setting: Setting) -> Memory:
         """At the peak of a training step, gradients of an earlier micro-batch included."""
@@ -106,7 +119,7 @@ class Estimator:
         if self.num_samples <= 1:
             return 1
         resident = self._stored(self.weights.memory(0, training=False), setting).total
-        batch = self.shape.batch(setting.predict_batch_size)
+        batch = self._batch(self.model, setting.predict_batch_size)
         limit = max(2, budget.usable - resident) // 2
         return min(self.num_samples, affordable_samples(self.model, batch["input_ids"], batch.logit_positions, limit))
 
@@ -121,9 +134,17 @@ class Estimator:
         )
 
     def _prediction_activations(self, rows: int, draws: int) -> int:
-        batch, samples = self.shape.batch(rows), min(self.num_samples, draws)
-        key = ("prediction", rows, samples)
-        return self._activations(key, lambda model, _: predict(model, batch, samples, chunk_size=max(1, samples)))
+        samples = min(self.num_samples, draws)
+
+        def work(model: Any, _: object) -> None:
+            predict(model, self._batch(model, rows), samples, chunk_size=max(1, samples))
+
+        peak = self._activations(("prediction", rows, samples), work)
+        if not self._read_by_heads:
+            return peak
+        # What is read of the frozen model is read for all layers, with the likelihoods.
+        frozen = self._activations(("frozen", rows), lambda model, _: predict(model, self.shape.batch(rows), 0))
+        return max(peak, frozen)
 
     def _activations(self, key: tuple[Any, ...], work: Work, checkpointing: bool = False) -> int:
         """Peak bytes of `work`. Where all layers are alike, few are traced.
@@ -153,7 +174,7 @@ class Estimator:
     def _step(self, model: nn.Module, rows: int, next_phase: Callable[..., None]) -> None:
         """Forward and backward as `BayesianLoraTrainer` runs them."""
         model.train()
-        batch, copies = self.shape.batch(rows), self.method.train_samples
+        batch, copies = self._batch(model, rows), self.method.train_samples
         hold_draw(model, seed=0, step=0, num_samples=copies)
         logits = batch.choice_logits(model)
         labels = batch["labels"].repeat(copies)

@@ -19,6 +19,7 @@ from bayeslora.readouts.sparse import SparseRegression
 
 __all__ = ["head_from_tensors", "head_tensors", "heads_from_state", "heads_state", "is_head"]
 
+_AGAIN = "copy it again from where it was written."
 _HEAD, _SAME = "head", "same"
 _SPARSE = ("factor", "precision_factor", "mean")
 
@@ -79,7 +80,7 @@ def heads_from_state(state: Mapping[str, Tensor]) -> list[Head]:
     every = _part(state, _HEAD)
     numbers = sorted({int(name.partition(".")[0]) for name in every})
     if not numbers:
-        raise ValueError("the run's posterior.safetensors has no head; copy it again from where it was written.")
+        raise ValueError("the run's posterior.safetensors has no head; " + _AGAIN)
     parts = [_part(every, str(number)) for number in numbers]
     same = [{name: parts[0][name] for name in _part(part, _SAME) if name in parts[0]} for part in parts]
     return [head_from_tensors(part | shared) for part, shared in zip(parts, same, strict=True)]
@@ -89,12 +90,13 @@ def head_from_tensors(tensors: Mapping[str, Tensor]) -> Head:
     """The head that `head_tensors` wrote.
 
     Raises:
-        ValueError: A tensor is missing, or a number is out of its range.
+        ValueError: A tensor is missing, a number is out of its range or not finite, or a feature that is not constant
+            counts for nothing.
     """
     try:
         return _head(tensors)
     except KeyError as error:
-        raise ValueError(f"the head's file lacks {error}; copy it again from where it was written.") from error
+        raise ValueError(f"the head's file lacks {error}; {_AGAIN}") from error
 
 
 def _head(tensors: Mapping[str, Tensor]) -> Head:
@@ -108,6 +110,7 @@ def _head(tensors: Mapping[str, Tensor]) -> Head:
     ):
         check_value(value, kind, name)
     features = OptionFeatures(_part(tensors, "hidden"), tensors["mask"], tensors["questions"], _part(tensors, "number"))
+    _check_tensors(tensors, features, scales)
     scaling = BlockScaling(scales)
     chosen = Scales(tensors["weights"], noise, log_evidence, tensors["effective_parameters"])
     sparse, precision = _part(tensors, "sparse"), tensors["precision"]
@@ -127,6 +130,21 @@ def _head(tensors: Mapping[str, Tensor]) -> Head:
         posterior=posterior,
         novelty=Novelty.restored(tensors),
     )
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], features: OptionFeatures, scales: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"the head's file has NaN or infinity in {name!r}; {_AGAIN}")
+    for name, block in {**features.hidden, **features.numbers}.items():
+        rows = block[features.mask]
+        # What `BlockScaling.of` gives the scale 0 is constant; it had the same items, or more.
+        if bool(((scales[name] == 0) & (_spread(rows) > 1e-6 * rows.abs().amax(0))).any()):
+            raise ValueError(f"the head's file has a scale of 0 in {name!r} for a feature that varies; {_AGAIN}")
+
+
+def _spread(rows: Tensor) -> Tensor:
+    return rows.float().std(0, correction=0)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

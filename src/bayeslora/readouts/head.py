@@ -141,14 +141,14 @@ class Head:
         return HeadPrediction(predictive, variance, self.novelty(features.questions))
 
 
-def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = False) -> Head:
+def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool | float = False) -> Head:
     """The head of training items.
 
     Args:
         features: Of the training items.
         labels: [items].
         label_noise: Whether labels may be wrong: where leave-one-out predictions say clearly that some are, items that
-            look wrong count less.
+            look wrong count less. A number is the share of labels that were drawn at random, where that is known.
 
     Raises:
         ValueError: No item has two choices, a label is no choice, or a feature is not finite.
@@ -156,10 +156,11 @@ def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool = Fa
     with threads_for(int(features.mask.sum()) - len(features)):
         scaling = BlockScaling.of(features)
         precision = torch.ones(len(features), dtype=torch.float64)
-        fitted = _fit(scaling, features, labels, precision, label_noise)
+        scales = _choose_scales(scaling, features, labels, precision)
+        fitted = _fit(scaling, scales, features, labels, precision, label_noise)
         for _ in range(_ROUNDS if fitted.noise.share else 0):
             precision = fitted.noise.right.clamp_min(1e-3)
-            fitted = _fit(scaling, features, labels, precision, label_noise)
+            fitted = _fit(scaling, scales, features, labels, precision, label_noise)
         novelty = Novelty.of(features.questions)
     return Head(labels=labels, precision=precision, scaling=scaling, novelty=novelty, **fitted._asdict())
 
@@ -180,9 +181,13 @@ class _Fitted(NamedTuple):
 
 
 def _fit(
-    scaling: BlockScaling, features: OptionFeatures, labels: Tensor, precision: Tensor, label_noise: bool
+    scaling: BlockScaling,
+    scales: Scales,
+    features: OptionFeatures,
+    labels: Tensor,
+    precision: Tensor,
+    label_noise: bool | float,
 ) -> _Fitted:
-    scales = _choose_scales(scaling, features, labels, precision)
     carriers, posterior, left_out = _posterior(scaling, scales, features, labels, precision)
     noise_found = fit_temperature_and_noise(left_out(), labels, features.mask.sum(-1), noisy=label_noise)
     return _Fitted(carriers, scales, noise_found, posterior)

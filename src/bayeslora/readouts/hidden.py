@@ -111,7 +111,7 @@ def vectors_together(
 
 
 def differentiable_vectors(model: nn.Module, batch: ClozeBatch | UnpackedBatch, layers: Sequence[int]) -> Tensor:
-    """The vectors [rows, choices + 1, layers, poolings, hidden] of a batch, on the CPU and with their graph.
+    """The vectors [rows, choices + 1, layers, poolings, hidden] of a batch, with their graph.
 
     The layers above hand on what they get. Unlike a forward that ends early, all hooks of the model run.
 
@@ -140,7 +140,7 @@ def differentiable_vectors(model: nn.Module, batch: ClozeBatch | UnpackedBatch, 
         model(**batch.inputs(model))
     states = torch.stack(found, 2)
     rows = len(batch["input_ids"])
-    return torch.cat([_by_choice(batch, part) for part in states.split(rows)]).cpu()
+    return torch.cat([_by_choice(batch, part) for part in states.split(rows)])
 
 
 class _Stop(Exception):

@@ -52,7 +52,12 @@ class LabelNoise:
 
 
 def fit_temperature_and_noise(
-    predictive: Predictive, labels: Tensor, choices: Tensor, weights: Tensor | None = None, *, noisy: bool = True
+    predictive: Predictive,
+    labels: Tensor,
+    choices: Tensor,
+    weights: Tensor | None = None,
+    *,
+    noisy: bool | float = True,
 ) -> LabelNoise:
     """T and epsilon of the largest posterior given leave-one-out predictions of the training items.
 
@@ -61,7 +66,7 @@ def fit_temperature_and_noise(
         labels: [items].
         choices: How many each item has [items].
         weights: How much each label counts [items]; default: 1.
-        noisy: Whether labels may be wrong; without, epsilon is 0.
+        noisy: Whether labels may be wrong; without, epsilon is 0. A number is epsilon.
     """
     # Thousands of items say all there is to say of two numbers.
     some = torch.arange(min(_MOST, len(labels))) * len(labels) // min(_MOST, len(labels))
@@ -76,8 +81,8 @@ def fit_temperature_and_noise(
         prior = log_temperature**2 / 2 - (_DENSITY - 1) * math.log1p(-share)
         return float(prior - (counting * mixed.clamp_min(1e-300).log()).sum())
 
-    best, share = _minimum(loss, (0.0,))
-    if noisy:
+    best, share = _minimum(loss, (0.0 if isinstance(noisy, bool) else noisy,))
+    if noisy is True:
         other = _minimum(loss, _SHARES)
         best, share = other if loss(*other) < loss(best, share) - _WORTH else (best, share)
     temperature = math.exp(best)
@@ -91,7 +96,7 @@ def _minimum(loss: Callable[[float, float], float], shares: Sequence[float]) -> 
     """The log temperature and the share of the smallest loss: on a grid, and on a finer one around its best point."""
     best = min(itertools.product(_GRID, shares), key=lambda at: loss(*at))
     fine = [best[0] + step * _FINE for step in range(-4, 5)]
-    around = [best[1] * factor for factor in _FACTORS] if best[1] else [0.0]
+    around = [best[1] * factor for factor in _FACTORS] if len(shares) > 1 else shares
     return min(itertools.product(fine, around), key=lambda at: loss(*at))
 
 

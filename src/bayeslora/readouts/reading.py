@@ -77,7 +77,7 @@ class Reading:
     def features(self, model: nn.Module, batch: ChoiceBatch) -> OptionFeatures:
         """Of a batch's items, in each draw behind the one before, with the graph of the adapted layers; on the CPU."""
         suited: Any = batch.suited_to(model)
-        vectors = differentiable_vectors(model, suited, self.layers)
+        vectors = differentiable_vectors(model, suited, self.layers).cpu()
         copies = len(vectors) // suited.batch_size
         blocks: dict[str, dict[str, Tensor]] = {"hidden": {}, "number": {}}
         for name, tensor in suited.items():

@@ -28,7 +28,7 @@ class BayesianHead:
         features: Folder in which what is read of the model is kept, for other heads on it; default: in memory.
         reads: As in the method of the same name: "hidden" (middle layers; those above do not run), "likelihood", or
             "both".
-        label_noise: As in the method: whether to ask if training labels are wrong.
+        label_noise: As in the method: whether to ask if training labels are wrong, or how many are drawn at random.
         prior: Run folder of a head fitted before on the same base model.
         max_length: Longest sequence in tokens, of a question with one choice.
     """
@@ -39,7 +39,7 @@ class BayesianHead:
         *,
         features: str | Path | None = None,
         reads: Literal["both", "hidden", "likelihood"] = "both",
-        label_noise: bool = False,
+        label_noise: bool | float = False,
         prior: str | Path | None = None,
         max_length: int = 1024,
     ):
