@@ -86,6 +86,15 @@ def test_weights_reach_the_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert found == [[1.0 + index for index in range(30)]] * 3
 
 
+def test_a_zeroed_scale_is_no_head(model: DecisionModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "m")
+    path = tmp_path / "m" / "heads.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"heads.0.scale": torch.zeros_like(tensors["heads.0.scale"])}, path)
+    with pytest.raises(ValueError, match="scale of 0"):
+        DecisionModel.load(tmp_path / "m")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [

@@ -74,6 +74,38 @@ def wrong_labels(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def without_dev(records: list[dict[str, Any]]) -> list[str]:
+    """ECE over its floor in each cell, and the temperature of the training items against that of a dev set."""
+    cells = defaultdict(list)
+    for one in records:
+        if one["row"] == "head":
+            cells[one["task"], one["train_items"]].append(one)
+    found = {
+        cell: mean([one["ece"] for one in some]) / mean([one["ece_floor"] for one in some])
+        for cell, some in cells.items()
+    }
+    lines = [
+        "| task | training items | ECE / floor | T, of 200 dev items | NLL, with T of the dev items | difference (z) |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = map(json.loads, (HERE / "dev_temperature.jsonl").read_text(encoding="utf-8").splitlines())
+    dev = {(row["task"], row["train_items"]): row for row in rows}
+    less = []
+    for cell, ratio in sorted(found.items()):
+        shown = "| | | "
+        if (row := dev.get(cell)) is not None:
+            less.append(row["nll"] - row["dev_nll"])
+            shown = (
+                f"| {row['temperature']:.2f}, {row['dev_temperature']:.2f} | {row['nll']:.3f}, {row['dev_nll']:.3f} | "
+                f"{less[-1]:+.4f} ({row['z']:+.1f})"
+            )
+        lines.append(f"| {cell[0]} | {cell[1]} | {ratio:.2f} {shown} |")
+    return [
+        *lines,
+        f"| mean of {len(found)} and {len(less)} | | {mean([*found.values()]):.2f} | | | {mean(less):+.4f} |",
+    ]
+
+
 def elsewhere(records: list[dict[str, Any]]) -> list[str]:
     signs = ["novelty", "variance", "mutual information", "entropy"]
     lines = [
@@ -98,6 +130,7 @@ def main() -> None:
         "Cloze LoRA on the same items (adapters on the last 8 layers, rate 1e-3, 3 epochs; one seed)": cloze(
             kinds["task"]
         ),
+        "Without a dev set": without_dev(kinds["task"]),
         "Wrong labels": wrong_labels(kinds["wrong labels"]),
         "Other tasks: AUROC of what tells their items from the head's own": elsewhere(kinds["other task"]),
     }

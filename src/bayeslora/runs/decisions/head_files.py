@@ -59,6 +59,8 @@ def _head(index: int, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     numbers = {name: float(fields[name]) for name in _NUMBERS}
     question = parse_question(fields["question"])
     weights, targets, noise = own("weights"), own("targets"), own("noise")
+    if bool(((kernels.scale == 0) & (kernels.points != 0).any(0)).any()):
+        raise ValueError(f"heads[{index}] has a scale of 0 for a feature that varies")
     # Of before: the mean of all, whatever their weights.
     centre = tensors.get(f"heads.{index}.centre", targets.mean(0))
     posterior = posterior_of(kernels.between_points(), weights, targets, noise, centre)
