@@ -591,9 +591,9 @@ def test_newer_files_are_refused(tmp_path: Path) -> None:
     bayesian().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     content = json.loads(path.read_text())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["peft_type"] == "BAYES_LORA"
-    path.write_text(json.dumps({**content, "format_version": 2}))
+    path.write_text(json.dumps({**content, "format_version": 3}))
     with pytest.raises(ValueError, match="upgrade"):
         PeftModel.from_pretrained(tiny_llama(), tmp_path)
 

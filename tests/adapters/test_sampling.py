@@ -65,7 +65,7 @@ def test_samples_in_one_forward_are_single_draws(
         together = logits_of(model, ids, attention_mask=mask)
     assert together.shape[0] == 4 * rows
     apart = [draw(model, number, ids=ids, attention_mask=mask) for number in range(4)]
-    assert distance(together.unflatten(0, (4, rows)), torch.stack(apart)) < 2e-5
+    assert distance(together.unflatten(0, (4, rows)), torch.stack(apart)) < 4e-5
     assert distance(apart[0], apart[1]) > 0.01
 
 
@@ -425,9 +425,11 @@ def test_gradients_with_checkpointing_for_each_posterior(posterior: str, reentra
         "learn_residual_scale": True,
         "residual_scale": 0.5,
     }
-    expected = gradients(bayesian(**options).train())
+    model = bayesian(**options).train()
+    expected = gradients(model)
     assert_same_gradients(gradients(checkpointed(bayesian(**options).train(), reentrant)), expected)
-    assert any(value.abs().max() > 1e-4 for name, value in expected.items() if "residual_logit" in name)
+    of_factors = [factor.unpacked({"variational": factor.variational.grad}) for factor in random_factors(model)]
+    assert any(found["residual_logit"].abs().max() > 1e-4 for found in of_factors)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -1,4 +1,4 @@
-"""What users have on disk is read for ever: adapters of format version 1, a run folder, and results files."""
+"""What users have on disk is read for ever: adapters of format versions 1 and 2, a run folder, and results files."""
 
 import json
 import shutil
@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from bayeslora import sampling
+from bayeslora.adapters.starts import open_adapter
 from bayeslora.experiments.comparison import Results
 from bayeslora.metrics import summary
 from bayeslora_cli.main import main
@@ -19,19 +21,57 @@ GOLDEN = Path(__file__).parent / "golden" / "v1"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("posterior", sorted(EXPECTED["logits"]))
-def test_a_golden_checkpoint_still_means_what_it_meant(posterior):
-    base = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
-    model = PeftModel.from_pretrained(base, str(GOLDEN / posterior))
-    ids = torch.tensor(EXPECTED["input_ids"])
+def test_a_golden_checkpoint_still_means_what_it_meant(posterior, version):
+    folder = GOLDEN.parent / version
+    known = json.loads((folder / "expected.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model = PeftModel.from_pretrained(base, str(folder / posterior))
+    ids = torch.tensor(known["input_ids"])
     with torch.no_grad():
         mean = model(ids).logits[:, -1, :5]
         with sampling(model, num_samples=2, seed=3):
             draws = model(ids).logits[:, -1, :5]
-    expected = EXPECTED["logits"][posterior]
+    expected = known["logits"][posterior]
     torch.testing.assert_close(mean, torch.tensor(expected["mean"]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(draws, torch.tensor(expected["draws"]), rtol=1e-4, atol=1e-5)
     assert (draws - mean.repeat(2, 1)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("posterior", sorted(EXPECTED["logits"]))
+def test_an_adapter_of_format_1_is_saved_in_format_2_and_means_the_same(posterior, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
+    open_adapter(base, GOLDEN / posterior).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["format_version"] == 2
+    names = {name.rpartition(".")[2] for name in load_file(tmp_path / "adapter_model.safetensors")}
+    assert names == ({"variational"} if posterior == "full" else {"mean", "variational"})
+    again = open_adapter(AutoModelForCausalLM.from_pretrained(GOLDEN / "base"), tmp_path)
+    with torch.no_grad(), sampling(again, num_samples=2, seed=3):
+        draws = again(torch.tensor(EXPECTED["input_ids"])).logits[:, -1, :5]
+    torch.testing.assert_close(draws, torch.tensor(EXPECTED["logits"][posterior]["draws"]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_format_1_goes_beside_another_and_loads_as_a_whole_state():
+    base = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
+    model = open_adapter(base, GOLDEN / "matrix_normal")
+    model.load_adapter(str(GOLDEN / "diagonal"), adapter_name="second")
+    factors = [module for name, module in model.named_modules() if name.endswith("lora_A.second")]
+    file = load_file(GOLDEN / "diagonal" / "adapter_model.safetensors")
+    assert len(factors) == 1
+    for name, value in factors[0].parameters_by_name.items():
+        (stored,) = (tensor for key, tensor in file.items() if key.endswith(f"lora_A.{name}"))
+        assert torch.equal(value, stored), name
+
+
+def test_an_adapter_of_format_1_without_one_of_its_tensors_is_damaged(tmp_path):
+    shutil.copytree(GOLDEN / "diagonal", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(name for name in tensors if name.endswith("v_log_std")))
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"variational must have the shape .*copy the adapter again"):
+        open_adapter(AutoModelForCausalLM.from_pretrained(GOLDEN / "base"), tmp_path)
 
 
 def test_a_run_folder_from_before_the_rooms_is_evaluated_as_it_was(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ from bayeslora.adapters.starts import check_start
 
 __all__ = ["FORMAT_VERSION", "Part", "RandomLoraConfig", "register"]
 
-FORMAT_VERSION = 1
-"""Version of the adapter file format that this package writes."""
+FORMAT_VERSION = 2
+"""Version of the adapter file format that this package writes; 1 is read too (docs/reference/file_format.md)."""
 
 Part = Literal["lora_A", "lora_B", "lora_dropout"]
 """What of a LoRA layer can be random."""
@@ -73,6 +73,7 @@ class RandomLoraConfig(LoraConfig):
                 f"This adapter has format version {self.format_version}, this bayeslora reads up to version "
                 f"{FORMAT_VERSION}; upgrade with `pip install -U bayeslora`."
             )
+        self.format_version = FORMAT_VERSION  # That of what a save will write.
         for name, reason in _UNSUPPORTED.items():
             if getattr(self, name, None):
                 raise ValueError(f"{type(self).__name__} does not support {name}: {reason}. Leave {name} unset.")

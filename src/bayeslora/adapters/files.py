@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bayeslora.models.heads import new_weights
 from bayeslora.options.ranges import Positive, Share, Size, check_value
+from bayeslora.posteriors.weights.packing import VARIATIONAL, pack
 from bayeslora.system.reading import read_json, read_tensors
 
 __all__ = [
@@ -131,6 +132,7 @@ def require_tensors(
         ValueError: One is missing or has another shape.
     """
     path = Path(folder) / TENSORS_FILE
+    found = _in_this_format(expected, found)
     missing = [name for name in expected if name not in found and not any(f".{part}." in name for part in new or ())]
     if missing:
         others = sorted(found.keys() - expected.keys())
@@ -143,6 +145,17 @@ def require_tensors(
             raise ValueError(
                 f"{path}: {name} must have the shape {list(tensor.shape)}, got {list(found[name].shape)}; {REMEDY}"
             )
+
+
+def _in_this_format(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`found`, with what files of format version 1 hold one by one packed; PEFT's load does so by itself."""
+    result = dict(found)
+    for packed in expected.keys() - found.keys():
+        prefix, _, name = packed.rpartition(".")
+        parts = [key for key in found if key.rpartition(".")[0] == prefix and key not in expected]
+        if name == VARIATIONAL and parts:
+            result[packed] = pack({key: result.pop(key) for key in parts})
+    return result
 
 
 def require_supplied(model: nn.Module, adapters: Iterable[str | Path]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import LoraModel
-from torch import nn
+from torch import Tensor, nn
 
 from bayeslora.adapters.base_model_check import check_fingerprint, fingerprint
 from bayeslora.adapters.checks import check_targets
@@ -132,6 +132,22 @@ class RandomLoraModel(LoraModel):
         """As PEFT; a new adapter of that name is compared with the base model anew."""
         super().delete_adapter(adapter_name)
         self.__dict__["_checked_adapters"].discard(adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        # PEFT knows the names of the model alone, and adapters of format version 1 have others.
+        tensors = dict(state_dict)
+        for name, factor in model.named_modules():
+            if isinstance(factor, RandomFactor) and name.endswith(f".{adapter_name}"):
+                prefix = name.removesuffix(adapter_name)
+                for start in {prefix, f"base_model.model.{prefix}"}:
+                    factor.renew(tensors, start)
+        renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=tensors
+        )
+        return renamed
 
     # --- what merging has to mind ----------------------------------------------------------------------------------
 

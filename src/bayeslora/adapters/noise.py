@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def draw_noise(
         return []
     places = [module.device for module in modules]
     shapes = [module.noise_shapes for module in modules]
-    sizes = [sum(map(math.prod, own)) for own in shapes]
+    sizes = [_count(own) for own in shapes]
     normals, uniforms = [], []
     for generator in generators:
         at = places[0] if generator is None else generator.device
@@ -40,9 +41,15 @@ def draw_noise(
     of_draws = {place: (uniform.to(place), number.to(place)) for place in set(places)}
     pieces = torch.stack(normals).split(sizes, dim=1)
     return [
-        Noise(numbers.to(place), own, *of_draws[place])
+        Noise(numbers if place == places[0] else numbers.to(place), own, *of_draws[place])
         for numbers, own, place in zip(pieces, shapes, places, strict=True)
     ]
+
+
+@lru_cache(maxsize=1024)
+def _count(shapes: tuple[tuple[int, ...], ...]) -> int:
+    """How many numbers tensors of these shapes hold."""
+    return sum(map(math.prod, shapes))
 
 
 def set_noise(

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bayeslora.adapters.random_module import RandomModule, check_sample_major, random_signs, set_plainly
 from bayeslora.adapters.stack import Held, Stack
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
+from bayeslora.posteriors.weights.packing import VARIATIONAL, pack, unpack
 
 __all__ = ["RandomFactor"]
 
@@ -39,7 +40,8 @@ class RandomFactor(RandomModule):
 
     Its parameters are flat (PEFT strips the adapter's name only from the last or second-last part of a key) and have
     at least two dimensions (PEFT takes smaller LoRA tensors for broken shards). Those that no optimizer trains are
-    buffers, since PEFT makes every parameter of an adapter trainable.
+    buffers, since PEFT makes every parameter of an adapter trainable. Where the family says so, the variational ones
+    are stored as one, `variational`.
 
     Which W a forward uses is decided by `noise`: the posterior mean without noise, else the draw or draws it stands
     for.
@@ -51,7 +53,8 @@ class RandomFactor(RandomModule):
         super().__init__()
         self.family = _shared(family)
         self.location = family.location
-        for name, value in family.initial(weight).items():
+        self.layout: dict[str, torch.Size] = {}
+        for name, value in self._stored(family.initial(weight)).items():
             if name in family.fixed:
                 self.register_buffer(name, value)
             else:
@@ -93,10 +96,41 @@ class RandomFactor(RandomModule):
         return self.reference.device
 
     @property
-    def parameters_by_name(self) -> dict[str, Tensor]:
-        """The tensors that the family's functions take."""
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors as they are trained and saved."""
         held = {**self._parameters, **self._buffers}
         return {name: value for name, value in held.items() if value is not None}
+
+    @property
+    def parameters_by_name(self) -> dict[str, Tensor]:
+        """The tensors that the family's functions take; views where they are stored side by side."""
+        return self.unpacked(self.stored)
+
+    def unpacked(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the family's functions take, from stored tensors `[..., *]`."""
+        if not self.layout:
+            return stored
+        others = {name: value for name, value in stored.items() if name != VARIATIONAL}
+        return others | unpack(stored[VARIATIONAL], self.layout)
+
+    def renew(self, tensors: dict[str, Tensor], prefix: str) -> None:
+        """Put side by side, in place, what files of format version 1 hold one by one, under names with `prefix`."""
+        names = {name: f"{prefix}{name}" for name in self.layout}
+        if names and all(name in tensors for name in names.values()):
+            tensors[f"{prefix}{VARIATIONAL}"] = pack({name: tensors.pop(stored) for name, stored in names.items()})
+
+    def _stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The family's tensors as they are stored, and their layout noted."""
+        if not self.family.packed:
+            return tensors
+        apart = {*self.family.location, *self.family.fixed}
+        packed = {name: value for name, value in sorted(tensors.items()) if name not in apart}
+        self.layout = {name: value.shape for name, value in packed.items()}
+        return {name: value for name, value in tensors.items() if name in apart} | {VARIATIONAL: pack(packed)}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        self.renew(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_noise(self, noise: Noise | None, *, explicit: bool = False) -> None:
         """As the base class; weights of an earlier forward are dropped."""

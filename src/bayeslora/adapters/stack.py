@@ -111,9 +111,9 @@ def _stacked_parameters(factors: Sequence[RandomFactor]) -> dict[str, Tensor]:
 
     Between forwards FSDP2 keeps shards of them, and the KL is computed then, by every process alike.
     """
-    columns = [factor.parameters_by_name for factor in factors]
+    columns = [factor.stored for factor in factors]
     stacked = {name: torch.stack([full_tensor(column[name]) for column in columns]) for name in columns[0]}
-    return {name: at_least_float32(value) for name, value in stacked.items()}
+    return factors[0].unpacked({name: at_least_float32(value) for name, value in stacked.items()})
 
 
 def _stacked_noise(factors: Sequence[RandomFactor]) -> Noise:

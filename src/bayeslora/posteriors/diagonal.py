@@ -28,7 +28,7 @@ class Diagonal(InducingPosterior):
 
     def sample(self, parameters: Parameters, noise: Tensor, uniform: Tensor) -> Tensor:
         """V = loc + std * noise."""
-        return parameters["v_loc"] + parameters["v_log_std"].exp() * noise
+        return torch.addcmul(parameters["v_loc"], parameters["v_log_std"].exp(), noise)
 
     def kl(self, parameters: Parameters, noise: Tensor | None) -> Tensor:
         """Closed form."""

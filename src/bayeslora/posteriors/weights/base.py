@@ -70,6 +70,11 @@ class WeightPosterior(ABC):
     """Names of parameters that no optimizer trains."""
 
     @property
+    def packed(self) -> bool:
+        """Whether a factor stores its variational parameters, all but `location` and `fixed`, in one tensor."""
+        return False
+
+    @property
     def flipout(self) -> bool:
         """Whether each row of a training batch has its own signs of the perturbation (arXiv 1803.04386)."""
         return False

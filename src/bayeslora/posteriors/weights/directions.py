@@ -65,6 +65,11 @@ class DirectionsWeights(WeightPosterior):
         return self.current.kl_is_estimate
 
     @property
+    def packed(self) -> bool:
+        """As those of the current factor."""
+        return self.current.packed
+
+    @property
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The current family's: directions are not random."""
         return self.current.noise_shapes

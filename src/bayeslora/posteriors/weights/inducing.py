@@ -8,8 +8,9 @@ sigma the prior standard deviation, lambda the scale of the conditional's standa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from bayeslora.posteriors import InducingPosterior, get_posterior
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
-from bayeslora.posteriors.weights.whitening import DIAGONAL_FLOOR, Whitening, whiten, whiten_identity
+from bayeslora.posteriors.weights.whitening import DIAGONAL_FLOOR, DiagonalWhitening, Whitening, whiten, whiten_identity
 
 __all__ = ["InducingWeights"]
 
@@ -111,7 +112,7 @@ class InducingWeights(WeightPosterior):
         if weight.is_meta:
             return weight.new_empty(self.inducing, self.inducing)
         wide = {name: value.double() for name, value in parameters.items()}
-        row, column = self._whitenings(wide)
+        row, column = self._free_whitenings(wide)
         target = weight.double() / self.tau
         location = torch.linalg.pinv(row.projection.mT) @ target @ torch.linalg.pinv(column.projection)
         error = (row.projection.mT @ location @ column.projection - target).norm()
@@ -125,11 +126,19 @@ class InducingWeights(WeightPosterior):
 
     # --- functions of stacked parameters ---------------------------------------------------------------------------
 
-    def _whitenings(self, parameters: Mapping[str, Tensor]) -> tuple[Whitening, Whitening]:
-        """Rows (size o) and columns (size i)."""
-        row_diagonal, column_diagonal = parameters["row_log_diagonal"], parameters["column_log_diagonal"]
+    @staticmethod
+    def _free_whitenings(parameters: Mapping[str, Tensor]) -> tuple[Whitening, Whitening]:
+        """Those of rows (size o) and columns (size i) whose Z are parameters."""
+        row = whiten(parameters["row_basis"], parameters["row_log_diagonal"])
+        return row, whiten(parameters["column_basis"], parameters["column_log_diagonal"])
+
+    def _whitenings(
+        self, parameters: Mapping[str, Tensor]
+    ) -> tuple[Whitening | DiagonalWhitening, Whitening | DiagonalWhitening]:
+        """Those of rows (size o) and columns (size i)."""
         if self.bases == "free":
-            return whiten(parameters["row_basis"], row_diagonal), whiten(parameters["column_basis"], column_diagonal)
+            return self._free_whitenings(parameters)
+        row_diagonal, column_diagonal = parameters["row_log_diagonal"], parameters["column_log_diagonal"]
         if self.side == "A":
             return whiten_identity(row_diagonal), whiten(parameters["mean"], column_diagonal)
         return whiten(parameters["mean"].mT, row_diagonal), whiten_identity(column_diagonal)
@@ -148,7 +157,7 @@ class InducingWeights(WeightPosterior):
     def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """W at the mean of q(V) and R = 0, `[..., rows, columns]`: the deterministic factor of eval mode."""
         row, column = self._whitenings(parameters)
-        update = self.tau * (row.projection.mT @ self.q.mean(parameters) @ column.projection)
+        update = self.tau * _on_both_sides(row.lift, self.q.mean(parameters), column.lift)
         return parameters["mean"] + update if self.mean == "lora" else update
 
     def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
@@ -162,14 +171,15 @@ class InducingWeights(WeightPosterior):
         weight, inducing, square, side = noise.normal
         row, column = self._whitenings(parameters)
         scale = self.prior_std * self.residual_scale_of(parameters)
-        projected = row.projection @ weight @ column.projection.mT
         if self.rows <= self.columns:
-            extra = row.remainder @ square + row.projection @ side @ column.remainder.mT
+            wide = torch.cat([weight, side], dim=-1)
+            projected = row.project(column.project_both(wide.mT).mT) + row.remain(square)
         else:
-            extra = square @ column.remainder.mT + row.remainder @ side @ column.projection.mT
+            tall = torch.cat([weight, side], dim=-2)
+            projected = column.project(row.project_both(tall).mT).mT + column.remain(square.mT).mT
         values = self.tau * self.q.sample(parameters, inducing, noise.uniform)
-        core = values - scale * (projected + extra)
-        draw = scale * weight + row.projection.mT @ core @ column.projection
+        core = values - scale * projected
+        draw = scale * weight + _on_both_sides(row.lift, core, column.lift)
         return parameters["mean"] + draw if self.mean == "lora" else draw
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
@@ -188,16 +198,26 @@ class InducingWeights(WeightPosterior):
         return KL(inducing, self.rows * self.columns * per_weight)
 
     @property
+    def packed(self) -> bool:
+        """They are four or more small tensors."""
+        return True
+
+    @property
     def kl_is_estimate(self) -> bool:
         """Only the flow's."""
         return self.q.kl_is_estimate
 
-    @property
+    @cached_property
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
         """E [o, i]; for V; for the residual [m, m], and [o, m] or [m, i], whichever is smaller."""
         m = self.inducing
         side = (self.rows, m) if self.rows <= self.columns else (m, self.columns)
         return (self.rows, self.columns), self.q.noise_shape, (m, m), side
+
+
+def _on_both_sides(rows: Callable[[Tensor], Tensor], value: Tensor, columns: Callable[[Tensor], Tensor]) -> Tensor:
+    """R value C^T `[..., *, *]` from the maps by R and by C."""
+    return columns(rows(value).mT).mT
 
 
 def _complete_basis(rows: Tensor, count: int) -> Tensor:

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DIAGONAL_FLOOR", "Whitening", "at_least_float32", "inducing_diagonal", "whiten", "whiten_identity"]
+__all__ = [
+    "DIAGONAL_FLOOR",
+    "DiagonalWhitening",
+    "Whitening",
+    "at_least_float32",
+    "inducing_diagonal",
+    "whiten",
+    "whiten_identity",
+]
 
 DIAGONAL_FLOOR = 1e-3
 """Smallest D: keeps K = Z Z^T + D^2 positive definite in float32. It is part of D itself, so the KL and the samples
@@ -21,6 +29,50 @@ class Whitening(NamedTuple):
     """Q = L^-1 Z `[..., inducing, size]`; Q^T Q is P, the share of the prior that the inducing variables explain."""
     remainder: Tensor
     """G = L^-1 D `[..., inducing, inducing]`; Q Q^T + G G^T = I."""
+    both: Tensor
+    """[Q G], of which those two are views."""
+
+    def project(self, value: Tensor) -> Tensor:
+        """Q value `[..., inducing, *]`, of value `[..., size, *]`."""
+        return self.projection @ value
+
+    def lift(self, value: Tensor) -> Tensor:
+        """Q^T value `[..., size, *]`, of value `[..., inducing, *]`."""
+        return self.projection.mT @ value
+
+    def remain(self, value: Tensor) -> Tensor:
+        """G value `[..., inducing, *]`, of value `[..., inducing, *]`."""
+        return self.remainder @ value
+
+    def project_both(self, value: Tensor) -> Tensor:
+        """[Q G] value `[..., inducing, *]`, of value `[..., size + inducing, *]`."""
+        return self.both @ value
+
+
+class DiagonalWhitening(NamedTuple):
+    """As `Whitening` of Z = I, whose Q and G are diagonal: no products of matrices."""
+
+    projection: Tensor
+    """The diagonal of Q `[..., inducing, 1]`."""
+    remainder: Tensor
+    """The diagonal of G `[..., inducing, 1]`."""
+
+    def project(self, value: Tensor) -> Tensor:
+        """Q value `[..., inducing, *]`."""
+        return self.projection * value
+
+    def lift(self, value: Tensor) -> Tensor:
+        """Q^T value, the same."""
+        return self.projection * value
+
+    def remain(self, value: Tensor) -> Tensor:
+        """G value `[..., inducing, *]`."""
+        return self.remainder * value
+
+    def project_both(self, value: Tensor) -> Tensor:
+        """[Q G] value `[..., inducing, *]`, of value `[..., 2 inducing, *]`."""
+        first, second = value.chunk(2, dim=-2)
+        return self.projection * first + self.remainder * second
 
 
 def inducing_diagonal(log_diagonal: Tensor) -> Tensor:
@@ -34,22 +86,19 @@ def whiten(basis: Tensor, log_diagonal: Tensor) -> Whitening:
     Always computed in at least float32: Cholesky has no lower precision.
     """
     basis, log_diagonal = at_least_float32(basis), at_least_float32(log_diagonal)
-    diagonal = inducing_diagonal(log_diagonal)
-    kernel = basis @ basis.mT + torch.diag_embed(diagonal.squeeze(-1).square())
-    # cholesky_ex does not synchronise with the host; K is positive definite by the floor on D.
-    cholesky = torch.linalg.cholesky_ex(kernel)[0]
-    both = torch.cat([basis, torch.diag_embed(diagonal.squeeze(-1))], dim=-1)
-    projection, remainder = torch.linalg.solve_triangular(cholesky, both, upper=False).split(
-        [basis.shape[-1], basis.shape[-2]], dim=-1
-    )
-    return Whitening(projection, remainder)
+    root = torch.cat([basis, torch.diag_embed(inducing_diagonal(log_diagonal).squeeze(-1))], dim=-1)
+    # K = [Z D] [Z D]^T. cholesky_ex does not synchronise with the host; K is positive definite by the floor on D.
+    cholesky = torch.linalg.cholesky_ex(root @ root.mT)[0]
+    both = torch.linalg.solve_triangular(cholesky, root, upper=False)
+    projection, remainder = both.split([basis.shape[-1], basis.shape[-2]], dim=-1)
+    return Whitening(projection, remainder, both)
 
 
-def whiten_identity(log_diagonal: Tensor) -> Whitening:
+def whiten_identity(log_diagonal: Tensor) -> DiagonalWhitening:
     """As `whiten` of Z = I, in closed form: K = I + D^2 is diagonal. `[..., inducing, 1]`."""
-    diagonal = inducing_diagonal(at_least_float32(log_diagonal)).squeeze(-1)
+    diagonal = inducing_diagonal(at_least_float32(log_diagonal))
     inverse = (1 + diagonal.square()).rsqrt()
-    return Whitening(torch.diag_embed(inverse), torch.diag_embed(diagonal * inverse))
+    return DiagonalWhitening(inverse, diagonal * inverse)
 
 
 def at_least_float32(value: Tensor) -> Tensor:
