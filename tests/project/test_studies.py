@@ -98,9 +98,31 @@ def test_the_table_of_the_readme_is_that_of_the_demo():
     rows = json.loads((STUDIES / "methods" / "demo" / "seed0" / "results.json").read_text(encoding="utf-8"))["rows"]
     lines = re.findall(r"^\| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     cells = [[cell.strip() for cell in line.split("|")] for line in lines]
-    (head,) = (row for row in cells if "nll" in row)
+    (head,) = (row for row in cells if "brier" in row)
     shown = {row[0]: row[1:] for row in cells if row[0] in rows}
     assert shown.keys() == rows.keys()
     for title, values in shown.items():
         for column, value in zip(head[1:], values, strict=True):
             assert same(value.replace(",", ""), rows[title][column]), (title, column)
+
+
+def test_the_readouts_of_the_readme_are_those_of_their_study():
+    """One draw of the training items; LoRA's row is that of the study's table."""
+    study = STUDIES / "methods" / "readout"
+    lines = (study / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    cell = {"kind": "task", "task": "arc_easy", "train_items": 500, "draw": 0}
+    found = {one["row"]: one for one in map(json.loads, lines) if one | cell == one}
+    table = re.findall(r"^\| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cells = [[part.strip() for part in line.split("|")] for line in table]
+    shown = {row[0]: row[1:] for row in cells if len(row) == 4 and row[0]}
+    for name, row in (
+        ("base, mean", "base, mean per token + T"),
+        ("likelihood", "likelihood readout"),
+        ("`--task", "head"),
+    ):
+        (values,) = (values for title, values in shown.items() if title.startswith(name))
+        assert all(
+            same(value, found[row][score]) for value, score in zip(values, ("accuracy", "nll", "ece"), strict=True)
+        )
+    (lora,) = (values for title, values in shown.items() if title.startswith("cloze LoRA"))
+    assert f"| arc_easy, 500 | lora + temperature | {' | '.join(lora)} |" in (study / "table.md").read_text("utf-8")
