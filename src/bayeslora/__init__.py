@@ -2,7 +2,18 @@
 
 import importlib
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == __name__:
+    # `python -m bayeslora` imports this first. The command does not need it for what is wrong or asks for help, and
+    # hides what other libraries say while it imports them; it imports this again when there is something to do.
+    sys.argv[0] = __file__
+    del sys.modules[__name__]
+    from bayeslora_cli.main import main
+
+    main()
+    sys.exit()
 
 # Each file of a method registers its adapter type with PEFT, which then loads adapters of all of them.
 from bayeslora import methods as methods

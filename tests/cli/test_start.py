@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from bayeslora_cli.commands import command_classes
 from bayeslora_cli.commands.base import ConfigCommand
 from bayeslora_cli.main import main
 
-LIGHT = ["train", *(each.name for each in command_classes() if not issubclass(each, ConfigCommand))]
+NAMES = [each.name for each in command_classes()]
+WITH_CONFIG = [each for each in command_classes() if issubclass(each, ConfigCommand)]
 HEAVY = ("torch", "transformers", "peft", "numpy", "datasets", "safetensors", "matplotlib", "sklearn")
 
 SCRIPT = """
@@ -39,11 +41,21 @@ def start(calls: list[str], code: int, lines: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def test_help_of_train_and_of_commands_without_config_classes_imports_nothing_heavy():
-    names = "evaluate predict export report push generate diagnose plan demo serve"
-    assert set(names.split()) <= set(LIGHT)
-    assert start(["--help", "", *(f"{name} --help" for name in LIGHT)], code=0, lines=8) < 600
+def test_help_of_no_command_imports_anything_heavy():
+    names = "train compare sweep chain continual rank-study evaluate predict export report push generate diagnose serve"
+    assert set(names.split()) <= set(NAMES)
+    assert start(["--help", "", *(f"{name} --help" for name in NAMES)], code=0, lines=8) < 600
     assert start(["--version"], code=0, lines=1) < 600
+
+
+@pytest.mark.parametrize("call", ["compare --help", "evaluate"])
+def test_the_package_as_a_module_is_the_command_and_imports_no_more(call):
+    """So that other libraries' messages are hidden before they are imported: `torchrun -m bayeslora` too."""
+    command = [sys.executable, "-X", "importtime", "-m", "bayeslora", *call.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == (0 if "help" in call else 2) and "jsonargparse" in imported
+    assert not imported & set(HEAVY)
 
 
 def test_wrong_calls_of_such_commands_import_nothing_heavy():
@@ -138,19 +150,41 @@ def test_a_name_that_a_package_gives_late_is_no_module_of_it():
     assert not set(runs.__all__) & {path.stem for path in Path(runs.__path__[0]).iterdir()}
 
 
-def test_the_help_of_train_names_every_option_and_method(capsys):
+def options(parser):
+    return {action.dest for action in parser._actions if not action.dest.endswith(".help")}
+
+
+@pytest.mark.parametrize("command", WITH_CONFIG, ids=lambda command: command.name)
+def test_the_help_names_every_option_and_method(command, capsys):
     from bayeslora.methods import METHODS
     from bayeslora.options.registry import names_of_classes
-    from bayeslora_cli.commands.train import Train
 
-    def options(parser):
-        return {action.dest for action in parser._actions} - {"method.help"}
-
-    assert options(Train().help_parser()) == options(Train().parser())
+    light, whole = command().help_parser(), command().parser()
+    assert options(light) == options(whole)
+    helps = [{action.dest: action.help for action in parser._actions} for parser in (light, whole)]
+    assert all(helps[0][name] == helps[1][name] for name in options(light))
     own = [each.__name__ for each in METHODS.classes() if each.__module__.startswith("bayeslora.methods.")]
     assert names_of_classes("bayeslora.methods") == sorted(own)
-    for call in (["train", "--help"], ["-v", "train", "-h"]):
+    for call in ([command.name, "--help"], ["-v", command.name, "-h"]):
         with pytest.raises(SystemExit):
             main(call)
         said = capsys.readouterr().out
-        assert all(name in said for name in own) and "--train.learning_rate" in said and "default: BayesianLora" in said
+        assert all(name in said for name in own) and "--train.learning_rate" in said
+
+
+def test_the_help_has_the_same_defaults_as_the_config(monkeypatch):
+    from bayeslora.methods import Method
+    from bayeslora_cli.commands.base import _class
+
+    def plain(value):
+        """A config as data, with methods by the names of their classes."""
+        if isinstance(value, Method):
+            return type(value).__name__
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else value
+
+    monkeypatch.setattr("bayeslora.experiments.comparison.config.CompareConfig.__post_init__", lambda self: None)
+    monkeypatch.setattr("bayeslora.experiments.learning_rates.config.SweepConfig.__post_init__", lambda self: None)
+    for command in WITH_CONFIG:
+        assert plain(_class(command.options_path)()) == plain(_class(command.config_path)()), command.name

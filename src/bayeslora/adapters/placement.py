@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from bayeslora.models.kinds import Placement as Placement
+from bayeslora.models.kinds import Targets as Targets
 from bayeslora.models.layers import inside_layers, outermost_layers
 
 __all__ = ["Placement", "Targets", "adapted_layers", "linear_names"]
-
-Placement = Literal["all", "top_half", "top_quarter"]
-Targets = list[str] | Literal["all-linear"] | None
-""""all-linear": all linear maps but the head; None: PEFT's choice for the model."""
 
 _PARTS: dict[str, int] = {"all": 1, "top_half": 2, "top_quarter": 4}
 

@@ -1,11 +1,17 @@
-"""The words for number types and quantisations that options take; what they mean is in files that import torch."""
+"""The words for number types, quantisations and places in options; what they mean is in files that import torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["DtypeName", "Quantization"]
+__all__ = ["DtypeName", "Placement", "Quantization", "Targets"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit", "torchao_int8"]
+
+Placement = Literal["all", "top_half", "top_quarter"]
+"""The layers that are adapted: shares counted from the top."""
+
+Targets = list[str] | Literal["all-linear"] | None
+"""The modules that are adapted; "all-linear": all linear maps but the head; None: PEFT's choice for the model."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from bayeslora.prediction.predictive import Predictive
-from bayeslora.prediction.temperature import best_temperature
+    from bayeslora.prediction.predictive import Predictive
 
 __all__ = ["LENGTH_POWERS", "LengthPower", "choose_length_power"]
 
@@ -41,6 +42,8 @@ def choose_length_power(predictives: Mapping[float, Predictive], labels: Tensor)
     Raises:
         ValueError: There is no item, or no power.
     """
+    from bayeslora.prediction.temperature import best_temperature
+
     if not predictives:
         raise ValueError("there is no power to choose from; expected predictions at one or more.")
     found = {power: best_temperature(predictive, labels) for power, predictive in predictives.items()}

@@ -54,6 +54,22 @@ class Temperature:
         error = self.standard_error if math.isfinite(self.standard_error) else None
         return {"temperature": self.value, "temperature_standard_error": error}
 
+    @property
+    def warning(self) -> str:
+        """What to say of it: that it is at a bound of the search, or of fewer than `FEW_ERRORS` wrong items; or ""."""
+        if meaning := bound_of(self.record):
+            return (
+                f"the temperature is {self.value:.4g}, at a bound of its search: the scaled model {meaning}; do not "
+                "use it, and look at the unscaled one (the dev accuracy first)"
+            )
+        if self.errors < FEW_ERRORS:
+            return (
+                f"the temperature {self.value:.3g} ± {self.standard_error:.2g} was fitted on {self.items} dev items of "
+                f"which {self.errors} are wrong; with fewer than {FEW_ERRORS} it is mostly the prior's: take more dev "
+                "items, or no temperature"
+            )
+        return ""
+
 
 def bound_of(record: Mapping[str, Any]) -> str | None:
     """What predictions do whose recorded "temperature" lies at a bound of its search; None inside or without one.
@@ -104,8 +120,8 @@ def fit_temperature(
         errors = int((predictive.log_probabilities.argmax(-1) != labels).sum())
     value = math.exp(best)
     found = Temperature(value, value / math.sqrt(curvature) if curvature > 0 else math.inf, errors, len(labels))
-    if warns:
-        _warn(found)
+    if warns and found.warning:
+        logger.warning(found.warning)
     return found
 
 
@@ -128,23 +144,3 @@ def _minimum(loss: Callable[[float], float], low: float, high: float) -> tuple[f
     best = min((best, *around), key=loss)
     curvature = (loss(best + _STEP) - 2 * loss(best) + loss(best - _STEP)) / _STEP**2
     return best, curvature
-
-
-def _warn(found: Temperature) -> None:
-    if meaning := bound_of(found.record):
-        logger.warning(
-            "the temperature is %.4g, at a bound of its search: the scaled model %s; do not use it, and look at the "
-            "unscaled one (the dev accuracy first)",
-            found.value,
-            meaning,
-        )
-    elif found.errors < FEW_ERRORS:
-        logger.warning(
-            "the temperature %.3g ± %.2g was fitted on %d dev items of which %d are wrong; with fewer than %d it is "
-            "mostly the prior's: take more dev items, or no temperature",
-            found.value,
-            found.standard_error,
-            found.items,
-            found.errors,
-            FEW_ERRORS,
-        )

@@ -4,8 +4,9 @@ A run folder holds `adapter/` (PEFT), `config.yaml` (enough to run again), `metr
 `predictions.jsonl` and `reliability.png`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bayeslora.options.late import late
 
 if TYPE_CHECKING:
     from bayeslora.runs.dev_predictions import calibrated_on_dev as calibrated_on_dev
@@ -49,8 +50,4 @@ _HOME = {
 }
 """The file of each name: a config class is in this folder too, and `--help` need not wait for trainers and pictures."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = late(__name__, _HOME)

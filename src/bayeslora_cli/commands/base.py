@@ -50,20 +50,27 @@ class ConfigCommand(Command):
 
     config_path: ClassVar[str]
     """Dotted path of the config class, which is imported when its options are asked for."""
+    options_path: ClassVar[str]
+    """That of a class with the same fields whose methods are names, so that it is imported at once."""
     output: ClassVar[str]
     """What is in the folder that it writes."""
 
-    def config_class(self) -> type[DataclassInstance]:
-        """The config class."""
-        module, _, name = self.config_path.rpartition(".")
-        found: type[DataclassInstance] = getattr(importlib.import_module(module), name)
-        return found
-
     def parser(self) -> Parser:
         """A parser with the fields of the config, and the other options after them."""
+        return self._parser(self.config_path)
+
+    def help_parser(self) -> Parser:
+        """The same options, with the methods by their names."""
+        from bayeslora.options.registry import names_of_classes
+
+        methods = ", ".join(names_of_classes("bayeslora.methods"))
+        said = f"Methods: {methods}. Their options: `bayeslora train --method.help Lora`; one is set by `--method.r 4`."
+        return self._parser(self.options_path, epilog=said)
+
+    def _parser(self, path: str, **options: Any) -> Parser:
         from bayeslora.options.parsing import config_parser
 
-        parser = config_parser(self.config_class(), description=self.description)
+        parser = config_parser(_class(path), description=self.description, **options)
         self.add_arguments(parser)
         return parser
 
@@ -76,7 +83,13 @@ class ConfigCommand(Command):
         """The config that the options describe."""
         from bayeslora.options.parsing import instantiate
 
-        return instantiate(parser, options, self.config_class())
+        return instantiate(parser, options, _class(self.config_path))
+
+
+def _class(path: str) -> type[DataclassInstance]:
+    module, _, name = path.rpartition(".")
+    found: type[DataclassInstance] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def add_device(parser: ArgumentParser) -> None:

@@ -16,6 +16,7 @@ class Chain(ConfigCommand):
     name: ClassVar[str] = "chain"
     description: ClassVar[str] = "Draw, train, merge, draw again (RAC-LoRA); goes on where it stopped."
     config_path: ClassVar[str] = "bayeslora.experiments.sequences.config.ChainConfig"
+    options_path: ClassVar[str] = "bayeslora.experiments.sequences.options.ChainOptions"
     output: ClassVar[str] = "Folder for the blocks and the merged model."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

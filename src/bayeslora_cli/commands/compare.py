@@ -16,6 +16,7 @@ class Compare(ConfigCommand):
     name: ClassVar[str] = "compare"
     description: ClassVar[str] = "Methods x tasks x seeds under one protocol; goes on where it stopped."
     config_path: ClassVar[str] = "bayeslora.experiments.comparison.config.CompareConfig"
+    options_path: ClassVar[str] = "bayeslora.experiments.comparison.options.CompareOptions"
     output: ClassVar[str] = "Folder for results.jsonl, report and runs."
 
     def add_arguments(self, parser: ArgumentParser) -> None:

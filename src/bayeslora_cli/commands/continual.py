@@ -15,6 +15,7 @@ class Continual(ConfigCommand):
     name: ClassVar[str] = "continual"
     description: ClassVar[str] = "Methods on a sequence of tasks (SD-LoRA): forgetting; goes on where it stopped."
     config_path: ClassVar[str] = "bayeslora.experiments.sequences.config.ContinualConfig"
+    options_path: ClassVar[str] = "bayeslora.experiments.sequences.options.ContinualOptions"
     output: ClassVar[str] = "Folder for results.jsonl, report and runs."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

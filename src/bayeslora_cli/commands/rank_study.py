@@ -15,6 +15,7 @@ class RankStudy(ConfigCommand):
     name: ClassVar[str] = "rank-study"
     description: ClassVar[str] = "Several ranks beside full fine-tuning: scores, size, time; goes on where it stopped."
     config_path: ClassVar[str] = "bayeslora.experiments.ranks.config.RankStudyConfig"
+    options_path: ClassVar[str] = "bayeslora.experiments.ranks.options.RankStudyOptions"
     output: ClassVar[str] = "Folder for results, runs and picture."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

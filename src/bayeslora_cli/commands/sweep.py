@@ -16,6 +16,7 @@ class Sweep(ConfigCommand):
     name: ClassVar[str] = "sweep"
     description: ClassVar[str] = "Every row over a log grid of learning rates, chosen on dev; goes on where it stopped."
     config_path: ClassVar[str] = "bayeslora.experiments.learning_rates.config.SweepConfig"
+    options_path: ClassVar[str] = "bayeslora.experiments.learning_rates.options.SweepOptions"
     output: ClassVar[str] = "Folder for results, picture and winners."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

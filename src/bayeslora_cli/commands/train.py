@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora.options.parser import Parser
 from bayeslora_cli.commands.base import ConfigCommand, add_overwrite, add_switch, print_result
 from bayeslora_cli.commands.scores import main_scores, scores_table
 
@@ -23,20 +22,9 @@ class Train(ConfigCommand):
     name: ClassVar[str] = "train"
     description: ClassVar[str] = "Train an adapter."
     config_path: ClassVar[str] = "bayeslora.runs.config.RunConfig"
+    options_path: ClassVar[str] = "bayeslora.runs.options.RunOptions"
     output: ClassVar[str] = "Folder of the run (created)."
     distributed: ClassVar[bool] = True
-
-    def help_parser(self) -> Parser:
-        """The same options, with the methods by their names."""
-        from bayeslora.options.parsing import config_parser
-        from bayeslora.options.registry import names_of_classes
-        from bayeslora.runs.options import RunOptions
-
-        methods = ", ".join(names_of_classes("bayeslora.methods"))
-        said = f"Methods: {methods}. Their options: `bayeslora train --method.help Lora`; one is set by `--method.r 4`."
-        parser = config_parser(RunOptions, description=self.description, epilog=said)
-        self.add_arguments(parser)
-        return parser
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bayeslora.experiments.comparison.records import Cell, Predictions, Stage
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.prediction.length_power import choose_length_power
+from bayeslora.prediction.temperature import Temperature, bound_of
 from bayeslora.runs import Prediction, Run, load_run, train
 from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.building import open_trunk_cache
@@ -31,6 +34,8 @@ from bayeslora.tasks import Item
 from bayeslora.training.trainer import NonFiniteLossError
 
 __all__ = ["CellComputer", "Outcome", "cell_folder", "cell_of"]
+
+logger = logging.getLogger("bayeslora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,7 @@ class CellComputer:
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
         self.config, self.output, self.items = config, output, items
         self._caches: dict[tuple[bool, int | None], TrunkCache] = {}
+        self._said: set[tuple[str, str | None]] = set()
 
     def attempt(self, planned: PlannedCell) -> Outcome:
         """Compute a planned cell whose learning rate is known; an error becomes part of the outcome."""
@@ -155,7 +161,14 @@ class CellComputer:
             if not reading.own:
                 yield reading
             if row.temperature:
-                yield tempered(reading)
+                yield tempered(reading, partial(self._say, planned.task))
+
+    def _say(self, task: str, temperature: Temperature) -> None:
+        """What is to be said of a temperature, once for each task: its rows share the dev items."""
+        kind = (task, bound_of(temperature.record))
+        if temperature.warning and kind not in self._said:
+            self._said.add(kind)
+            logger.warning("%s: %s", task, temperature.warning)
 
     def _trained(self, planned: PlannedCell) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""

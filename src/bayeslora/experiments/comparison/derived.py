@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora.experiments.comparison.records import TEMPERED
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.prediction.temperature import best_temperature, fit_temperature
+from bayeslora.prediction.temperature import Temperature, best_temperature, fit_temperature
 from bayeslora.runs.prediction import Prediction
 
 __all__ = ["MEAN_PER_TOKEN", "Lengths", "Reading", "per_token", "tempered", "with_score_noise"]
@@ -58,9 +58,10 @@ class Reading:
         return Reading(title, predictions, {**self.details, **details})
 
 
-def tempered(reading: Reading) -> Reading:
-    """With a temperature fitted on dev."""
-    found = fit_temperature(reading.predictions["dev"].predictive, reading.labels)
+def tempered(reading: Reading, say: Callable[[Temperature], None]) -> Reading:
+    """With a temperature fitted on dev, of which `say` may say what is to be said."""
+    found = fit_temperature(reading.predictions["dev"].predictive, reading.labels, warns=False)
+    say(found)
     title = f"{reading.title}{TEMPERED}"
     return reading.changed(title, lambda _, predictive: predictive.tempered(found.value), **found.record)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from bayeslora.adapters.placement import Targets
 from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, ProtocolConfig, RowConfig
+from bayeslora.experiments.ranks.options import RankStudyOptions
 from bayeslora.methods import Lora, Method
 from bayeslora.methods.full_fine_tuning import FullFineTuning
-from bayeslora.options.ranges import Count, Draws, Positive, Rate, Seed, Size, check_options
-from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.options.ranges import check_options
+from bayeslora.runs.config import RunConfig
 
 __all__ = ["RankComparison", "RankStudyConfig"]
 
@@ -41,51 +41,10 @@ class RankComparison(CompareConfig):
 
 
 @dataclass
-class RankStudyConfig:
-    """Ranks of one low-rank method beside full fine-tuning.
+class RankStudyConfig(RankStudyOptions):
+    """Ranks of one low-rank method beside full fine-tuning; the fields are those of `RankStudyOptions`."""
 
-    Args:
-        model: The base model.
-        task: The items: a built-in task, or a file by its column names.
-        method: The low-rank method; its own rank and scale do not count.
-        ranks: Ranks, each a row.
-        scale: lora_alpha / r of every rank.
-        full: Whether full fine-tuning is a row.
-        target_modules: Names of the linear layers to adapt, or "all-linear"; default: PEFT's choice (query and value).
-        last_layers: Adapt, and in the full row train, only this many layers, counted from the top; default: all.
-        train: Optimisation, the same for every row but for its learning rate.
-        learning_rates: Grid of the low-rank rows, chosen on dev with the first seed, for each rank.
-        full_learning_rates: Grid of full fine-tuning, which needs lower ones.
-        select_by: Dev score that decides: nll or accuracy (ties: the lower nll).
-        seeds: One final run of each row for each.
-        num_samples: Posterior draws of a prediction.
-        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
-        explanation_column: Column of the task's file with a reference text for an item. Every row's runs then write a
-            text for each test item that has one, and it is compared with the reference (causal models only).
-        prompt: What the model is asked for such a text; "{question}" is the item's question.
-        explanation_examples: Write texts for this many test items; default: all with a reference.
-        max_new_tokens: Longest text, tokens.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    method: Method = field(default_factory=Lora)
-    ranks: list[Size] = field(default_factory=lambda: [1, 4, 16, 64])
-    scale: Positive = 2.0
-    full: bool = True
-    target_modules: Targets = None
-    last_layers: Count | None = None
-    train: TrainConfig = field(default_factory=TrainConfig)
-    learning_rates: list[Rate] = field(default_factory=lambda: [1e-3])
-    full_learning_rates: list[Rate] = field(default_factory=lambda: [1e-4])
-    select_by: Literal["nll", "accuracy"] = "nll"
-    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
-    num_samples: Draws = 10
-    batch_size: Size = 8
-    explanation_column: str | None = None
-    prompt: str = "{question}\nExplain the answer in one sentence."
-    explanation_examples: Count | None = None
-    max_new_tokens: Count = 64
+    method: Method = field(default_factory=Lora)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Check what would fail only hours later.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Literal
 
-from bayeslora.experiments.comparison.config import AdapterConfig
-from bayeslora.methods import Lora, Method
+from bayeslora.experiments.sequences.options import ChainOptions, ContinualOptions
+from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.sd_lora import BayesianSdLora, SdLora
-from bayeslora.options.ranges import Count, Draws, Seed, Size, check_options
-from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.options.ranges import check_options
+from bayeslora.runs.config import RunConfig
 from bayeslora.training.arguments import check_arguments
 
 __all__ = ["ChainConfig", "ContinualConfig"]
@@ -19,28 +18,10 @@ _SEEDS_APART = 10_000
 
 
 @dataclass
-class ChainConfig(RunConfig):
-    """A chain of blocks (RAC-LoRA, arXiv 2410.08305): draw, train, merge, draw again.
+class ChainConfig(ChainOptions, RunConfig):
+    """A chain of blocks; the fields are those of `ChainOptions`, with the method as an object."""
 
-    Args:
-        model: The base model.
-        task: The items.
-        method: How to adapt the model in each block. Its mean is merged; the last block keeps its posterior.
-        train: Optimisation of one block: each has these epochs or steps, its own optimizer and schedule.
-        seed: Seed of the first block and of the sketches.
-        num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
-        temperature_scaling: Divide the log-probabilities by a temperature fitted on dev, after each block.
-        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
-        blocks: Blocks of the chain; a finished chain goes on with more.
-        sketch: The factor that is drawn from a Gaussian and frozen in a block, while the other starts at zero; null
-            trains both (Chain of LoRA, arXiv 2401.04151).
-        redraw: Whether each block has a sketch of its own; false keeps the first one (for comparison: the chain then
-            never leaves that subspace).
-    """
-
-    blocks: Count = 4
-    sketch: Literal["A", "B"] | None = "B"
-    redraw: bool = True
+    method: Method = field(default_factory=BayesianLora)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -71,34 +52,10 @@ def _default_rows() -> dict[str, Method]:
 
 
 @dataclass
-class ContinualConfig:
-    """Methods x seeds on a sequence of tasks, one after the other, without rehearsal and without task ids.
+class ContinualConfig(ContinualOptions):
+    """Methods x seeds on a sequence of tasks; the fields are those of `ContinualOptions`, with methods as objects."""
 
-    Args:
-        model: The base model.
-        sequence: The tasks by title, in the order in which they are learned. They share their scoring, and with
-            classification one head.
-        rows: Methods by title. Lora goes on with one adapter for all tasks, SdLora and BayesianSdLora begin a new
-            direction with each task, and any other method starts each task at a LoRA adapter with its mean so far.
-        adapter: Rank, scale and place of the adapters, the same for every method; the rank is that of one task.
-        head: With classification: whether "every" task trains the head, or the "first" alone.
-        train: Optimisation of one task.
-        seeds: One pass over the sequence for each.
-        num_samples: Posterior draws of a prediction.
-        batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    sequence: dict[str, TaskConfig] = field(
-        default_factory=lambda: {"arc_easy": TaskConfig(), "openbookqa": TaskConfig(name="openbookqa")}
-    )
-    rows: dict[str, Method] = field(default_factory=_default_rows)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    head: Literal["every", "first"] = "every"
-    train: TrainConfig = field(default_factory=TrainConfig)
-    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
-    num_samples: Draws = 10
-    batch_size: Size = 8
+    rows: dict[str, Method] = field(default_factory=_default_rows)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Check what would fail only hours later.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from bayeslora.experiments.comparison.cells import Outcome
-from bayeslora.experiments.comparison.config import CompareConfig
-from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.planned_cells import PlannedCell
+if TYPE_CHECKING:
+    from bayeslora.experiments.comparison.cells import Outcome
+    from bayeslora.experiments.comparison.config import CompareConfig
+    from bayeslora.experiments.comparison.items import ComparedItems
+    from bayeslora.experiments.comparison.planned_cells import PlannedCell
 
 __all__ = ["Executor"]
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from bayeslora.experiments.comparison.cells import CellComputer, Outcome
-from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.executors.base import Executor
-from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.planned_cells import PlannedCell
-from bayeslora.runs.config import ModelConfig
-from bayeslora.system.devices import choose_device
+
+if TYPE_CHECKING:
+    from bayeslora.experiments.comparison.cells import Outcome
+    from bayeslora.experiments.comparison.config import CompareConfig
+    from bayeslora.experiments.comparison.items import ComparedItems
+    from bayeslora.experiments.comparison.planned_cells import PlannedCell
+    from bayeslora.runs.config import ModelConfig
 
 __all__ = ["LocalExecutor", "device_in_words"]
 
@@ -25,6 +24,8 @@ class LocalExecutor(Executor):
     slots = 1
 
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):
+        from bayeslora.experiments.comparison.cells import CellComputer
+
         self._computer = CellComputer(config, output, items)
         self._submitted: list[PlannedCell] = []
 
@@ -52,6 +53,10 @@ def device_in_words(model: ModelConfig) -> str:
     Raises:
         ValueError: It is not here.
     """
+    import torch
+
+    from bayeslora.system.devices import choose_device
+
     if choose_device(model.device).type == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {torch.get_num_threads()} threads"

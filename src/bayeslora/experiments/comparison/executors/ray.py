@@ -6,13 +6,15 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bayeslora.experiments.comparison.cells import CellComputer, Outcome
-from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.executors.base import Executor
-from bayeslora.experiments.comparison.items import ComparedItems
-from bayeslora.experiments.comparison.planned_cells import PlannedCell
+
+if TYPE_CHECKING:
+    from bayeslora.experiments.comparison.cells import CellComputer, Outcome
+    from bayeslora.experiments.comparison.config import CompareConfig
+    from bayeslora.experiments.comparison.items import ComparedItems
+    from bayeslora.experiments.comparison.planned_cells import PlannedCell
 
 __all__ = ["RayExecutor"]
 
@@ -95,6 +97,8 @@ class RayExecutor(Executor):
 
     def next(self) -> Outcome:
         """The outcome of the task that ends first; a failed one where Ray has given it up."""
+        from bayeslora.experiments.comparison.cells import Outcome
+
         (reference,), _ = self._ray.wait(list(self._running), num_returns=1)
         planned = self._running.pop(reference)
         try:
@@ -153,6 +157,8 @@ _computers: dict[str, CellComputer] = {}
 
 def _attempt(comparison: tuple[str, Any, str], planned: PlannedCell) -> Outcome:
     """A task: the outcome of a planned cell."""
+    from bayeslora.experiments.comparison.cells import CellComputer
+
     key, reference, folder = comparison
     if key not in _computers:
         _computers.clear()
