@@ -94,6 +94,16 @@ def test_a_prior_is_one_more_block_and_goes_with_the_run(
         BayesianHead(str(tiny_base), prior=tmp_path / "nowhere").fit(items[:6])
 
 
+def test_the_share_of_random_labels_may_be_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["train", "--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "run")]
+    main([*given, "--method.label_noise", "0.15"])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["head"]["wrong_labels"] == 0.15
+    assert load_run(tmp_path / "run").config.method.label_noise == 0.15
+    assert "label_noise" in fails(capsys, *given[:-1], tmp_path / "other", "--method.label_noise", "1.5")
+
+
 def test_no_run_is_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("train", "--config", folder / "config.yaml", "--output_dir", folder / "run")
     assert "finished run" in fails(capsys, *arguments)

@@ -234,7 +234,7 @@ def _make_plans(
     if not rows:
         raise ValueError(
             "there is nothing to plan: a head in closed form trains no weights. It needs the base model in memory, one "
-            "forward of an item at a time without gradients, and a few GiB for its fit (docs/guides/readout.md)."
+            "forward of some items without gradients, and a few GiB for its fit (docs/guides/readout.md)."
         )
     plain = base(extents[0].shape.scoring)
     parameters, dtype = sum(weight.numel() for weight in plain.parameters()), next(plain.parameters()).dtype
