@@ -119,6 +119,39 @@ def test_extensions_begin_with_x_and_can_be_left_out(client: httpx.Client) -> No
     assert set(plain["a"]) == {"type", "noul"}
 
 
+WRONG_EXTENSIONS = [
+    ("x_num_samples", "10"),
+    ("x_num_samples", 2.5),
+    ("x_num_samples", True),
+    ("x_num_samples", 0),
+    ("x_seed", [1]),
+    ("x_seed", -1),
+    ("x_seed", 2**63),
+    ("x_extensions", "false"),
+    ("x_extensions", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_EXTENSIONS)
+def test_extensions_of_a_wrong_type_are_errors_in_each_clients_format(
+    client: httpx.Client, name: str, value: Any
+) -> None:
+    one = ask(client, {"state": STATE, "questions": QUESTIONS, name: value})
+    assert one.status_code == 422 and one.json()["detail"][0]["loc"] == ["body", name]
+    listed = [{"type": "predicate", "instructions": "Refund?"}]
+    openai = ask(client, {"input": STATE, "questions": listed, name: value}, "/v1/decisions")
+    assert openai.status_code == 400 and openai.json()["error"]["param"] == name
+    gemini = ask(client, {"input": STATE, "questions": {"a": NOUL}, name: value}, "/v1/decisions")
+    assert gemini.status_code == 400 and gemini.json()["error"]["status"] == "INVALID_ARGUMENT"
+    assert all(name in response.text for response in (one, openai, gemini))
+
+
+def test_the_number_of_samples_and_the_seed_alter_no_answer(client: httpx.Client) -> None:
+    plain = answers(client, QUESTIONS)
+    assert answers(client, QUESTIONS, x_num_samples=1, x_seed=2**63 - 1) == plain
+    assert answers(client, QUESTIONS, x_num_samples=None, x_seed=None, x_extensions=None) == plain
+
+
 def test_two_hundred_and_fifty_five_options_are_answered(client: httpx.Client) -> None:
     found = answers(client, {"q": {**CHOICE, "criteria": {f"q{n}": None for n in range(255)}}})["q"]
     assert len(found["probabilities"]) == 255 and all(p > 0 for p in found["probabilities"].values())

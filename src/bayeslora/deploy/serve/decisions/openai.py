@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, refused
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, check_extensions, refused
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, Question, parse_question
 from bayeslora.tasks.decisions.questions import shown
@@ -38,8 +38,7 @@ class OpenAI(Wire):
         for index, value in enumerate(questions):
             parsed[str(index)], values[str(index)] = _question(index, value)
         named = {str(index): value.get("name") for index, value in enumerate(questions)}
-        wanted = body.get("x_extensions") is not False
-        return Asked(state, parsed, body.get("model"), values, named, wanted)
+        return Asked(state, parsed, body.get("model"), values, named, check_extensions(body))
 
     def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
         """As `Wire.answered`."""

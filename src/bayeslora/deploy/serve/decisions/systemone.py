@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, refused
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, check_extensions, refused
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, parse_question
 from bayeslora.tasks.decisions.questions import shown
@@ -35,7 +35,7 @@ class SystemOne(Wire):
             name: asking(("questions", name, *_kind(value)), partial(parse_question, value))
             for name, value in questions.items()
         }
-        return Asked(body["state"], parsed, body.get("model"), extensions=body.get("x_extensions") is not False)
+        return Asked(body["state"], parsed, body.get("model"), extensions=check_extensions(body))
 
     def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
         """As `Wire.answered`."""

@@ -11,8 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, Question, QuestionError
+from bayeslora.tasks.decisions.questions import shown
 
-__all__ = ["Asked", "Wire", "asking", "refused"]
+__all__ = ["Asked", "Wire", "asking", "check_extensions", "refused"]
+
+_MOST_SAMPLES = 2**31 - 1
+_MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,26 @@ def asking(path: Sequence[str | int], parse: Callable[[], Any]) -> Any:
         return parse()
     except QuestionError as error:
         raise refused(str(error), (*path, *error.path)) from error
+
+
+def check_extensions(body: Mapping[str, Any]) -> bool:
+    """Whether a request wants fields beginning with `x_`; null is as absent.
+
+    `x_num_samples` and `x_seed` are only checked: the posterior of a head is integrated by quadrature and codes have
+    none, so nothing is drawn and no answer depends on them.
+
+    Raises:
+        Refused: An extension is of another type or out of its range (422).
+    """
+    wanted = body.get("x_extensions")
+    if not (wanted is None or isinstance(wanted, bool)):
+        text = f"x_extensions should be true or false, got {shown(wanted)}; send one of them, or leave it out."
+        raise refused(text, ("x_extensions",), "bool_type")
+    for name, least, most in (("x_num_samples", 1, _MOST_SAMPLES), ("x_seed", 0, _MOST_SEED)):
+        value = body.get(name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and least <= value <= most):
+            expected = f"{name} should be a whole number from {least} to {most}"
+            text = f"{expected}, got {shown(value)}; send one, or leave it out."
+            raise refused(text, (name,), "value_error" if whole else "int_type")
+    return wanted is not False
