@@ -31,7 +31,7 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["GaussNewton", "outer_maps", "units"]
+__all__ = ["GaussNewton", "first_items", "outer_maps", "posterior_of", "units"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -89,7 +89,7 @@ class GaussNewton(BayesianLora):
             ValueError: The model has no LoRA adapter on linear layers, or the evidence has no maximum.
         """
         maps, cache = outer_maps(model), training.trunk_cache
-        first = _first(training.batches(), _FIRST_ITEMS)
+        first = first_items(training.batches(), _FIRST_ITEMS)
         subspace = Subspace(leading_directions(model, maps, first, self.directions, cache), units(model, maps))
         values, vectors, log_likelihood = low_rank_curvature(
             model, maps, training.batches(), subspace, self.columns, _RANK, cache
@@ -129,7 +129,7 @@ class GaussNewton(BayesianLora):
             return super().predict(model, batch, 0, seed, trunk_cache)
         device = next(model.parameters()).device
         maps = outer_maps(model)
-        logits, covariance = _posterior(state, maps, device).scores(model, batch.to(device), maps, trunk_cache)
+        logits, covariance = posterior_of(state, maps, device).scores(model, batch.to(device), maps, trunk_cache)
         root = covariance_root(covariance.posterior.cpu())
         ratio = covariance.ratio.to("cpu", logits.dtype)
         return GaussianLogits(logits.cpu(), root.to(logits.dtype), variance_ratio=ratio)
@@ -168,7 +168,8 @@ def _rms(weight: Tensor) -> float:
     return float(weight.detach().float().square().mean().sqrt())
 
 
-def _first(batches: Iterable[ChoiceBatch], items: int) -> Iterator[ChoiceBatch]:
+def first_items(batches: Iterable[ChoiceBatch], items: int) -> Iterator[ChoiceBatch]:
+    """The first batches that hold so many items."""
     seen = 0
     for batch in batches:
         if seen >= items:
@@ -187,7 +188,12 @@ def _state(gaussian: LowRankGaussian, evidence: float) -> State:
     return tensors
 
 
-def _posterior(state: State | None, maps: Mapping[str, nn.Linear], device: torch.device) -> LowRankGaussian:
+def posterior_of(state: State | None, maps: Mapping[str, nn.Linear], device: torch.device) -> LowRankGaussian:
+    """What `GaussNewton.fit_posterior` returned, as a Gaussian over `outer_maps`.
+
+    Raises:
+        ValueError: It is missing or belongs to another adapter.
+    """
     if not state or _VECTORS not in state:
         raise ValueError(
             "a Gauss-Newton posterior is what fit_posterior returned (posterior.safetensors of the run folder), but "

@@ -24,6 +24,7 @@ from bayeslora.scoring.unpacked import UnpackedBatch
 __all__ = [
     "POOLINGS",
     "ItemVectors",
+    "by_choice",
     "differentiable_vectors",
     "hidden_states",
     "item_vectors",
@@ -77,7 +78,7 @@ def item_vectors(
     suited: Any = batch.suited_to(model)
     with evaluating(model), torch.no_grad():
         states, tokens = hidden_states(model, layers, lambda: suited.likelihood(model), whole=likelihood)
-    pooled = _by_choice(suited, torch.stack(states, 2)).cpu()
+    pooled = by_choice(suited, torch.stack(states, 2)).cpu()
     numbers = None
     if tokens is not None:
         numbers = _likelihood_numbers(tokens, _answers(suited)).cpu()
@@ -102,7 +103,7 @@ def vectors_together(
     joined, lengths = JoinedBatch.of(items), [len(item["input_ids"][0]) for item in items]
     with evaluating(model), torch.no_grad(), attending_item_by_item(lengths):
         states, tokens = hidden_states(model, layers, lambda: joined.likelihood(model), whole=likelihood)
-    pooled = [_by_choice(*pair)[0].cpu() for pair in zip(items, torch.stack(states, 2).split(lengths, 1), strict=True)]
+    pooled = [by_choice(*pair)[0].cpu() for pair in zip(items, torch.stack(states, 2).split(lengths, 1), strict=True)]
     if tokens is None:
         return [ItemVectors(hidden, None) for hidden in pooled]
     answers = tokens.split([len(item["target"][0]) for item in items], 1)
@@ -140,7 +141,7 @@ def differentiable_vectors(model: nn.Module, batch: ClozeBatch | UnpackedBatch, 
         model(**batch.inputs(model))
     states = torch.stack(found, 2)
     rows = len(batch["input_ids"])
-    return torch.cat([_by_choice(batch, part) for part in states.split(rows)])
+    return torch.cat([by_choice(batch, part) for part in states.split(rows)])
 
 
 class _Stop(Exception):
@@ -195,7 +196,7 @@ def _likelihood_numbers(tokens: Tensor, member: Tensor) -> Tensor:
     return torch.stack([total / count.clamp_min(1), total, least, count.to(total.dtype)], -1)
 
 
-def _by_choice(batch: Any, hidden: Tensor) -> Tensor:
+def by_choice(batch: Any, hidden: Tensor) -> Tensor:
     """[items, choices + 1, layers, poolings, hidden] of rows [rows, tokens, layers, hidden], in their number type."""
     pooled = _unpacked(batch, hidden) if isinstance(batch, UnpackedBatch) else _packed(batch, hidden)
     return pooled.to(hidden.dtype)

@@ -1,0 +1,156 @@
+"""Bayesian-LoRA's mean and its uncertainty in one plain pass: the Gauss-Newton posterior seen in hidden states."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+from bayeslora.methods.base import State, TrainingResult
+from bayeslora.methods.gauss_newton import GaussNewton, first_items, outer_maps, posterior_of
+from bayeslora.methods.laplace_approximation import GaussianLogits, covariance_root
+from bayeslora.methods.laplace_approximation.hidden import (
+    HiddenCurvature,
+    HiddenGaussian,
+    hidden_curvature,
+    hidden_scores,
+    middle_layer,
+)
+from bayeslora.options.ranges import Count
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.scoring import ChoiceBatch
+from bayeslora.scoring.trunk_cache import TrunkCache
+
+__all__ = ["OnePass"]
+
+logger = logging.getLogger("bayeslora")
+
+_MATCHED_ITEMS = 128
+"""On which the variances of both posteriors are compared: two numbers are fitted."""
+_BOUND = 30.0
+"""Of log prior_variance."""
+_SCALARS = ("layer", "prior_variance", "scale")
+_TENSORS = ("std", "values", "vectors")
+
+
+class OnePass(GaussNewton):
+    """Mean and uncertainty of every answer in one plain pass, with no draw, no seed and no gradient.
+
+    Training is that of `BayesianLora`, and after it the posterior of `GaussNewton` is fitted. Of that only its shape in
+    hidden states is kept: the scores of an item get the covariance of a linear readout of the hidden states in the
+    middle of the adapted layers, whose Gauss-Newton matrix is that of all training items, and whose prior variance
+    and scale are those at which the mean variance ratio and the mean posterior variance of training items are the
+    Gauss-Newton posterior's. A prediction takes the pass that the mean takes: the adapter is an ordinary LoRA, and
+    the covariance a few products beside it.
+
+    Args:
+        layer: Behind how many layers the hidden states are read; default: the middle of the adapted ones.
+    """
+
+    name: ClassVar[str] = "one_pass"
+
+    def __init__(self, layer: Count | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
+        """The reduced posterior.
+
+        Raises:
+            ValueError: As `GaussNewton`'s, or no transformer layer that is known has an adapter.
+        """
+        maps, cache = outer_maps(model), training.trunk_cache
+        layer = self.layer or middle_layer(model, maps.values())
+        device = next(model.parameters()).device
+        whole = posterior_of(super().fit_posterior(model, training), maps, device)
+        curvature = hidden_curvature(model, training.batches(), layer, cache)
+        own, targets = [], []
+        for batch in first_items(training.batches(), _MATCHED_ITEMS):
+            own.append(_variances(curvature, hidden_scores(model, batch, layer, cache)))
+            targets.append(whole.scores(model, batch, maps, cache)[1])
+        prior, along = (torch.cat(parts).cpu() for parts in zip(*own, strict=True))
+        ratios, variances = (
+            torch.cat([read(one).cpu() for one in targets]) for read in (lambda one: one.ratio, _total_variance)
+        )
+        prior_variance = _matched(prior, along, curvature.values, float(ratios.mean()))
+        reduced = prior_variance * _posterior(prior, along, curvature.values, prior_variance)
+        scale = float(variances.mean() / reduced.mean().clamp_min(torch.finfo(torch.float64).tiny))
+        message = "reduced to the hidden states behind layer %d: prior variance %.3g, scale %.3g"
+        logger.info(message, layer, prior_variance, scale)
+        scalars = dict(zip(_SCALARS, (float(layer), prior_variance, scale), strict=True))
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()} | {
+            name: getattr(curvature, name).contiguous() for name in _TENSORS
+        }
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: ChoiceBatch,
+        num_samples: int,
+        seed: int,
+        trunk_cache: TrunkCache | None = None,
+        state: State | None = None,
+    ) -> Predictive:
+        """The Gaussian over the scores, on the CPU; `num_samples` 0 is the mean alone. `seed` changes nothing.
+
+        Raises:
+            ValueError: `state` is missing, or the adapter is disabled.
+        """
+        if num_samples == 0:
+            return super().predict(model, batch, 0, seed, trunk_cache)
+        if not state or not {*_SCALARS, *_TENSORS} <= state.keys():
+            raise ValueError(
+                "the posterior of OnePass is what fit_posterior returned (posterior.safetensors of the run folder), "
+                "but state has none; give it, or ask for 0 samples, the mean."
+            )
+        if any(isinstance(module, LoraLayer) and module.disable_adapters for module in model.modules()):
+            raise ValueError(
+                "the posterior is one of the adapter's scores, and the adapter is disabled; enable the adapter, or ask "
+                "for 0 samples, the base model's."
+            )
+        layer, prior_variance, scale = (float(state[name]) for name in _SCALARS)
+        curvature = HiddenCurvature(*(state[name] for name in _TENSORS))
+        gaussian = HiddenGaussian(int(layer), curvature, prior_variance, scale)
+        logits, covariance = gaussian.scores(model, batch.to(next(model.parameters()).device), trunk_cache)
+        root = covariance_root(covariance.posterior.cpu())
+        ratio = covariance.ratio.to("cpu", logits.dtype)
+        return GaussianLogits(logits.cpu(), root.to(logits.dtype), variance_ratio=ratio)
+
+
+def _total_variance(covariance: Any) -> Tensor:
+    """Of the posterior, summed over the choices [batch]."""
+    total: Tensor = covariance.posterior.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return total
+
+
+def _variances(curvature: HiddenCurvature, found: Any) -> tuple[Tensor, Tensor]:
+    """Squared length of the vectors' contrasts [batch], and its parts along the curvature's eigenvectors [batch, k]."""
+    own = found.contrasts(curvature.std.to(found.vectors))
+    return own.square().sum((-2, -1)), (own @ curvature.vectors.to(own)).square().sum(1)
+
+
+def _posterior(prior: Tensor, along: Tensor, values: Tensor, prior_variance: float) -> Tensor:
+    """Posterior variance over prior variance, times `prior` [batch]."""
+    return prior - along @ (values / (values + 1 / prior_variance))
+
+
+def _matched(prior: Tensor, along: Tensor, values: Tensor, ratio: float) -> float:
+    """The prior variance at which the mean variance ratio of the items is `ratio`; it falls with it."""
+
+    def excess(logarithm: float) -> float:
+        found = _posterior(prior, along, values, math.exp(logarithm)) / prior.clamp_min(1e-300)
+        return float(found.mean()) - ratio
+
+    bounds = (-_BOUND, _BOUND)
+    ends: Sequence[float] = [excess(end) for end in bounds]
+    if ends[0] * ends[1] > 0:  # The whole posterior is beyond what these states can be: as near as they come.
+        return math.exp(min(zip(map(abs, ends), bounds, strict=True))[1])
+    solve: Callable[..., float] = brentq
+    return math.exp(solve(excess, *bounds, xtol=1e-6))
