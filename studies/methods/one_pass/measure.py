@@ -1,6 +1,6 @@
-"""The posterior of one plain pass beside the whole Gauss-Newton posterior and the mean: what is lost, and what it costs.
+"""The posterior of one plain pass beside the whole Gauss-Newton posterior and the mean: losses and costs.
 
-OMP_NUM_THREADS=1 python -m studies.methods.one_pass.measure RUN...    (runs of train.sh of studies/methods/gauss_newton)
+OMP_NUM_THREADS=1 python -m studies.methods.one_pass.measure RUN...    (of studies/methods/gauss_newton/train.sh)
 
 Writes a line per run to readings.jsonl; what is there is not measured again.
 """
