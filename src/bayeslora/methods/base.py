@@ -228,6 +228,12 @@ class Method(ABC):
         """How many posterior samples a prediction asked for `num_samples` is made of; 0: a point estimate."""
         return num_samples
 
+    @property
+    def draws_in_turn(self) -> bool:
+        """Whether predictions are the mean of as many independent draws as asked for, so that more can be added."""
+        counts = all(self.effective_num_samples(number) == number for number in (2, 3))
+        return counts and type(self).predict is Method.predict
+
     def forwards_used(self, num_samples: int) -> int:
         """How many forwards of an item a prediction asked for `num_samples` takes; at least one."""
         return max(1, self.effective_num_samples(num_samples))

@@ -140,6 +140,7 @@ def predict(
     num_samples: int = 10,
     seed: int = 0,
     *,
+    first_sample: int = 0,
     chunk_size: int | None = None,
     memory_limit: int | None = None,
     trunk_cache: TrunkCache | None = None,
@@ -162,6 +163,8 @@ def predict(
             `logits` are [batch, choices].
         num_samples: Draws S from the posterior; 0 for the posterior mean alone.
         seed: Seed of the draws.
+        first_sample: Number of the first draw. Draw s is the same in every call with this seed, so that the draws of
+            one call can go on where those of another ended.
         chunk_size: Draws in one forward. Default: as many as `memory_limit` allows. Draws, and so results, do not
             depend on it beyond rounding.
         memory_limit: Bound in bytes for the activations of one forward, as estimated. Default: half of the free
@@ -195,7 +198,7 @@ def predict(
         with served(batch, trunk_cache), run_once(layers_below(model, above)), draws.copies_computed_once(above[:1]):
             for first in range(0, num_samples, size):
                 count = min(size, num_samples - first)
-                with draws.drawing(count, seed, first, above):
+                with draws.drawing(count, seed, first_sample + first, above):
                     logits = _choice_logits(model, batch)
                 chunks.append(logits.unflatten(0, (count, -1)))
     return Predictive.of_scores(torch.cat(chunks))

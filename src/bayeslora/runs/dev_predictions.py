@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.prediction.conformal import ConformalSets, check_coverage
+from bayeslora.runs.adaptive import NumSamples, is_adaptive
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
@@ -24,7 +25,7 @@ __all__ = ["calibrated_on_dev", "dev_probabilities", "keep_dev_predictions"]
 _NAME = "dev_predictions.json"
 
 
-def calibrated_on_dev(run: Run, coverage: float, num_samples: int | None = None) -> ConformalSets:
+def calibrated_on_dev(run: Run, coverage: float, num_samples: NumSamples = None) -> ConformalSets:
     """Prediction sets calibrated on the dev split of the run's task.
 
     Raises:
@@ -43,14 +44,16 @@ def calibrated_on_dev(run: Run, coverage: float, num_samples: int | None = None)
     )
 
 
-def dev_probabilities(run: Run, dev: Sequence[Item], num_samples: int | None = None) -> Tensor:
+def dev_probabilities(run: Run, dev: Sequence[Item], num_samples: NumSamples = None) -> Tensor:
     """Probabilities `[items, choices]` of the dev items, 0 where an item has no such choice.
 
     They are those that the run keeps, if they are of its adapter, config, temperature and so many draws; else they are
     predicted, and kept in their place.
     """
-    method = run.config.method
-    samples = method.effective_num_samples(run.config.num_samples if num_samples is None else num_samples)
+    samples: Any = repr(num_samples)
+    if not is_adaptive(num_samples):
+        own = run.config.num_samples
+        samples = run.config.method.effective_num_samples(own if num_samples is None else num_samples)
 
     def key(folder: Path) -> dict[str, Any]:
         return _key(folder, run.config, dev, samples, run.temperature)
@@ -67,7 +70,9 @@ def keep_dev_predictions(folder: Path, prediction: Prediction, temperature: floa
     write_kept(folder, _NAME, key, _rows(prediction))
 
 
-def _key(folder: Path, config: RunConfig, dev: Sequence[Item], samples: int, temperature: float) -> dict[str, Any]:
+def _key(
+    folder: Path, config: RunConfig, dev: Sequence[Item], samples: float | str, temperature: float
+) -> dict[str, Any]:
     return run_key(folder, config, dev, samples, temperature=temperature)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bayeslora.metrics.reliability_diagram import reliability_diagram
+from bayeslora.runs.adaptive import NumSamples, is_adaptive
 from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.evaluation_files import EVALUATION_PARTS, TEXT_EVALUATION_PARTS, check_evaluation
 from bayeslora.runs.finished import load_run
@@ -33,7 +34,7 @@ def evaluate(
     *,
     task: str | None = None,
     split: str = "test",
-    num_samples: int | None = None,
+    num_samples: NumSamples = None,
     examples: int | None = None,
     output_dir: str | Path | None = None,
     file_layout: Mapping[str, Any] | None = None,
@@ -46,7 +47,7 @@ def evaluate(
         folder: The run folder, or the Hub id of a pushed run.
         task: Another task than the run's own, by name or path.
         split: "test" or "dev".
-        num_samples: Posterior draws; default: the run's.
+        num_samples: Posterior draws; default: the run's; "auto": of each item until its answer is settled.
         examples: Use only this many items; default: the run's number for its own task, all for another.
         output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another. A run on the Hub
             needs one.
@@ -88,6 +89,10 @@ def evaluate(
             identity = run.metrics | {"task": described.name, "split": split}
             check_evaluation(target, Path(folder), identity, overwrite)
         if run.config.task.scoring == "text":
+            if is_adaptive(num_samples):
+                raise ValueError(
+                    'num_samples "auto" is for items with choices, but this run writes texts; give a number.'
+                )
             from bayeslora.runs.language_modelling.evaluation import evaluate_texts
 
             metrics = evaluate_texts(run, described, split, num_samples, target)
@@ -98,7 +103,7 @@ def evaluate(
     return metrics
 
 
-def _evaluate(run: Run, described: TaskConfig, split: str, num_samples: int | None, target: Path) -> dict[str, Any]:
+def _evaluate(run: Run, described: TaskConfig, split: str, num_samples: NumSamples, target: Path) -> dict[str, Any]:
     items = getattr(task_items(described), split)
     if not items:
         raise ValueError(f"task {described.name!r} has no {split} items.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.prediction.conformal import check_coverage
+from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.dev_predictions import calibrated_on_dev
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.items import file_options, with_file_options
@@ -24,7 +25,7 @@ def predict_file(
     input: str | Path,
     output: str | Path,
     *,
-    num_samples: int | None = None,
+    num_samples: NumSamples = None,
     abstain_above: float | None = None,
     coverage: float | None = None,
     file_layout: Mapping[str, Any] | None = None,
@@ -38,7 +39,7 @@ def predict_file(
         input: JSONL, CSV or Parquet file with the run's column names; labels are optional, and those that cannot be
             read are passed over with a word in the log.
         output: JSONL file to write, atomically.
-        num_samples: Posterior draws; default: the run's.
+        num_samples: Posterior draws; default: the run's; "auto": of each item until its answer is settled.
         abstain_above: Entropy in nats above which a record says `"abstain": true`.
         coverage: Add to each record a set of choices, `"set"` (indices) and `"set_choices"` (texts), that holds the
             right one with this probability in (0, 1): split-conformal, score "lac", calibrated on the dev split of the
@@ -73,7 +74,7 @@ def predict_file(
 def _predicted_rows(
     run: Run,
     input: str | Path,
-    num_samples: int | None,
+    num_samples: NumSamples,
     abstain_above: float | None,
     coverage: float | None,
     file_layout: Mapping[str, Any] | None,

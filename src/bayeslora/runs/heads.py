@@ -19,6 +19,7 @@ from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.features import FeatureReader
 from bayeslora.readouts.files import head_from_tensors, head_tensors
 from bayeslora.readouts.head import Head, fit_head
+from bayeslora.runs.adaptive import NumSamples, is_adaptive
 from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
@@ -75,13 +76,14 @@ class HeadRun(Run):
     def predict(
         self,
         items: Sequence[Item],
-        num_samples: int | None = None,
+        num_samples: NumSamples = None,
         *,
         seed: int | None = None,
         progress: bool = True,
     ) -> Prediction:
         """Predictions with `variance` and `novelty`; without draws, so `num_samples` and `seed` change nothing."""
-        check_value(num_samples, Draws | None, "num_samples")
+        if not is_adaptive(num_samples):
+            check_value(num_samples, Draws | None, "num_samples")
         started = time.perf_counter()
         found = self.head.predict(self.features(items, progress=progress))
         require_finite(found.predictive, items)

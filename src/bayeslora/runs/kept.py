@@ -21,18 +21,20 @@ __all__ = ["KEPT", "items_digest", "kept_or_computed", "run_key", "write_kept"]
 
 logger = logging.getLogger("bayeslora")
 
-KEPT = ("dev_predictions.json", "unsure_above.json")
+KEPT = ("dev_predictions.json", "unsure_above.json", "draw_variances.json")
 """All files of this kind in a run folder."""
 
 
-def run_key(folder: Path, config: RunConfig, items: Sequence[Any], num_samples: int, **more: Any) -> dict[str, Any]:
+def run_key(
+    folder: Path, config: RunConfig, items: Sequence[Any], num_samples: float | str, **more: Any
+) -> dict[str, Any]:
     """What numbers that a run predicts depend on, in JSON; where one part differs they are stale.
 
     Args:
         folder: Of the run, or where its adapter and config are being written.
         config: The run's, as it is read from there.
         items: What is predicted.
-        num_samples: Draws.
+        num_samples: Draws, or how their number is found.
         **more: Further parts.
     """
     described = describe(config)

@@ -16,7 +16,8 @@ from bayeslora.methods import State
 from bayeslora.metrics import summary
 from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.conformal import ConformalSets
-from bayeslora.prediction.predictive import Predictive
+from bayeslora.prediction.predictive import Predictive, predict
+from bayeslora.prediction.sequential import Settling, draw_until_settled
 from bayeslora.runs.config import RunConfig
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.base import choice_mask
@@ -44,7 +45,8 @@ class Prediction:
 
     items: Sequence[Item]
     predictive: Predictive
-    num_samples: int
+    num_samples: float
+    """Draws of an item; their mean where items have different numbers of them."""
     seconds: float
     cut: int = 0
     """Items whose questions were too long and lost their middle."""
@@ -85,7 +87,7 @@ class Prediction:
                 "entropy": entropy,
                 "mutual_information": information,
             }
-            record |= {name: float(values[number]) for name, values in self.further.items()}
+            record |= {name: values[number].item() for name, values in self.further.items()}
             if item.label is not None:
                 record["label"] = item.label
             if abstain_above is not None:
@@ -104,6 +106,7 @@ def predict_items(
     *,
     trunk_cache: TrunkCache | None = None,
     num_samples: int | None = None,
+    settling: Settling | None = None,
     state: State | None = None,
     temperature: float = 1.0,
     seed: int | None = None,
@@ -122,6 +125,7 @@ def predict_items(
         items: Any number of them.
         trunk_cache: Serves the frozen layers' output.
         num_samples: Draws; default: the config's.
+        settling: When an item has draws enough, in place of `num_samples`, for a method with `draws_in_turn`.
         state: What the method's `fit_posterior` returned.
         temperature: Divides the log-probabilities.
         seed: Of the draws; default: the config's.
@@ -133,14 +137,29 @@ def predict_items(
     """
     check_value(num_samples, Draws | None, "num_samples")
     started = time.perf_counter()
-    chunks = in_chunks(items, config.batch_size)
     samples = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
     seed = config.seed if seed is None else seed
-    joined, cut = predict_chunks(config, model, scoring, items, chunks, trunk_cache, samples, state, seed, progress)
-    predictive = joined.take(original_order(chunks)).tempered(temperature)
+    cuts = []
+
+    def draw(numbers: Sequence[int], first: int, count: int) -> Predictive:
+        chosen = [items[number] for number in numbers]
+        chunks = in_chunks(chosen, config.batch_size)
+        joined, cut = predict_chunks(
+            config, model, scoring, chosen, chunks, trunk_cache, count, state, seed, progress, first_sample=first
+        )
+        cuts.append(cut)
+        return joined.take(original_order(chunks))
+
+    if settling is None:
+        mean_draws: float = samples
+        predictive = draw(range(len(items)), 0, samples).tempered(temperature)
+    else:
+        settled = draw_until_settled(draw, settling, len(items), temperature)
+        predictive = settled
+        mean_draws = float(settled.counts.double().mean())
     require_finite(predictive, items)
     seconds = all_reduce_max(time.perf_counter() - started) or 0.0
-    return Prediction(items, predictive, samples, seconds, cut, predictive.further)
+    return Prediction(items, predictive, mean_draws, seconds, cuts[0], predictive.further)
 
 
 def in_chunks(items: Sequence[Item], size: int) -> list[list[int]]:
@@ -166,8 +185,12 @@ def predict_chunks(
     state: State | None,
     seed: int,
     progress: bool,
+    first_sample: int = 0,
 ) -> tuple[Predictive, int]:
-    """Predictions of chunks of `items` behind each other, and how many items were cut; of all processes."""
+    """Predictions of chunks of `items` behind each other, and how many items were cut; of all processes.
+
+    A `first_sample` other than 0 is for methods with `draws_in_turn`.
+    """
     device = next(model.parameters()).device
     parts = []
     together = is_sharded(model)
@@ -175,7 +198,10 @@ def predict_chunks(
     with console.progress("predict", sum(map(len, own)), "items", show=progress) as line:
         for chunk in own:
             batch = scoring([items[index] for index in chunk]).to(device)
-            predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
+            if first_sample:
+                predictive = predict(model, batch, samples, seed, first_sample=first_sample, trunk_cache=trunk_cache)
+            else:
+                predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
             parts.append(predictive.cpu())
             if line is not None:
                 line.advance(len(chunk))

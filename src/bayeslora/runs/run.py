@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from peft import PeftModel
 
 from bayeslora.methods import State
+from bayeslora.prediction.sequential import Adaptive, Settling
 from bayeslora.readouts.files import is_head
+from bayeslora.runs.adaptive import NumSamples, Priors, is_adaptive, settling_of
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.scoring import Scoring
@@ -25,6 +27,7 @@ class Run:
     """What training leaves, or what was loaded from a run folder.
 
     Attributes:
+        draw_priors: How much draws differ, as far as it was asked for (`settling`).
         folder: Where it keeps what it computes once; None where there is no such place, as for a run of the Hub.
     """
 
@@ -36,31 +39,54 @@ class Run:
     temperature: float = 1.0
     trunk_cache: TrunkCache | None = None
     folder: Path | None = None
+    draw_priors: Priors = field(default_factory=dict, repr=False)
 
     def predict(
         self,
         items: Sequence[Item],
-        num_samples: int | None = None,
+        num_samples: NumSamples = None,
         *,
         seed: int | None = None,
         progress: bool = True,
     ) -> Prediction:
-        """`predict_items` with the run's adapter, state, temperature and cache; with heads also `novelty`."""
+        """`predict_items` with the run's adapter, state, temperature and cache; with heads also `novelty`.
+
+        With `num_samples="auto"`, or an `Adaptive` for another error than 0.01, an item gets draws until its answer is
+        settled, at most the run's own number; a method whose predictions are not made of draws predicts as ever
+        (docs/guides/adaptive_samples.md).
+
+        Raises:
+            ValueError: "auto", and the method's draws depend on the batch or the task has no dev items.
+        """
         reading = getattr(self.scoring, "reads", None)
         state = self.state if reading is None else {name: self.state[name] for name in self.state if not is_head(name)}
+        settling = self.settling(num_samples) if is_adaptive(num_samples) else None
         prediction = predict_items(
             self.config,
             self.model,
             self.scoring,
             items,
             trunk_cache=self.trunk_cache,
-            num_samples=num_samples,
+            num_samples=None if is_adaptive(num_samples) else num_samples,
+            settling=settling,
             state=state,
             temperature=self.temperature,
             seed=seed,
             progress=progress,
         )
-        return prediction if reading is None else replace(prediction, further={"novelty": reading.novelty(items)})
+        return (
+            prediction
+            if reading is None
+            else replace(prediction, further={**prediction.further, "novelty": reading.novelty(items)})
+        )
+
+    def settling(self, num_samples: Literal["auto"] | Adaptive = "auto") -> Settling | None:
+        """When an item has draws enough; None where predictions are made of no draws that could be fewer.
+
+        Raises:
+            ValueError: The method's draws depend on the batch, or the task has no dev items.
+        """
+        return settling_of(self.config, num_samples, self.folder, self.temperature, self.predict, self.draw_priors)
 
     def without_cache(self) -> Self:
         """The run reading every item anew, as for the cost of a prediction."""

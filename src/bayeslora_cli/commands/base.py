@@ -6,7 +6,7 @@ import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -15,7 +15,16 @@ from bayeslora.options.parser import Parser
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Command", "ConfigCommand", "add_device", "add_json", "add_overwrite", "add_switch", "print_result"]
+__all__ = [
+    "Command",
+    "ConfigCommand",
+    "add_device",
+    "add_json",
+    "add_num_samples",
+    "add_overwrite",
+    "add_switch",
+    "print_result",
+]
 
 
 class Command(ABC):
@@ -101,6 +110,12 @@ def add_device(parser: ArgumentParser) -> None:
 def add_overwrite(parser: ArgumentParser) -> None:
     """The option of every command that could replace what is there."""
     add_switch(parser, "--overwrite", "Replace what is there already.")
+
+
+def add_num_samples(parser: ArgumentParser) -> None:
+    """The draws of a command that predicts items."""
+    said = "Posterior draws; default: the run's; auto: of each item until its answer is settled."
+    parser.add_argument("--num_samples", type=int | Literal["auto"] | None, default=None, help=said)
 
 
 def add_switch(parser: ArgumentParser, name: str, said: str) -> None:

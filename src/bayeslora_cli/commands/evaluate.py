@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_num_samples, add_overwrite, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 from bayeslora_cli.commands.scores import main_scores, scores_table
 
@@ -25,7 +25,7 @@ class Evaluate(Command):
         parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument("--task", type=str | None, default=None, help="Another task than the run's own.")
         parser.add_argument("--split", type=str, default="test", help="test or dev.")
-        parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")
+        add_num_samples(parser)
         parser.add_argument("--examples", type=int | None, default=None, help="Use only this many items.")
         parser.add_argument("--output_dir", type=str | None, default=None, help="Default: the run's folder.")
         add_file_layout(parser)

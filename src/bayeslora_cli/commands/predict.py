@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_num_samples, add_overwrite, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 
 
@@ -25,7 +25,7 @@ class Predict(Command):
         parser.add_argument("--input", type=str, required=True, help="JSONL, CSV or Parquet file of items.")
         parser.add_argument("--output", type=str, required=True, help="JSONL file to write.")
         add_file_layout(parser)
-        parser.add_argument("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's.")
+        add_num_samples(parser)
         parser.add_argument(
             "--abstain_above",
             type=float | None,

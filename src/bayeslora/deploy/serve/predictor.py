@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -19,7 +19,7 @@ __all__ = ["Draws", "Predictor"]
 class Draws(NamedTuple):
     """Which posterior draws predict; items with the same ones can share a forward."""
 
-    num_samples: int
+    num_samples: int | Literal["auto"]
     seed: int
 
 
@@ -36,13 +36,28 @@ class Predictor:
 
     def __init__(self, run: Run, settings: Settings):
         config = run.config
-        samples = config.num_samples if settings.num_samples is None else settings.num_samples
+        asked_for = settings.num_samples
+        samples = config.num_samples if asked_for is None or asked_for == "auto" else asked_for
         self.run = replace(
             run, config=replace(config, num_samples=samples, batch_size=settings.batch_size or config.batch_size)
         )
         self.settings = settings
-        self.default = Draws(config.method.effective_num_samples(samples), config.seed)
-        self.rule = None if settings.coverage is None else calibrated_on_dev(self.run, settings.coverage)
+        self.default = Draws(self._used(samples if asked_for is None else asked_for), config.seed)
+        asked: Literal["auto"] | None = None
+        if self.default.num_samples == "auto":
+            asked = "auto"
+            # What is learned from dev is learned now, and a run that cannot do it is refused now.
+            self.run.settling()
+        self.rule = None if settings.coverage is None else calibrated_on_dev(self.run, settings.coverage, asked)
+
+    def _used(self, num_samples: int | Literal["auto"]) -> int | Literal["auto"]:
+        """What a prediction is made of: "auto" alone where the method has draws to stop."""
+        method = self.run.config.method
+        if num_samples == "auto":
+            if method.draws_in_turn and self.run.config.num_samples > 1:
+                return "auto"
+            num_samples = self.run.config.num_samples
+        return method.effective_num_samples(num_samples)
 
     @property
     def batch_size(self) -> int:
@@ -68,18 +83,18 @@ class Predictor:
         config: Any = self.run.model.config
         return int(config.num_labels)
 
-    def draws(self, num_samples: int | None, seed: int | None) -> Draws:
+    def draws(self, num_samples: int | Literal["auto"] | None, seed: int | None) -> Draws:
         """The draws that a request asks for.
 
         Raises:
             Refused: They are too many, or the prediction sets were calibrated with others (422).
         """
-        if num_samples is not None and num_samples > self.settings.max_samples:
+        if num_samples is not None and num_samples != "auto" and num_samples > self.settings.max_samples:
             text = f"expected at most {self.settings.max_samples} samples, got {num_samples}; ask for fewer."
             raise Refused(422, "too_many_samples", text, field="num_samples")
         samples = self.default.num_samples
         if num_samples is not None:
-            samples = self.run.config.method.effective_num_samples(num_samples)
+            samples = self._used(num_samples)
         draws = Draws(samples, self.default.seed if seed is None else seed)
         if self.rule is not None and draws != self.default:
             field = "num_samples" if draws.num_samples != self.default.num_samples else "seed"

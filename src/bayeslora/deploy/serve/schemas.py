@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -43,8 +43,10 @@ class PredictRequest(Strict):
     """Items to predict."""
 
     items: list[ItemRequest] = Field(min_length=1, description="Items, at most `limits.max_items` of /v1/model.")
-    num_samples: int | None = Field(
-        None, ge=0, description="Posterior draws; default: the server's; 0: the posterior mean."
+    num_samples: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None,
+        description="Posterior draws; default: the server's; 0: the posterior mean; auto: until an item's answer "
+        "is settled.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the draws; default: the run's.")
 
@@ -63,6 +65,7 @@ class Record(BaseModel):
     novelty: float | None = Field(
         None, description="How far a head's training questions are, as a quantile of their own distances."
     )
+    num_samples: int | None = Field(None, description="Draws of this item, where the request or server says auto.")
     abstain: bool | None = Field(None, description="Whether the entropy is above the server's `abstain_above`, if any.")
     set: list[int] | None = Field(None, description="Indices of the prediction set, if the server has a `coverage`.")
     set_choices: list[str] | None = Field(None, description="Texts of the prediction set.")
@@ -72,7 +75,9 @@ class PredictResponse(BaseModel):
     """Predictions of a request."""
 
     predictions: list[Record] = Field(description="One for each item, in the request's order.")
-    num_samples: int = Field(description="Posterior draws that were used; 0: a point estimate.")
+    num_samples: int | Literal["auto"] = Field(
+        description="Posterior draws that were used; 0: a point estimate; auto: as each record says."
+    )
     seed: int = Field(description="Seed of the draws.")
 
 
@@ -86,7 +91,9 @@ class ModelResponse(BaseModel):
     scoring: str = Field(description="How the choices are scored: cloze, letter, options or classification.")
     choices: list[str] | None = Field(description="Those of all items, where the run has them.")
     classes: int | None = Field(description="Number of classes of the classification head.")
-    num_samples: int = Field(description="Posterior draws where a request does not say; 0: a point estimate.")
+    num_samples: int | Literal["auto"] = Field(
+        description="Posterior draws where a request does not say; 0: a point estimate; auto: as many as an item needs."
+    )
     seed: int = Field(description="Seed of the draws where a request does not say.")
     temperature: float = Field(description="Divides the log-probabilities; fitted on dev.")
     abstain_above: float | None = Field(description="Entropy above which an item says abstain, nats.")

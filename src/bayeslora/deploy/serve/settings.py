@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["Settings"]
 
@@ -14,7 +15,8 @@ class Settings:
     Args:
         abstain_above: Entropy (nats) above which an item says abstain; default: no item says anything.
         coverage: Add sets of choices that hold the right one with this probability (conformal, calibrated on dev).
-        num_samples: Posterior draws where a request does not say; default: the run's; 0: the posterior mean.
+        num_samples: Posterior draws where a request does not say; default: the run's; 0: the posterior
+            mean; "auto": of each item until its answer is settled.
         batch_size: Items in one forward; default: the run's; 1: no batching.
         max_wait_ms: Milliseconds that an item waits for others to share its forward.
         queue_items: Items that may wait; a request beyond them is answered 503.
@@ -35,7 +37,7 @@ class Settings:
 
     abstain_above: float | None = None
     coverage: float | None = None
-    num_samples: int | None = None
+    num_samples: int | Literal["auto"] | None = None
     batch_size: int | None = None
     max_wait_ms: float = 5.0
     queue_items: int = 512
@@ -51,8 +53,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "queue_items", "max_body_bytes", "max_items", "max_characters", "max_samples"):
             self._check(name, getattr(self, name), 1)
-        for name in ("abstain_above", "num_samples", "max_wait_ms"):
+        for name in ("abstain_above", "max_wait_ms"):
             self._check(name, getattr(self, name), 0)
+        if isinstance(self.num_samples, str) and self.num_samples != "auto":
+            raise ValueError(f'num_samples must be a number or "auto", got {self.num_samples!r}.')
+        if self.num_samples != "auto":
+            self._check("num_samples", self.num_samples, 0)
         self._check("max_choices", self.max_choices, 2)
         self._check("queue_items", self.queue_items, self.max_items, " (max_items: a request must fit into the queue)")
         if not self.timeout > 0:

@@ -1,0 +1,90 @@
+"""How a run decides that an item has draws enough: priors from its dev items, which it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bayeslora.prediction.sequential import Adaptive, Settling, VariancePrior
+from bayeslora.runs.config import RunConfig
+from bayeslora.runs.items import task_items
+from bayeslora.runs.kept import kept_or_computed, run_key
+from bayeslora.runs.prediction import Prediction
+from bayeslora.tasks import Item
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+__all__ = ["NumSamples", "Priors", "is_adaptive", "settling_of"]
+
+NumSamples = int | Literal["auto"] | Adaptive | None
+"""Draws of a prediction: so many, as many as each item needs ("auto" is `Adaptive()`), or the run's own number."""
+
+Priors = dict[tuple[int, float], dict[str, VariancePrior]]
+"""Those of `Settling`, for each number of all draws and temperature."""
+
+_NAME = "draw_variances.json"
+
+
+def is_adaptive(num_samples: NumSamples) -> TypeIs[Literal["auto"] | Adaptive]:
+    """Whether each item gets as many draws as it needs."""
+    return num_samples == "auto" or isinstance(num_samples, Adaptive)
+
+
+def settling_of(
+    config: RunConfig,
+    num_samples: Literal["auto"] | Adaptive,
+    folder: Path | None,
+    temperature: float,
+    predict: Callable[[Sequence[Item]], Prediction],
+    known: Priors,
+) -> Settling | None:
+    """When an item has draws enough; None where the method's predictions are made of no draws that could be fewer.
+
+    Args:
+        config: The run's; its number of draws is the reference.
+        num_samples: What is asked for.
+        folder: Where the run keeps the priors.
+        temperature: The run's.
+        predict: Predicts the dev items with all draws; called where the folder has no priors for this run.
+        known: Priors that were found before in this process; those found here are added.
+
+    Raises:
+        ValueError: The method's draws depend on what is in a batch, or the task has fewer than two dev items.
+    """
+    method, most = config.method, config.num_samples
+    if not method.draws_in_turn or most < 2:
+        return None
+    if method.draws_depend_on_batch:
+        raise ValueError(
+            f'num_samples "auto" adds draws to the items that need more, but the draws of {method.name} depend on '
+            "what else is in the batch; give a number."
+        )
+    adaptive = Adaptive() if num_samples == "auto" else num_samples
+    if (most, temperature) in known:
+        return Settling(adaptive, most, **known[most, temperature])
+    dev = task_items(config.task).dev
+    if len(dev) < 2:
+        raise ValueError(
+            f'num_samples "auto" learns from dev items how much draws differ, but the run\'s task '
+            f"{config.task.name!r} has {len(dev)}; give a number, or train on a task with a dev split."
+        )
+
+    def key(folder: Path) -> dict[str, Any]:
+        return run_key(folder, config, dev, most, temperature=temperature)
+
+    found = kept_or_computed(folder, _NAME, key, lambda: _priors(predict(dev)))
+    priors = {name: VariancePrior(float(prior["degrees"]), prior["variance"]) for name, prior in found.items()}
+    known[most, temperature] = priors
+    return Settling(adaptive, most, **priors)
+
+
+def _priors(prediction: Prediction) -> dict[str, dict[str, Any]]:
+    """In JSON, which has no infinity: degrees are text."""
+    found = Settling.fit(Adaptive(), prediction.predictive.samples)
+    return {
+        name: asdict(prior) | {"degrees": str(prior.degrees)}
+        for name, prior in {"rival": found.rival, "rest": found.rest}.items()
+    }

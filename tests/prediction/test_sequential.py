@@ -1,0 +1,104 @@
+"""Draws until the answer is settled: the stated error on generated draws, the prior, uneven predictives."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from bayeslora import Predictive, predict
+from bayeslora.prediction.sequential import Adaptive, Settling, VariancePrior, draw_until_settled, looks
+from bayeslora.prediction.uneven import UnevenPredictive
+from conftest import bayesian, perturb, tokens
+
+ALL = 10
+
+
+def world(items: int, choices: int, spread: float, noise: float, tail: float, seed: int) -> Tensor:
+    """Log-probabilities [draws, items, choices]: normal logits whose noise differs from item to item."""
+    generator = torch.Generator().manual_seed(seed)
+    means = spread * torch.randn(items, choices, generator=generator)
+    scales = noise * torch.exp(tail * torch.randn(items, 1, generator=generator))
+    return torch.log_softmax(means + scales * torch.randn(ALL, items, choices, generator=generator), -1)
+
+
+def settled_draws(samples: Tensor, settling: Settling) -> UnevenPredictive:
+    def draw(numbers, first: int, count: int) -> Predictive:
+        return Predictive(samples[first : first + count][:, numbers])
+
+    return draw_until_settled(draw, settling, samples.shape[1])
+
+
+@pytest.mark.parametrize("error", [0.01, 0.05])
+@pytest.mark.parametrize(
+    ("choices", "spread", "noise", "tail", "most_draws"),
+    [(2, 0.5, 1.0, 0.5, 9), (2, 1.5, 0.4, 0.5, 5), (4, 3.0, 0.1, 0.0, 3), (4, 1.5, 0.4, 0.0, 6)],
+)
+def test_the_answer_is_that_of_all_draws_but_for_the_stated_share(error, choices, spread, noise, tail, most_draws):
+    settling = Settling.fit(Adaptive(error=error), world(200, choices, spread, noise, tail, 0))
+    samples = world(4000, choices, spread, noise, tail, 1)
+    found = settled_draws(samples, settling)
+    changed = found.probabilities.argmax(-1) != Predictive(samples).probabilities.argmax(-1)
+    assert changed.double().mean() <= error
+    assert found.counts.double().mean() < most_draws
+
+
+@pytest.mark.parametrize("asked", [{"tolerance": 0.05}, {"threshold": 0.8}])
+def test_tolerance_and_threshold_hold_for_all_but_the_stated_share(asked):
+    settling = Settling.fit(Adaptive(error=0.05, **asked), world(200, 3, 2.0, 0.3, 0.3, 0))
+    samples = world(4000, 3, 2.0, 0.3, 0.3, 1)
+    found, full = settled_draws(samples, settling), Predictive(samples)
+    top = found.probabilities.argmax(-1, keepdim=True)
+    share, own = (each.probabilities.gather(-1, top).squeeze(-1) for each in (full, found))
+    wrong = (share - own).abs() > 0.05 if "tolerance" in asked else (share >= 0.8) != (own >= 0.8)
+    plain = settled_draws(samples, Settling.fit(Adaptive(error=0.05), world(200, 3, 2.0, 0.3, 0.3, 0)))
+    assert wrong.double().mean() <= 0.05
+    assert plain.counts.double().mean() < found.counts.double().mean() < ALL
+
+
+def test_the_prior_is_found_again():
+    generator = torch.Generator().manual_seed(0)
+    variances = 0.5 * 6 / torch.from_numpy(chi2.rvs(6, size=20000, random_state=0))
+    observed = variances * torch.randn(9, 20000, generator=generator).square().mean(0)
+    prior = VariancePrior.fit(observed, 9)
+    assert prior.degrees == pytest.approx(6, rel=0.1) and prior.variance == pytest.approx(0.5, rel=0.05)
+    assert prior.moderated(torch.tensor([2.0]), 9) == pytest.approx((6 * 0.5 + 18) / 15, rel=0.1)
+    one = VariancePrior.fit(torch.full((50,), 0.3), 9)
+    assert math.isinf(one.degrees) and one.moderated(torch.tensor([9.0]), 1) == pytest.approx(one.variance)
+    assert VariancePrior.fit(torch.zeros(5), 9) == VariancePrior(math.inf, 0.0)
+
+
+def test_choices_an_item_does_not_have_and_exact_ties():
+    samples = torch.tensor([[0.7, 0.3, 0.0], [0.5, 0.5, 0.0]]).log().expand(ALL, -1, -1)
+    settling = Settling(Adaptive(), ALL, VariancePrior(4.0, 1e-4), VariancePrior(4.0, 1e-4))
+    assert settling.settled(samples[:2]).tolist() == [True, False]
+    assert settled_draws(samples, settling).counts.tolist() == [2, ALL]
+
+
+def test_looks_and_refusals():
+    assert looks(2) == [2] and looks(8) == [2, 4, 8] and looks(9) == [2, 4, 8, 9]
+    with pytest.raises(ValueError, match="error must be above 0 and below 1"):
+        Adaptive(error=0)
+
+
+def test_an_uneven_predictive_is_that_of_each_item_alone():
+    samples, counts = world(6, 3, 1.0, 1.0, 0.0, 3), torch.tensor([1, 2, 4, 10, 2, 8])
+    present = torch.arange(ALL).unsqueeze(-1) < counts
+    uneven = UnevenPredictive(samples.masked_fill(~present.unsqueeze(-1), -torch.inf), counts=counts)
+    other = UnevenPredictive(uneven.samples[:4, :2], counts=counts[:2])
+    joined = Predictive.concatenate([other, uneven.take(torch.tensor([3, 2]))])
+    assert joined.further["num_samples"].tolist() == [1, 2, 10, 4]
+    for predictive, items in [(uneven, range(6)), (joined, (0, 1, 3, 2)), (uneven.tempered(2.0), range(6))]:
+        for place, item in enumerate(items):
+            alone = Predictive(samples[: counts[item], item : item + 1])
+            alone = alone.tempered(2.0) if predictive is not uneven and predictive is not joined else alone
+            for name in ("probabilities", "entropy", "mutual_information", "spread"):
+                assert torch.allclose(getattr(predictive, name)[place], getattr(alone, name)[0], atol=1e-6), name
+
+
+def test_draws_go_on_where_others_ended():
+    model, inputs = perturb(bayesian("bert")), {"input_ids": tokens(3, 5)}
+    whole = predict(model, inputs, 5, seed=4).samples
+    rest = predict(model, inputs, 3, seed=4, first_sample=2).samples
+    assert torch.allclose(whole[2:], rest, atol=1e-5) and not torch.allclose(whole[:3], rest, atol=1e-3)
