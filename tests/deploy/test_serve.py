@@ -174,6 +174,23 @@ def test_the_records_are_those_of_bayeslora_predict(folder: Path, run: Run, tmp_
         assert refused.status_code == 422 and "calibrated with num_samples=2" in refused.json()["error"]["message"]
 
 
+def test_auto_draws_are_those_of_bayeslora_predict(folder: Path, run: Run, tmp_path: Path) -> None:
+    """As the server's setting, with prediction sets, and as a request's."""
+    source = tmp_path / "items.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in unlabelled(5, 300)))
+    expected = predict_file(folder, source, tmp_path / "out.jsonl", num_samples="auto", coverage=0.8)
+    assert all(2 <= row["num_samples"] <= 3 for row in expected)
+    with serving(run, Settings(num_samples="auto", coverage=0.8)) as client:
+        assert_same(post(client, unlabelled(5, 300)), expected)
+        assert client.get("/v1/model").json()["num_samples"] == "auto"
+    bare = [{name: value for name, value in row.items() if not name.startswith("set")} for row in expected]
+    with serving(run) as client:
+        assert_same(post(client, unlabelled(5, 300), num_samples="auto"), bare)
+        assert client.post("/v1/predict", json={"items": [ONE], "num_samples": "all"}).status_code == 422
+    with pytest.raises(ValueError, match='a number or "auto"'):
+        Settings(num_samples="all")  # type: ignore[arg-type]
+
+
 def test_requests_share_a_forward_and_do_not_change_each_other(client: httpx.Client) -> None:
     requests = [
         {"items": unlabelled(2, 10), "seed": 5},
