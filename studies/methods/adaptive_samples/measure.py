@@ -1,0 +1,74 @@
+"""Ten draws of every item against as many as each needs, with one trained run.
+
+OMP_NUM_THREADS=1 python studies/methods/adaptive_samples/measure.py RUN    (a run of ../gauss_newton/train.sh)
+
+Writes results.json. Both predict without a trunk cache, so that a later round pays for the frozen layers again.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.metrics import summary
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.prediction.sequential import Adaptive, draw_until_settled
+from bayeslora.runs import Prediction, Run, load_run, task_items
+
+RESULTS = Path(__file__).with_name("results.json")
+TEST, ERRORS = 300, (0.01, 0.05)
+
+
+def scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
+    found = summary(predictive.probabilities, labels)
+    return {name: round(float(found[name]), 4) for name in ("accuracy", "nll", "ece")}
+
+
+def replayed(run: Run, full: Prediction, labels: Tensor, error: float) -> dict[str, Any]:
+    """What the test would have done with the same draws."""
+    settling = run.settling(Adaptive(error=error))
+    assert settling is not None
+    samples = full.predictive.samples
+
+    def draw(numbers: Any, first: int, count: int) -> Predictive:
+        return Predictive(samples[first : first + count][:, numbers])
+
+    return described(draw_until_settled(draw, settling, len(labels)), full, labels)
+
+
+def described(found: Any, full: Prediction, labels: Tensor) -> dict[str, Any]:
+    equal = found.probabilities.argmax(-1) == full.predictive.probabilities.argmax(-1)
+    counts = found.counts
+    return scores(found, labels) | {
+        "equal_decisions": round(float(equal.double().mean()), 4),
+        "mean_draws": round(float(counts.double().mean()), 3),
+        "items_by_draws": {int(count): int((counts == count).sum()) for count in counts.unique()},
+    }
+
+
+def main() -> None:
+    run = load_run(sys.argv[1]).without_cache()
+    items = task_items(run.config.task).test[:TEST]
+    labels = torch.tensor([item.label for item in items])
+    settling = run.settling()
+    assert settling is not None
+    full = run.predict(items, progress=False)
+    results: dict[str, Any] = {
+        "items": len(items),
+        "prior": {"degrees": round(settling.rival.degrees, 3), "variance": round(settling.rival.variance, 5)},
+        "all": scores(full.predictive, labels) | {"seconds": round(full.seconds, 1)},
+        "replayed": {str(error): replayed(run, full, labels, error) for error in ERRORS},
+        "two": scores(Predictive(full.predictive.samples[:2]), labels),
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    found = run.predict(items, "auto", progress=False)
+    results["auto"] = described(found.predictive, full, labels) | {"seconds": round(found.seconds, 1)}
+    results["seconds_ratio"] = round(found.seconds / full.seconds, 3)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
