@@ -82,8 +82,7 @@ class HeadRun(Run):
         progress: bool = True,
     ) -> Prediction:
         """Predictions with `variance` and `novelty`; without draws, so `num_samples` and `seed` change nothing."""
-        if not is_adaptive(num_samples):
-            check_value(num_samples, Draws | None, "num_samples")
+        check_value(None if is_adaptive(num_samples) else num_samples, Draws | None, "num_samples")
         started = time.perf_counter()
         found = self.head.predict(self.features(items, progress=progress))
         require_finite(found.predictive, items)
