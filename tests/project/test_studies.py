@@ -106,23 +106,14 @@ def test_the_table_of_the_readme_is_that_of_the_demo():
             assert same(value.replace(",", ""), rows[title][column]), (title, column)
 
 
-def test_the_readouts_of_the_readme_are_those_of_their_study():
-    """One draw of the training items; LoRA's row is that of the study's table."""
-    study = STUDIES / "methods" / "readout"
-    lines = (study / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    cell = {"kind": "task", "task": "arc_easy", "train_items": 500, "draw": 0}
-    found = {one["row"]: one for one in map(json.loads, lines) if one | cell == one}
-    table = re.findall(r"^\| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    cells = [[part.strip() for part in line.split("|")] for line in table]
-    shown = {row[0]: row[1:] for row in cells if len(row) == 4 and row[0]}
-    for name, row in (
-        ("base, mean", "base, mean per token + T"),
-        ("likelihood", "likelihood readout"),
-        ("`--task", "head"),
-    ):
-        (values,) = (values for title, values in shown.items() if title.startswith(name))
-        assert all(
-            same(value, found[row][score]) for value, score in zip(values, ("accuracy", "nll", "ece"), strict=True)
-        )
-    (lora,) = (values for title, values in shown.items() if title.startswith("cloze LoRA"))
-    assert f"| arc_easy, 500 | lora + temperature | {' | '.join(lora)} |" in (study / "table.md").read_text("utf-8")
+def test_the_fair_table_of_the_readme_is_that_of_its_study():
+    report = (STUDIES / "methods" / "fair" / "report.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| \| accuracy \| NLL \| ECE \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert len(rows) == 6
+    scores = report[report.index("### Scores on the 1000 test items") :]
+    for title, *values in rows:
+        line = re.search(rf"^\| {re.escape(title)} \|(.*)$", scores, re.MULTILINE)
+        assert line is not None, title
+        assert [*re.findall(r"(\d\.\d+) ±", line[1])[:3]] == values, title

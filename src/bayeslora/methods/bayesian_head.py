@@ -25,8 +25,9 @@ class BayesianHead(Method):
     Args:
         reads: "hidden" (what the middle layers hold at each choice; those above do not run), "likelihood" (four
             numbers of the likelihood of each choice, for which all layers and the language-model head run), or "both".
-        label_noise: Whether to ask if training labels are wrong: where leave-one-out says clearly that some are, items
-            that look wrong count less. Off by default: where the features say little it can take most labels for wrong.
+        label_noise: The share of training labels that are random, where it is known; or whether to ask if any are:
+            where leave-one-out says clearly that some are, items that look wrong count less. Off by default: where the
+            features say little it can take most labels for wrong.
         prior: Run folder of a head fitted before, on other tasks or older data with the same base model; what it says
             is one more feature, whose weight the evidence chooses.
     """
@@ -38,7 +39,7 @@ class BayesianHead(Method):
     def __init__(
         self,
         reads: Literal["both", "hidden", "likelihood"] = "both",
-        label_noise: bool | float = False,
+        label_noise: bool | ShareBelowOne = False,
         prior: str | None = None,
         **kwargs: Any,
     ):
