@@ -17,6 +17,7 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder, train_decisions
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
 from bayeslora.runs.decisions.head import QuestionHead
+from bayeslora.runs.decisions.kernels import Kernels
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions
@@ -64,6 +65,8 @@ def test_a_whole_weight_is_so_many_copies_of_a_record() -> None:
     states = [str(row) for row in range(12)]
     head = QuestionHead.fit(question, features, targets, states, weights, noisy=False, seed=0)
     copies = torch.arange(12).repeat_interleave(weights.long())
+    scaled = Kernels.of(features[copies])
+    torch.testing.assert_close((head.kernels.mean, head.kernels.scale), (scaled.mean, scaled.scale))
     kernel = sum(w * k for w, k in zip(head.weights, head.kernels.between_points(), strict=True))
     centre = head.targets[copies].mean(0)
     # Weights are relative to their mean: a copy has the noise of weight one.

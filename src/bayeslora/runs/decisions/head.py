@@ -115,7 +115,7 @@ class QuestionHead:
             noisy: Whether labels may be wrong.
             seed: Of the one label that is drawn from each soft one where T is fitted.
         """
-        kernels, numbers = Kernels.of(features), targets.double() @ positions(question)
+        kernels, numbers = Kernels.of(features, record_weights), targets.double() @ positions(question)
         matrices = kernels.between_points()
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(targets.double(), 1, generator=generator).squeeze(1)

@@ -30,9 +30,13 @@ class Kernels:
     scale: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Kernels:
-        """From training features [records, poolings, layers, hidden]."""
-        mean, deviation = features.mean(0), features.std(0, correction=0)
+    def of(cls, features: Tensor, weights: Tensor | None = None) -> Kernels:
+        """From training features [records, poolings, layers, hidden], each as often as it weighs [records]."""
+        counting = torch.ones(len(features), dtype=torch.float64) if weights is None else weights
+        counting = (counting / counting.sum()).double()[:, None, None, None]
+        mean = (counting * features).sum(0)
+        deviation = (counting * (features - mean).square()).sum(0).sqrt().to(features.dtype)
+        mean = mean.to(features.dtype)
         scale = torch.where(deviation > _SMALLEST, 1 / deviation.clamp_min(_SMALLEST), 0.0)
         return cls((features - mean) * scale, mean, scale)
 
