@@ -344,7 +344,12 @@ def test_train_decide_and_calibrate_by_command(
         metrics["num_examples"] == 36 and metrics["accuracy"] > 0.7 and metrics["leave_one_out"]["kind"]["labels"] == 40
     )
     main(["calibrate", run, "--data", str(more), "--alpha", "0.3"])
-    assert "temperatures: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "temperatures: " in said and "sets of" not in said
+    main(["calibrate", run, "--data", str(more), "--alpha", "0.3", "--coverage", "0.9"])
+    sizes = json.loads((tmp_path / "run" / "calibration.json").read_text())["set_sizes"]
+    line = f"sets of 0.9: {sizes['mean']:.2f} options in the mean, {sizes['single']:.0%} are single answers"
+    assert line in capsys.readouterr().out and sizes["mean"] >= 1
     request = {"state": rows(1, seed=9)[0]["state"], "questions": {"k": QUESTIONS["kind"]}}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
     main(["decide", run])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, calibrated
-from bayeslora.runs.decisions.sets import set_threshold
+from bayeslora.runs.decisions.sets import SetSizes, set_threshold
 from bayeslora.tasks.decisions import Answer, parse_question
 
 KIND = parse_question({"type": "choice", "instructions": "Which?", "criteria": ["a", "b", "c"]})
@@ -40,13 +40,18 @@ def test_answers_have_their_set_before_the_temperature(caplog: pytest.LogCapture
     answers = {"q": Answer(KIND, (0.75, 0.21, 0.04)), "flat": Answer(KIND, (0.1, 0.1, 0.8))}
     applied = found.apply(answers)
     assert applied["q"].to_dict()["x_set"] == ["a", "b"] and applied["flat"].to_dict()["x_set"] == ["c"]
+    assert found.set_sizes == SetSizes(mean=2.0, single=0.0)
+    assert SetSizes.of([1, 1, 2, 4]) == SetSizes(mean=2.0, single=0.5)
+    few = calibrated(rows[:8], alpha=None, delta=0.1, coverage=0.9)
+    assert few.set_sizes == SetSizes(mean=3.0, single=0.0)
     unknown = parse_question({"type": "noul", "instructions": "New?"})
     assert found.apply({"n": Answer(unknown, (0.9, 0.1))})["n"].options_in_set == (0, 1)
-    assert calibrated(rows[:8], alpha=None, delta=0.1, coverage=0.9).apply(answers)["q"].options_in_set == (0, 1, 2)
+    assert few.apply(answers)["q"].options_in_set == (0, 1, 2)
     assert "too few states for sets of 0.9" in caplog.text
-    without = {k: v for k, v in Calibration().to_dict().items() if k not in ("coverage", "sets")}
-    assert Calibration.from_dict(without).apply(answers)["q"].options_in_set is None
-    for wrong in ({"coverage": 2.0}, {"sets": {"q": -1.0}}):
+    without = {k: v for k, v in Calibration().to_dict().items() if k not in ("coverage", "sets", "set_sizes")}
+    old = Calibration.from_dict(without)
+    assert old.apply(answers)["q"].options_in_set is None and old.set_sizes is None
+    for wrong in ({"coverage": 2.0}, {"sets": {"q": -1.0}}, {"set_sizes": {"mean": 0.0, "single": 0.0}}):
         with pytest.raises(ValueError, match="must be"):
             Calibration.from_dict(found.to_dict() | wrong)
     with pytest.raises(ValueError, match="coverage above 0"):

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from bayeslora_cli.commands.base import Command, add_device, add_json, print_result
 
 if TYPE_CHECKING:
-    from bayeslora.runs.decisions.calibration import Policy
+    from bayeslora.runs.decisions.calibration import Calibration, Policy
 
 
 class Calibrate(Command):
@@ -43,7 +43,7 @@ class Calibrate(Command):
         found = model.calibration
         temperatures = ", ".join(f"{name} {value:.3g}" for name, value in found.temperatures.items())
         lines = [_line(policy) for policy in found.policies.values()]
-        print_result(options, found.to_dict(), f"temperatures: {temperatures}", *lines)
+        print_result(options, found.to_dict(), f"temperatures: {temperatures}", *lines, _sizes(found))
 
 
 def _line(policy: Policy) -> str:
@@ -54,3 +54,11 @@ def _line(policy: Policy) -> str:
         f"{policy.question}: {found.coverage:.0%} automated at {policy.signal} >= {found.threshold:.4g}; "
         f"{found.errors} of {found.accepted} wrong, at most {found.bound:.1%}"
     )
+
+
+def _sizes(found: Calibration) -> str:
+    """Empty where no sets were asked for."""
+    sizes = found.set_sizes
+    if sizes is None:
+        return ""
+    return f"sets of {found.coverage:g}: {sizes.mean:.2f} options in the mean, {sizes.single:.0%} are single answers"

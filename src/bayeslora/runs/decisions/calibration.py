@@ -16,7 +16,7 @@ from bayeslora.prediction.certified import Certified, certified_threshold
 from bayeslora.prediction.conformal import check_coverage
 from bayeslora.prediction.temperature import PRIOR_STD
 from bayeslora.runs.decisions.heads import signature
-from bayeslora.runs.decisions.sets import options_in_set, set_threshold
+from bayeslora.runs.decisions.sets import SetSizes, options_in_set, set_threshold
 from bayeslora.tasks.decisions import Answer, Question, hard_label
 
 __all__ = ["Calibration", "Labelled", "Policy", "Signal", "calibrated", "fit_temperatures", "name_of"]
@@ -90,6 +90,7 @@ class Calibration:
         delta: Probability with which the promise may fail, for each question.
         coverage: Share of states whose right option is in the answers' sets, or None for no sets.
         sets: `set_threshold` of each question, by its `name_of`.
+        set_sizes: Of the labelled answers; None for no sets, and in calibrations of earlier versions.
     """
 
     temperatures: dict[str, float] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class Calibration:
     delta: float | None = None
     coverage: float | None = None
     sets: dict[str, float | None] = field(default_factory=dict)
+    set_sizes: SetSizes | None = None
 
     def apply(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Answers with calibrated probabilities, and with an action where a threshold was asked for."""
@@ -144,7 +146,7 @@ class Calibration:
         check_value(coverage, Share | None, "coverage")
         check_value(sets, dict[str, Share | None], "sets")
         stored = {name: content[name] for name in _STORED}
-        return cls(policies=policies, coverage=coverage, sets=sets, **stored)
+        return cls(policies=policies, coverage=coverage, sets=sets, set_sizes=_stored_sizes(content), **stored)
 
 
 def calibrated(
@@ -174,9 +176,10 @@ def calibrated(
     if not labelled:
         raise ValueError("calibration needs labelled questions, got none; label some that fit has not seen.")
     sets = {} if coverage is None else _sets(labelled, coverage)
+    sizes = None if coverage is None else _sizes(labelled, sets)
     common, temperatures = fit_temperatures(labelled)
     if alpha is None:
-        return Calibration(temperatures, common, coverage=coverage, sets=sets)
+        return Calibration(temperatures, common, coverage=coverage, sets=sets, set_sizes=sizes)
     policies, refused = {}, []
     for name, rows in _by_question(labelled).items():
         try:
@@ -196,7 +199,7 @@ def calibrated(
         policies[name] = Policy(rows[0].answer.question.instructions, signal, certified)
     if not policies:
         raise refused[0]
-    return Calibration(temperatures, common, policies, alpha, delta, coverage, sets)
+    return Calibration(temperatures, common, policies, alpha, delta, coverage, sets, sizes)
 
 
 def fit_temperatures(labelled: Sequence[Labelled]) -> tuple[float, dict[str, float]]:
@@ -270,6 +273,20 @@ def _sets(labelled: Sequence[Labelled], coverage: float) -> dict[str, float | No
             text = rows[0].answer.question.instructions
             logger.warning("the question %r has too few states for sets of %g: each is all options", text, coverage)
     return found
+
+
+def _sizes(labelled: Sequence[Labelled], sets: Mapping[str, float | None]) -> SetSizes:
+    chosen = [options_in_set(row.answer, sets[name_of(row.answer.question)]) for row in labelled]
+    return SetSizes.of([len(options) for options in chosen])
+
+
+def _stored_sizes(content: Mapping[str, Any]) -> SetSizes | None:
+    stored = content.get("set_sizes")
+    if stored is None:
+        return None
+    check_value(stored["mean"], Positive, "set_sizes.mean")
+    check_value(stored["single"], Share, "set_sizes.single")
+    return SetSizes(**stored)
 
 
 def _by_question(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:

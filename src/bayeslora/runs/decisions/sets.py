@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bayeslora.metrics.inputs import share_of
 from bayeslora.tasks.decisions import Answer
 
-__all__ = ["options_in_set", "set_threshold"]
+__all__ = ["SetSizes", "options_in_set", "set_threshold"]
+
+
+@dataclass(frozen=True)
+class SetSizes:
+    """How large the sets of labelled answers are; the smaller, the more they say at the same coverage.
+
+    Args:
+        mean: Options a set.
+        single: Share of sets of one option.
+    """
+
+    mean: float
+    single: float
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> SetSizes:
+        """From the number of options in each of one or more sets."""
+        return cls(sum(sizes) / len(sizes), sum(size == 1 for size in sizes) / len(sizes))
 
 
 def set_threshold(right: Sequence[float], states: Sequence[str], coverage: float) -> float | None:
