@@ -29,7 +29,7 @@ from bayeslora.training.elbo import kl_divergence, negative_elbo
 if TYPE_CHECKING:
     from bayeslora.deploy.hub import push_to_hub
     from bayeslora.prediction.generation import generate
-    from bayeslora.runs import load_run
+    from bayeslora.runs import distill, load_run
     from bayeslora.runs.bayesian_head import BayesianHead
     from bayeslora.runs.decisions import DecisionModel
     from bayeslora.tasks import get_task
@@ -48,6 +48,7 @@ __all__ = [
     "Predictive",
     "RandomLoraConfig",
     "RandomLoraModel",
+    "distill",
     "from_lora",
     "generate",
     "get_task",
@@ -66,6 +67,7 @@ _LATER = {
     "BayesianSFTTrainer": "training.sft",
     "DecisionModel": "runs.decisions",
     "ELBOTrainerMixin": "training.trainer",
+    "distill": "runs",
     "generate": "prediction.generation",
     "get_task": "tasks",
     "load_run": "runs",

@@ -581,7 +581,7 @@ def test_an_export_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("bayeslora.deploy.export.lora_file.save_file", full_disk)
+    monkeypatch.setattr("bayeslora.adapters.lora_file.save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
         export_mean(model, out)
     assert sorted(path.name for path in out.iterdir()) == ["draw0", "draw1", RECORD]

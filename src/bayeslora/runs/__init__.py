@@ -10,6 +10,7 @@ from bayeslora.options.late import late
 
 if TYPE_CHECKING:
     from bayeslora.runs.dev_predictions import calibrated_on_dev as calibrated_on_dev
+    from bayeslora.runs.distillation.student import distill as distill
     from bayeslora.runs.evaluation import evaluate as evaluate
     from bayeslora.runs.evaluation import write_evaluation as write_evaluation
     from bayeslora.runs.file_prediction import predict_file as predict_file
@@ -26,6 +27,7 @@ __all__ = [
     "Run",
     "Trained",
     "calibrated_on_dev",
+    "distill",
     "evaluate",
     "load_run",
     "predict_file",
@@ -40,6 +42,7 @@ _HOME = {
     "Run": "run",
     "Trained": "training",
     "calibrated_on_dev": "dev_predictions",
+    "distill": "distillation.student",
     "evaluate": "evaluation",
     "load_run": "finished",
     "predict_file": "file_prediction",

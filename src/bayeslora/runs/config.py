@@ -8,9 +8,18 @@ from typing import Any
 
 from bayeslora.methods import BayesianLora, Method
 from bayeslora.options.ranges import check_options
-from bayeslora.runs.options import HeadConfig, ModelConfig, RunOptions, TaskConfig, TrainConfig
+from bayeslora.runs.options import DistillConfig, HeadConfig, ModelConfig, RunOptions, TaskConfig, TrainConfig
 
-__all__ = ["HeadConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "describe", "describe_method"]
+__all__ = [
+    "DistillConfig",
+    "HeadConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "describe",
+    "describe_method",
+]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from bayeslora.options.ranges import (
 )
 from bayeslora.options.registry import NameIn
 
-__all__ = ["HeadConfig", "ModelConfig", "RunOptions", "TaskConfig", "TrainConfig"]
+__all__ = ["DistillConfig", "HeadConfig", "ModelConfig", "RunOptions", "TaskConfig", "TrainConfig"]
 
 
 @dataclass
@@ -188,6 +188,29 @@ class HeadConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Labels from another run: what `bayeslora distill` sets (docs/guides/distillation.md).
+
+    Args:
+        teacher: Run folder or Hub id; its predictive probabilities take the place of the labels of the training items.
+            Default: the labels count.
+        unlabelled: JSONL, CSV or Parquet file of further items to train on, whose labels, if any, are not read.
+        layout: How that file is read where it is not laid out as the task's own: question_column, choices_column,
+            label_column, labels, id_column, group_column, choices.
+        num_samples: Posterior draws of the teacher; default: its own number; "auto": of each item until its answer is
+            settled.
+        start: "teacher" begins with the mean of the teacher's adapter (of an ensemble the first member) where it is a
+            LoRA of the student's shape; "fresh" does not.
+    """
+
+    teacher: str | None = None
+    unlabelled: str | None = None
+    layout: dict[str, Plain] = field(default_factory=dict)
+    num_samples: Literal["auto"] | Draws | None = None
+    start: Literal["teacher", "fresh"] = "teacher"
+
+
+@dataclass
 class RunOptions:
     """One training run.
 
@@ -197,6 +220,7 @@ class RunOptions:
         method: How to adapt the model: BayesianLora, Lora, or the dotted path of a class (in a file: --allow_method).
         train: Optimisation.
         head: Heads over adapters, with scoring "options".
+        distill: Labels from another run.
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
         temperature_scaling: Divide the log-probabilities by a temperature that is fitted on the dev split, for any
@@ -209,6 +233,7 @@ class RunOptions:
     method: str = "BayesianLora"
     train: TrainConfig = field(default_factory=TrainConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     seed: Seed = 0
     num_samples: Draws = 10
     temperature_scaling: bool = False

@@ -24,6 +24,7 @@ from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.runs.dev_predictions import keep_dev_predictions
+from bayeslora.runs.distillation.lesson import Lesson, check_place, learn_from
 from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
 from bayeslora.runs.heads import describe_head, fixed_choices, train_head
 from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
@@ -80,6 +81,7 @@ def train(
     evaluate_dev: bool = True,
     trunk_cache: TrunkCache | None = None,
     prepare: Callable[[PeftModel], None] | None = None,
+    lesson: Lesson | None = None,
 ) -> Trained:
     """Train an adapter and write it to `output_dir`; on texts: `bayeslora.runs.language_modelling.train_texts`.
 
@@ -97,6 +99,8 @@ def train(
         evaluate_dev: Whether to predict the dev split at the end.
         trunk_cache: That of another run on the same base model and layers, to read and add to.
         prepare: Changes the adapted model before it is trained, such as where a procedure freezes a part.
+        lesson: Items to train on in the place of the task's own; default: those, or where the config names a teacher
+            (`distill.teacher`) what that says of them.
 
     Raises:
         FileExistsError: There is a run in `output_dir`, and neither `resume` nor `overwrite`.
@@ -110,8 +114,11 @@ def train(
         chosen: Any = {"resume": resume, "overwrite": overwrite, "evaluate_dev": evaluate_dev}
         return train_head(config, output_dir, **chosen)  # type: ignore[return-value]
     output = Path(output_dir)
+    if lesson is None and config.distill.teacher is not None:
+        check_place(config.distill.teacher, output, resume=resume, overwrite=overwrite)
+        lesson = learn_from(config, output)
     with only_writer(output):
-        return _train(config, output, resume, overwrite, evaluate_dev, trunk_cache, prepare)
+        return _train(config, output, resume, overwrite, evaluate_dev, trunk_cache, prepare, lesson)
 
 
 def _train(
@@ -122,8 +129,12 @@ def _train(
     evaluate_dev: bool,
     trunk_cache: TrunkCache | None,
     prepare: Callable[[PeftModel], None] | None,
+    lesson: Lesson | None,
 ) -> Trained:
     splits = task_items(config.task)
+    if lesson is not None:
+        splits = replace(splits, train=lesson.items)
+        trunk_cache = lesson.trunk_cache if trunk_cache is None else trunk_cache
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
     logger.info("%s", describe_splits(config.task.name, splits, "items"))
@@ -140,6 +151,8 @@ def _train(
         logger.debug("prompts are put into the tokenizer's chat template (task.chat_template)")
     if prepare is not None:
         prepare(model)
+    if lesson is not None:
+        lesson.begin(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
     trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
     heads = None
@@ -164,6 +177,8 @@ def _train(
     if trunk_cache is not None:
         logger.debug("%s", trunk_cache.summary())
     metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak) | epoch_record(trainer)
+    if lesson is not None:
+        metrics["teacher"] = lesson.record
     if heads is not None:
         metrics["head"] = describe_head(heads.reading.heads[0])
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)

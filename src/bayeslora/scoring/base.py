@@ -54,7 +54,8 @@ class ChoiceBatch(dict[str, Any], ABC):
     """Tensors of a batch of items, and how to read their class logits from a model.
 
     Keys: what the scoring needs, `choice_mask` [batch, choices] (True where an item has that choice), `labels` [batch]
-    where all items have one, and `lengths` [batch], the tokens of each item, where the padding is on the left.
+    where all items have one, `label_probabilities` [batch, choices] where items have them, and `lengths` [batch], the
+    tokens of each item, where the padding is on the left.
     """
 
     @abstractmethod
@@ -71,6 +72,11 @@ class ChoiceBatch(dict[str, Any], ABC):
     def labels(self) -> Tensor | None:
         """Right choices [batch], or None."""
         return self.get("labels")
+
+    @property
+    def targets(self) -> Tensor | None:
+        """What training fits: distributions [batch, choices] where items have them, else the `labels`."""
+        return self.get("label_probabilities", self.labels)
 
     @property
     def batch_size(self) -> int:
@@ -209,9 +215,24 @@ def choice_mask(items: Sequence[ChoiceItem]) -> Tensor:
 
 
 def choice_labels(items: Sequence[ChoiceItem]) -> dict[str, Tensor]:
-    """`labels` [batch] where every item has one, else nothing."""
+    """`labels` [batch] where every item has one, else nothing; where items have them, `label_probabilities` too.
+
+    These are [batch, choices], 0 where an item has no such choice, and all on the label of an item without.
+    """
     labels = [item.label for item in items]
-    return {} if any(label is None for label in labels) else {"labels": torch.tensor(labels)}
+    soft = [getattr(item, "label_probabilities", None) for item in items]
+    found = {} if any(label is None for label in labels) else {"labels": torch.tensor(labels)}
+    known = all(label is not None or row is not None for label, row in zip(labels, soft, strict=True))
+    if known and any(row is not None for row in soft):
+        rows = [torch.tensor(_target(item, row)) for item, row in zip(items, soft, strict=True)]
+        found["label_probabilities"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return found
+
+
+def _target(item: ChoiceItem, probabilities: Sequence[float] | None) -> Sequence[float]:
+    if probabilities is not None:
+        return probabilities
+    return [float(index == item.label) for index in range(len(item.choices))]
 
 
 def forward_options(model: nn.Module, **options: Any) -> dict[str, Any]:

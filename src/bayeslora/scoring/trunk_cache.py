@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -95,6 +96,12 @@ class TrunkCache:
             raise ValueError(f"the trunk has {other.skipped} layers here and {self.skipped} layers in the cache.")
         if self.folder is None:
             other._store = self._store
+        return other
+
+    def items_alone(self) -> TrunkCache:
+        """The same items without the model, which can then be freed, for `rebind`."""
+        other = copy.copy(self)
+        other._model, other._layers = nn.Identity(), [nn.Identity()] * self.skipped
         return other
 
     @contextmanager

@@ -12,6 +12,9 @@ from bayeslora.scoring.top_layer import head_of_positions
 
 __all__ = ["UnpackedBatch", "over_length", "token_likelihood"]
 
+_AS_THEY_ARE = ("labels", "label_probabilities", "length_power")
+"""What a packed batch has that does not depend on how its choices are laid out."""
+
 
 class UnpackedBatch(ChoiceBatch):
     """Rows [question | choice | padding], item after item, as many for each item as the most choices of the batch.
@@ -43,7 +46,7 @@ class UnpackedBatch(ChoiceBatch):
             answer=torch.where(real, context.unsqueeze(-1) + place[:longest], 1).flatten(0, 1),
             real=real.flatten(0, 1),
             choice_mask=mask,
-            **{name: packed[name] for name in ("labels", "length_power") if name in packed},
+            **{name: packed[name] for name in _AS_THEY_ARE if name in packed},
         )
 
     @property

@@ -54,8 +54,9 @@ class ELBOTrainerMixin(ParameterGroups, NamedCheckpoints):
             counts as part of the KL; default: a flat prior.
 
     The Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)` takes the place of the cross-entropy, also of
-    items: `outputs.logits` is [rows, choices] with -inf where an item has no such choice, `labels` [rows], and a row
-    is an item in one of the `train_samples` draws; to be accumulated it must return sum / num_items_in_batch.
+    items: `outputs.logits` is [rows, choices] with -inf where an item has no such choice, `labels` [rows], or [rows,
+    choices] where items have `label_probabilities`, and a row is an item in one of the `train_samples` draws; to be
+    accumulated it must return sum / num_items_in_batch.
 
     An optimizer with a context `sampled_params(train=True)` (IVON) has each forward and backward run inside it.
     """
@@ -183,12 +184,13 @@ class ELBOTrainerMixin(ParameterGroups, NamedCheckpoints):
         batch = batch.suited_to(model)
         with served(batch, self.trunk_cache):
             logits = batch.choice_logits(model)
-        labels = batch.labels
-        if labels is None:
+        targets = batch.targets
+        if targets is None:
             raise ValueError("training needs a label for every item, but this batch has items without one.")
-        copies = logits.shape[0] // labels.shape[0]
+        copies = logits.shape[0] // targets.shape[0]
         shared = num_items is not None and model.training and self._is_scaled(num_items)
-        loss = self._row_loss(logits, labels.repeat(copies), copies * num_items if shared else None, model.training)
+        rows = copies * num_items if shared else None
+        loss = self._row_loss(logits, torch.cat([targets] * copies), rows, model.training)
         if shared and self.args.average_tokens_across_devices:
             # num_items counts all processes, and DDP averages the gradients over them.
             loss = loss * self.accelerator.num_processes

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from peft import PeftModel
 
 from bayeslora.adapters.draws import find_draws, random_factors, random_modules
+from bayeslora.adapters.lora_file import adapter_config, lora_tensors, write_lora
 from bayeslora.adapters.merging import shared_layers
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.sampling import sampling
 from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
-from bayeslora.deploy.export.lora_file import adapter_config, lora_tensors, write_lora
 from bayeslora.deploy.export.rounding import Spread
 from bayeslora.posteriors.weights.members import MembersWeights
 

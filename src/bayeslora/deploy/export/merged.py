@@ -12,12 +12,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from bayeslora.adapters.lora_file import adapted_layers, adapter_config, adapter_name
 from bayeslora.adapters.merging import merged
 from bayeslora.adapters.sampling import sampling
 from bayeslora.deploy.export.adapters import mean_warnings, require_draws, require_mean
 from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
-from bayeslora.deploy.export.lora_file import adapted_layers, adapter_config, adapter_name
 from bayeslora.deploy.export.rounding import TOLERATED_NOISE, relative_error
 from bayeslora.models.layers import evaluating
 from bayeslora.runs import Run

@@ -14,8 +14,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from bayeslora.adapters.draws import random_factors
+from bayeslora.adapters.lora_file import adapted_layers, adapter_name, lora_tensors
 from bayeslora.adapters.sampling import sampling
-from bayeslora.deploy.export.lora_file import adapted_layers, adapter_name, lora_tensors
 from bayeslora.experiments.intruder_dimensions.intruders import (
     THRESHOLD,
     TOP,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -71,3 +72,26 @@ class Item:
 
     def _message(self, field: str, expected: str, came: object, remedy: str) -> str:
         return f"item {self.id!r}: field '{field}' should be {expected}, but it is {came!r}; {remedy}."
+
+
+@dataclass(frozen=True)
+class SoftItem(Item):
+    """An item whose target in training is a distribution over its choices, such as what another model predicts.
+
+    Args:
+        label_probabilities: The probability of each choice; they sum to 1. `label` may be known beside it, or None.
+
+    Raises:
+        TaskError: As `Item`, or there is no such distribution.
+    """
+
+    label_probabilities: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        values = self.label_probabilities
+        sound = len(values) == len(self.choices) and all(math.isfinite(value) and value >= 0 for value in values)
+        if not sound or abs(math.fsum(values) - 1) > 1e-3:
+            expected = f"{len(self.choices)} probabilities that sum to 1"
+            raise self._error("label_probabilities", expected, values, "give one for each choice")

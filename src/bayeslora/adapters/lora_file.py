@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
@@ -18,11 +18,18 @@ from bayeslora.adapters.files import is_factor
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.adapters.stack import forget, materialise
 from bayeslora.adapters.starts import changes_base
-from bayeslora.deploy.export.folder import Dtype
 from bayeslora.models.layers import evaluating
 from bayeslora.system.files import sort_sets
 
-__all__ = ["adapted_layers", "adapter_config", "adapter_name", "lora_tensors", "write_lora"]
+__all__ = [
+    "adapted_layers",
+    "adapter_config",
+    "adapter_name",
+    "lora_tensors",
+    "saved_tensors",
+    "start_at",
+    "write_lora",
+]
 
 _PREFIX = "base_model.model."
 
@@ -108,13 +115,29 @@ def _check(config: Any, layers: Mapping[str, Any], name: str) -> None:
             )
 
 
-def write_lora(model: PeftModel, folder: Path, tensors: Mapping[str, Tensor], dtype: Dtype) -> None:
+def start_at(model: PeftModel, tensors: Mapping[str, Tensor]) -> bool:
+    """Let plain LoRA begin with `lora_tensors` and `saved_tensors` of another adapter.
+
+    Returns:
+        Whether they have the names and shapes of this adapter; where not, it stays as it is.
+    """
+    name = adapter_name(model)
+    scales = {f"{key}.lora_B.weight": layer.scaling[name] for key, layer in adapted_layers(model).items()}
+    started = {key: value / scales.get(key, 1.0) for key, value in tensors.items()}
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in started.items()}:
+        return False
+    set_peft_model_state_dict(model, started, adapter_name=name)
+    return True
+
+
+def write_lora(model: PeftModel, folder: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
     """Write `tensors`, rounded, and the saved modules of the active adapter as a folder that plain PEFT loads.
 
     Raises:
         ValueError: The adapter holds trained tensors that a LoRA file does not.
     """
-    contents = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()} | _saved_modules(model)
+    contents = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()} | saved_tensors(model)
     folder.mkdir(exist_ok=True)
     config = _plain_config(model, tensors)
     config.save_pretrained(str(folder))
@@ -123,8 +146,12 @@ def write_lora(model: PeftModel, folder: Path, tensors: Mapping[str, Tensor], dt
     save_file(contents, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _saved_modules(model: PeftModel) -> dict[str, Tensor]:
-    """Tensors of `modules_to_save`, such as a classification head, by their names in an adapter file."""
+def saved_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """Tensors of `modules_to_save`, such as a classification head, by their names in an adapter file.
+
+    Raises:
+        ValueError: The adapter holds trained tensors that a LoRA file does not.
+    """
     state = get_peft_model_state_dict(model, adapter_name=adapter_name(model), save_embedding_layers=False)
     others = {key: value for key, value in state.items() if not is_factor(key)}
     saved = tuple(f"{key}." for key, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper))

@@ -1,0 +1,166 @@
+"""What a teacher says of items: soft labels, a place to begin, and the output of the layers that both share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+
+from bayeslora.adapters.lora_file import lora_tensors, saved_tensors, start_at
+from bayeslora.runs.adaptive import is_adaptive
+from bayeslora.runs.beginning import check_beginning
+from bayeslora.runs.building import open_trunk_cache
+from bayeslora.runs.config import RunConfig
+from bayeslora.runs.finished import load_run
+from bayeslora.runs.items import file_options, task_items, with_file_options
+from bayeslora.runs.kept import kept_or_computed, run_key
+from bayeslora.runs.run import Run
+from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.locating import run_folder
+from bayeslora.tasks import Item, SoftItem, load_items
+
+__all__ = ["Lesson", "check_place", "learn_from", "open_teacher", "taught", "unlabelled_items"]
+
+logger = logging.getLogger("bayeslora")
+
+PART = 256
+"""Items whose predictions are kept together; a kill loses one part."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is trained with.
+
+    Attributes:
+        items: The training items, with the teacher's probabilities.
+        start: The teacher's mean (`lora_tensors`, `saved_tensors`); empty: a fresh adapter.
+        trunk_cache: The items' outputs of the layers below the first adapter, without a model.
+        record: What metrics.json says of it.
+    """
+
+    items: list[Item]
+    start: dict[str, Tensor]
+    trunk_cache: TrunkCache | None
+    record: dict[str, Any]
+
+    def begin(self, model: PeftModel) -> None:
+        """Let the student begin where the teacher's mean is, if it has the shape."""
+        began = bool(self.start) and start_at(model, self.start)
+        self.record["start"] = "teacher" if began else "fresh"
+        if self.start and not began:
+            logger.info("the teacher's mean has another shape than the student: it begins fresh")
+
+
+def open_teacher(teacher: str | Path, device: str | None = None) -> Run:
+    """The run `teacher`, loaded.
+
+    Raises:
+        FileNotFoundError: There is no such run.
+        ValueError: It has no adapter whose predictions could be distilled; the message says what to do instead.
+    """
+    run = load_run(teacher, device=device)
+    if run.config.task.scoring == "text":
+        raise ValueError(
+            f"{teacher} writes texts and has no choices to distil. Serve its mean in one pass: `bayeslora export "
+            f"{teacher} --format mean`; or distil a run with scoring cloze, letter or classification."
+        )
+    if not run.config.method.adapts or run.config.task.scoring == "options":
+        raise ValueError(
+            f"{teacher} predicts by a head in closed form, which is one pass as it is: serve it with `bayeslora serve "
+            f"{teacher}`; or distil a run with scoring cloze, letter or classification, whose method trains an adapter."
+        )
+    return run
+
+
+def check_place(teacher: str | Path, output: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Whether a student of `teacher` may be trained into `output`, before anything is computed.
+
+    Raises:
+        FileExistsError: There is a run, and neither `resume` nor `overwrite`.
+        ValueError: It is the teacher's own folder, or both are given.
+    """
+    if run_folder(teacher).resolve() == output.resolve():
+        raise ValueError(f"{output} is the teacher itself; name another folder for the student.")
+    if not resume or overwrite:
+        check_beginning(RunConfig(), output, (), resume=resume, overwrite=overwrite)
+
+
+def learn_from(config: RunConfig, output: Path, run: Run | None = None) -> Lesson:
+    """What the teacher that `config` names says of the training items and of those without labels.
+
+    Args:
+        config: The student's.
+        output: Its folder.
+        run: The teacher, if it is loaded.
+
+    Raises:
+        ValueError: As `open_teacher`.
+    """
+    items = [*task_items(config.task).train, *unlabelled_items(config)]
+    teacher = run or open_teacher(str(config.distill.teacher), config.model.device)
+    return taught(teacher, config, items, output)
+
+
+def unlabelled_items(config: RunConfig) -> list[Item]:
+    """The items of the file `distill.unlabelled`, as if they had no labels."""
+    if config.distill.unlabelled is None:
+        return []
+    options = file_options(with_file_options(config.task, config.distill.layout))
+    return [replace(item, label=None) for item in load_items(config.distill.unlabelled, **options, optional_label=True)]
+
+
+def taught(run: Run, config: RunConfig, items: Sequence[Item], output: Path) -> Lesson:
+    """`items` with the predictions of the teacher `run`, which are kept in `output/teacher`.
+
+    Those that are kept there, of the same teacher, items and number of draws, are not predicted again.
+    """
+    if run.trunk_cache is None:
+        run.trunk_cache = open_trunk_cache(config, run.model)
+    folder, seconds, soft = output / "teacher", 0.0, list[Item]()
+    for first in range(0, len(items), PART):
+        kept = _predicted(run, config, items[first : first + PART], folder, first // PART)
+        seconds += kept["seconds"]
+        soft += map(_softened, items[first : first + PART], kept["probabilities"])
+    start = _mean(run) if config.distill.start == "teacher" else {}
+    shared = None if run.trunk_cache is None else run.trunk_cache.items_alone()
+    labelled = sum(item.label is not None for item in items)
+    record = {"method": run.config.method.name, "predict_seconds": round(seconds, 2), "labelled_items": labelled}
+    return Lesson(soft, start, shared, record | {"unlabelled_items": len(items) - labelled})
+
+
+def _predicted(run: Run, config: RunConfig, part: Sequence[Item], folder: Path, number: int) -> dict[str, Any]:
+    """The probabilities of each item, and the seconds that they took."""
+    asked = config.distill.num_samples
+    samples: Any = repr(asked)
+    if not is_adaptive(asked):
+        samples = run.config.method.effective_num_samples(run.config.num_samples if asked is None else asked)
+
+    def key(_: Path) -> dict[str, Any]:
+        teacher = run_folder(str(config.distill.teacher))
+        return run_key(teacher, run.config, part, samples, temperature=run.temperature)
+
+    def predict() -> dict[str, Any]:
+        found = run.predict(part, asked)
+        return {"probabilities": [row["probabilities"] for row in found.rows()], "seconds": found.seconds}
+
+    kept: dict[str, Any] = kept_or_computed(folder, f"predictions-{number:05d}.json", key, predict)
+    return kept
+
+
+def _softened(item: Item, probabilities: Sequence[float]) -> SoftItem:
+    own = {field.name: getattr(item, field.name) for field in fields(Item)}
+    return SoftItem(**own, label_probabilities=tuple(probabilities))
+
+
+def _mean(run: Run) -> dict[str, Tensor]:
+    """The mean of the teacher as a LoRA; empty where it is none."""
+    try:
+        return lora_tensors(run.model) | saved_tensors(run.model)
+    except ValueError as error:
+        logger.info("the student begins fresh: %s", error)
+        return {}
