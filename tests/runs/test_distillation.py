@@ -36,11 +36,11 @@ def test_cross_entropy_to_distributions_is_torchs_and_one_hot_is_that_of_labels(
     logits = torch.tensor([[1.0, -0.5, 2.0], [0.3, 0.1, -torch.inf]], requires_grad=True)
     soft = torch.tensor([[0.2, 0.3, 0.5], [0.9, 0.1, 0.0]])
     found = smoothed_cross_entropy(logits, soft)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.allclose(gradient, torch.softmax(logits, -1) - soft, atol=1e-6)
+    logits, found = logits.detach(), found.detach()
     assert found[0] == pytest.approx(float(torch.nn.functional.cross_entropy(logits[:1], soft[:1])))
     assert found[1] == pytest.approx(float(torch.nn.functional.cross_entropy(logits[1:, :2], soft[1:, :2])))
-    (gradient,) = torch.autograd.grad(found.sum(), logits)
-    expected = torch.softmax(logits, -1) - soft
-    assert torch.allclose(gradient, expected, atol=1e-6)
     labels, hard = torch.tensor([2, 0]), torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     for smoothing in (0.0, 0.2):
         assert torch.allclose(
@@ -71,8 +71,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "BayesianLora": {"prior_std": 0.3},
     "DeepEnsemble": {"members": 3},
     "MonteCarloDropout": {},
-    "Laplace": {},
+    "LaplaceLora": {},
     "CLora": {},
+}
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "BayesianLora": {"epochs": 4},
+    # Until the members differ.
+    "DeepEnsemble": {"epochs": 8, "learning_rate": 0.05},
 }
 
 
@@ -107,7 +113,7 @@ def teacher(root: Path, method: str, **changes: Any) -> Path:
             "model": {"name": str(root / "base"), "device": "cpu"},
             "task": {"name": str(root / "data")},
             "method": {"class_path": method, "init_args": {"r": 2, "last_layers": 2, **ARGUMENTS.get(method, {})}},
-            "train": {"epochs": 4, "batch_size": 4, "learning_rate": 0.02},
+            "train": {"epochs": 1, "batch_size": 4, "learning_rate": 0.02, **TRAINED.get(method, {})},
             "num_samples": 4,
             "temperature_scaling": True,
             **changes,
@@ -127,7 +133,7 @@ def divergence(run: Run, other: Run, samples: int | None = None) -> float:
 @pytest.mark.parametrize("method", ["BayesianLora", "DeepEnsemble"])
 def test_the_student_is_nearer_to_the_teacher_than_its_mean(root, tmp_path, method):
     taught = load_run(teacher(root, method))
-    student = distill(root / method, tmp_path / "student", epochs=20)
+    student = distill(root / method, tmp_path / "student", epochs=4, learning_rate=0.005)
     student.temperature = 1.0  # As it was fitted to the teacher, which is tempered.
     start = distill(root / method, tmp_path / "start", epochs=0)
     assert start.metrics["teacher"]["start"] == student.metrics["teacher"]["start"] == "teacher"
@@ -147,11 +153,11 @@ def _config(root: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "start"), [("MonteCarloDropout", "teacher"), ("Laplace", "teacher"), ("CLora", "fresh")]
+    ("method", "start"), [("MonteCarloDropout", "teacher"), ("LaplaceLora", "teacher"), ("CLora", "fresh")]
 )
 def test_other_teachers_and_where_their_students_begin(root, tmp_path, method, start):
     student = distill(teacher(root, method), tmp_path / "student")
-    assert student.config.train.epochs == 2 and student.config.method.name == "lora"
+    assert student.config.train.epochs == 0.5 and student.config.method.name == "lora"
     assert student.metrics["teacher"] | {"predict_seconds": 0} == {
         "method": load_run(root / method).config.method.name,
         "predict_seconds": 0,
@@ -187,7 +193,7 @@ def test_the_run_folder_serves_every_command_and_every_server(root, tmp_path, ca
     config, metrics = read_config(out / "config.yaml"), json.loads((out / "metrics.json").read_text())
     assert (config.distill.teacher, config.distill.unlabelled) == (str(run), more)
     assert config.distill.layout == {"question_column": "text"} and config.task.question_column == "question"
-    assert config.train.epochs == pytest.approx(2 * 24 / 32) and metrics["train_examples"] == 32
+    assert config.train.epochs == pytest.approx(4 * 24 / 32) and metrics["train_examples"] == 32
     assert metrics["teacher"]["unlabelled_items"] == 8 and metrics["temperature"] == load_run(out).temperature
     scores = evaluate(out)
     assert scores["split"] == "test" and scores["num_samples"] == 0
@@ -231,7 +237,7 @@ def test_items_without_labels_are_learned(root, tmp_path):
 def test_a_kill_loses_one_part_of_the_predictions_and_training_goes_on_to_the_same_adapter(root, tmp_path, monkeypatch):
     run, out = teacher(root, "DeepEnsemble"), tmp_path / "student"
     monkeypatch.setattr(lesson, "PART", 8)
-    distill(run, tmp_path / "whole")
+    distill(run, tmp_path / "whole", learning_rate=0.005)
     asked: list[int] = []
     own, step = Run.predict, BayesianLoraTrainer.training_step
 
@@ -254,15 +260,15 @@ def test_a_kill_loses_one_part_of_the_predictions_and_training_goes_on_to_the_sa
 
     monkeypatch.setattr(BayesianLoraTrainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(run, out)
+        distill(run, out, learning_rate=0.005)
     assert asked == [8]  # The third part alone.
     monkeypatch.setattr(BayesianLoraTrainer, "training_step", step)
     with pytest.raises(FileExistsError, match="the checkpoints of a run that has not ended"):
         distill(run, out)
-    main(["distill", str(run), "--output_dir", str(out), "--resume"])
+    main(["distill", str(run), "--output_dir", str(out), "--resume", "--learning_rate", "0.005"])
     assert asked == [8, 8]  # The dev items at the end.
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "student"))
-    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
 def test_predictions_of_another_teacher_are_not_taken(root, tmp_path):
