@@ -65,7 +65,8 @@ def test_samples_in_one_forward_are_single_draws(
         together = logits_of(model, ids, attention_mask=mask)
     assert together.shape[0] == 4 * rows
     apart = [draw(model, number, ids=ids, attention_mask=mask) for number in range(4)]
-    assert distance(together.unflatten(0, (4, rows)), torch.stack(apart)) < 4e-5
+    # Rounding: through gpt2's fixture float32 differs by 2.4e-5 of logits up to 4.3; float64 by 2.5e-14.
+    assert distance(together.unflatten(0, (4, rows)), torch.stack(apart)) < (4e-5 if name == "gpt2" else 2e-5)
     assert distance(apart[0], apart[1]) > 0.01
 
 
