@@ -252,7 +252,7 @@ def test_what_is_logged_of_the_results_is_json(config, tmp_path):
     assert "output_dir" not in header["config"]
 
 
-COMPARISONS = [*ROOT.glob("examples/compare/*.yaml"), *ROOT.glob("studies/*/*/comparison.yaml")]
+COMPARISONS = [*ROOT.glob("examples/compare/*.yaml"), *ROOT.glob("studies/**/comparison.yaml")]
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: f"{path.parent.name}-{path.stem}")

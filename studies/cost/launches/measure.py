@@ -1,6 +1,6 @@
 """What a GPU that waits for its host would see: operations launched, and the host's time, as ratios to plain PEFT LoRA.
 
-python -m studies.cost.launches.measure --output studies/cost/launches/launches.json
+python -m studies.cost.launches.measure --output studies/cost/launches/launches.json --compile
 
 A small model on a large GPU computes faster than the host can launch; its time is then that of the launches. Here the
 host's share is measured without a GPU, on a model of SmolLM2's depth that is 36 wide and reads rows of 4 tokens, so
@@ -69,10 +69,21 @@ def compared(works: dict[str, Work], rounds: int) -> dict[str, Any]:
     }
 
 
+def steps_of(config: Any, compiled: bool) -> dict[str, Work]:
+    """A training step of each, on a model of this config."""
+    ids = torch.randint(0, WORDS, (8, 4), generator=torch.Generator().manual_seed(0))
+    steps: dict[str, Work] = {}
+    for name, adapter in CONFIGS.items():
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), adapter(**LORA)).train()
+        steps[name] = step_of(model, ids, compiled)
+    return steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--compile", action="store_true", help="Also a training step with torch.compile.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     wide, tokenizer = load_base_model("offline:smollm2")
@@ -83,12 +94,11 @@ def main() -> None:
     prediction = {REFERENCE: setting.lora, "posterior mean": setting.mean, "10 samples": setting.sampled}
     record = environment(torch.device("cpu")) | {"narrow": NARROW, "prediction": compared(prediction, options.rounds)}
     config.update({"vocab_size": WORDS})
-    ids = torch.randint(0, WORDS, (8, 4), generator=torch.Generator().manual_seed(0))
-    steps: dict[str, Work] = {}
-    for name, adapter in CONFIGS.items():
-        model = get_peft_model(AutoModelForCausalLM.from_config(config), adapter(**LORA)).train()
-        steps[name] = step_of(model, ids)
-    record["training step"] = compared(steps, options.rounds)
+    record["training step"] = compared(steps_of(config, compiled=False), options.rounds)
+    if options.compile:
+        # What a compiled step launches is not dispatched one by one.
+        times = paired(steps_of(config, compiled=True), torch.device("cpu"), options.rounds, 4, clock="processor")
+        record["training step, compiled"] = ratios(times, REFERENCE)
     save(options.output, record)
 
 

@@ -58,12 +58,14 @@ def adapted(name: str, device: torch.device, checkpointing: bool) -> PeftModel:
     return model.train()
 
 
-def step_of(model: PeftModel, ids: torch.Tensor, compiled: bool = False) -> Callable[[], None]:
-    """One optimizer step, as the trainer takes it."""
+def step_of(
+    model: PeftModel, ids: torch.Tensor, compiled: bool = False, backend: str = "inductor"
+) -> Callable[[], None]:
+    """One optimizer step, as the trainer takes it; where it is `compiled`, by this backend of torch.compile."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     counter = iter(range(10**9))
-    run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+    run: nn.Module = torch.compile(model, backend=backend) if compiled else model  # type: ignore[assignment]
     random = bool(random_modules(model))
 
     def step() -> None:
