@@ -93,13 +93,15 @@ def main() -> None:
     setting = Setting((base, copy.deepcopy(base)), tokenizer, batch=1, length=4)
     prediction = {REFERENCE: setting.lora, "posterior mean": setting.mean, "10 samples": setting.sampled}
     record = environment(torch.device("cpu")) | {"narrow": NARROW, "prediction": compared(prediction, options.rounds)}
+    save(options.output, record)
     config.update({"vocab_size": WORDS})
     record["training step"] = compared(steps_of(config, compiled=False), options.rounds)
+    save(options.output, record)
     if options.compile:
         # What a compiled step launches is not dispatched one by one.
         times = paired(steps_of(config, compiled=True), torch.device("cpu"), options.rounds, 4, clock="processor")
         record["training step, compiled"] = ratios(times, REFERENCE)
-    save(options.output, record)
+        save(options.output, record)
 
 
 if __name__ == "__main__":
