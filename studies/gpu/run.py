@@ -5,8 +5,8 @@ python -m studies.gpu.run --output_dir studies/gpu
 Steps, each with a JSON file of its own: the time and the memory of a training step and the time of a prediction of one
 item, over plain LoRA's, eager and compiled, and a comparison of methods with all layers and full training splits
 (`comparison.yaml`). A step whose file is there is skipped; one begins only while there is time for it. The comparison
-is ended when the time is up, and goes on from the last epoch that ended. `--dry_run` takes all steps in seconds, on the
-processor, with a model that has no training behind it: it shows that the script works, and nothing else.
+is ended when the time is up, and goes on from the last epoch that ended. `--dry_run` takes all steps in a minute, on
+the processor, with a model that has no training behind it: it shows that the script works, and nothing else.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="It ends before.")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--dry_run", action="store_true", help="All steps in seconds on the processor; no results.")
+    parser.add_argument("--dry_run", action="store_true", help="All steps in a minute on the processor; no results.")
     options = parser.parse_args(arguments)
     if not (options.dry_run or torch.cuda.is_available()):
         parser.error("expected a CUDA device, got none; --dry_run takes the steps on the processor.")
