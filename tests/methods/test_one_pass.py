@@ -196,3 +196,20 @@ def test_a_state_that_is_missing_is_refused(cloze):
     model, scoring = cloze
     with pytest.raises(ValueError, match="ask for 0 samples"):
         OnePass().predict(model, scoring(items(1)), 10, 0)
+
+
+def test_a_single_item_says_nothing_of_what_is_new():
+    scoring = Classification(wordpiece_tokenizer())
+    with seeded(4):
+        model = perturb(get_peft_model(tiny_bert(vocab_size=len(scoring.tokenizer)), config_for("bert"))).eval()
+    batch = scoring([Item(id="a", question="The sun is a star", choices=("x", "y", "z"), label=0)])
+    with pytest.raises(ValueError, match="at least two different items"):
+        hidden_curvature(model, [batch], 2)
+
+
+def test_an_untrained_adapter_is_told_the_option_that_helps(cloze):
+    _, scoring = cloze
+    with seeded(3):
+        fresh = get_peft_model(tiny_llama(vocab_size=320), config_for("llama", layers_to_transform=[1, 2, 3])).eval()
+    with pytest.raises(ValueError, match="give prior_scale a number"):
+        OnePass().fit_posterior(fresh, trained(scoring, items(4)))

@@ -99,7 +99,7 @@ class GaussNewton(BayesianLora):
         )
         curvature = values.double().cpu()
         if self.prior_scale == "evidence":
-            precision = best_prior_precision(squared_norm, curvature)
+            precision = best_prior_precision(squared_norm, curvature, "prior_scale")
         else:
             precision = float(self.prior_scale) ** -2
         evidence = log_evidence(log_likelihood, squared_norm, curvature, precision)

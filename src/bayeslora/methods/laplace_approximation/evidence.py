@@ -36,20 +36,25 @@ def log_evidence(log_likelihood: float, squared_norm: float, curvature: Tensor, 
     return log_likelihood - penalty / 2
 
 
-def best_prior_precision(squared_norm: float, curvature: Tensor) -> float:
+def best_prior_precision(squared_norm: float, curvature: Tensor, option: str = "prior_precision") -> float:
     """The prior precision with the largest `log_evidence`.
 
     The derivative by log prior_precision, (sum e / (e + prior_precision) - prior_precision |theta|^2) / 2, falls
     strictly, so there is one maximum and a bracketed search finds it. It lies where the sum, between
     e_max / (e_max + prior_precision) and the number of eigenvalues, meets prior_precision |theta|^2.
 
+    Args:
+        squared_norm: |theta|^2.
+        curvature: As in `log_evidence`.
+        option: The method's, to be given a number where there is no maximum.
+
     Raises:
         ValueError: There is no curvature or no weight to choose it by.
     """
     if squared_norm <= 0 or curvature.numel() == 0:
         raise ValueError(
-            "the evidence has no maximum in prior_precision where the weights are all zero or the training items say "
-            "nothing about them (every item predicted with probability 1); give prior_precision a number."
+            "the evidence has no maximum where the weights are all zero, as those of B are before training, or the "
+            f"training items say nothing about them (every item predicted with probability 1); give {option} a number."
         )
     top = float(curvature.max())
     highest = curvature.numel() / squared_norm

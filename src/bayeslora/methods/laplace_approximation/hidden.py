@@ -125,7 +125,11 @@ class HiddenCurvature:
 def hidden_curvature(
     model: nn.Module, batches: Iterable[ChoiceBatch], layer: int, trunk_cache: TrunkCache | None = None
 ) -> HiddenCurvature:
-    """That of the items of `batches`, from one plain pass over them."""
+    """That of the items of `batches`, from one plain pass over them.
+
+    Raises:
+        ValueError: The vectors of all items are the same, as those of a single one are.
+    """
     count, total, squares, gauss_newton = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for batch in batches:
         scores = hidden_scores(model, batch, layer, trunk_cache)
@@ -134,6 +138,11 @@ def hidden_curvature(
         count, total, squares = count + len(flat), total + flat.sum(0).cpu(), squares + flat.square().sum(0).cpu()
         gauss_newton = gauss_newton + (rows.mT @ rows).cpu()
     std = (squares / count - (total / count).square()).clamp_min(0).sqrt()
+    if not std.max() > 0:
+        raise ValueError(
+            f"the hidden states of the training items behind layer {layer} do not differ ({count} of them), so they "
+            "say nothing of which items are new; give at least two different items, or predict by the mean (num_samples 0)."
+        )
     std = torch.where(std > 1e-6 * std.max(), std, torch.inf)  # What never changes says nothing.
     values, vectors = torch.linalg.eigh(gauss_newton / std / std.unsqueeze(-1))
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
