@@ -141,7 +141,8 @@ def hidden_curvature(
     if not std.max() > 0:
         raise ValueError(
             f"the hidden states of the training items behind layer {layer} do not differ ({count} of them), so they "
-            "say nothing of which items are new; give at least two different items, or predict by the mean (num_samples 0)."
+            "say nothing of which items are new; give at least two different items, or predict by the mean "
+            "(num_samples 0)."
         )
     std = torch.where(std > 1e-6 * std.max(), std, torch.inf)  # What never changes says nothing.
     values, vectors = torch.linalg.eigh(gauss_newton / std / std.unsqueeze(-1))
