@@ -18,6 +18,7 @@ from bayeslora.methods.laplace_approximation import (
     LOGIT_DRAWS,
     GaussianLogits,
     LowRankGaussian,
+    ScoreCovariance,
     Subspace,
     best_prior_precision,
     covariance_root,
@@ -127,12 +128,23 @@ class GaussNewton(BayesianLora):
         """
         if num_samples == 0:
             return super().predict(model, batch, 0, seed, trunk_cache)
-        device = next(model.parameters()).device
-        maps = outer_maps(model)
-        logits, covariance = posterior_of(state, maps, device).scores(model, batch.to(device), maps, trunk_cache)
+        batch = batch.to(next(model.parameters()).device)
+        logits, covariance = self.scores(model, batch, state, trunk_cache)
         root = covariance_root(covariance.posterior.cpu())
         ratio = covariance.ratio.to("cpu", logits.dtype)
         return GaussianLogits(logits.cpu(), root.to(logits.dtype), variance_ratio=ratio)
+
+    def scores(
+        self, model: nn.Module, batch: ChoiceBatch, state: State | None, trunk_cache: TrunkCache | None = None
+    ) -> tuple[Tensor, ScoreCovariance]:
+        """The mean's scores [batch, choices] of a batch on the model's device, and their posterior covariance.
+
+        Raises:
+            ValueError: `state` is missing or belongs to another adapter.
+        """
+        maps = outer_maps(model)
+        posterior = posterior_of(state, maps, next(model.parameters()).device)
+        return posterior.scores(model, batch, maps, trunk_cache)
 
     def effective_num_samples(self, num_samples: int) -> int:
         """0 for the mean; else the points of the integral over the scores, however many are asked for."""

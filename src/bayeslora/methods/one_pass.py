@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from bayeslora.methods.base import State, TrainingResult
 from bayeslora.methods.gauss_newton import GaussNewton, first_items, outer_maps, posterior_of
-from bayeslora.methods.laplace_approximation import GaussianLogits, covariance_root
+from bayeslora.methods.laplace_approximation import ScoreCovariance
 from bayeslora.methods.laplace_approximation.hidden import (
     HiddenCurvature,
     HiddenGaussian,
+    HiddenScores,
     hidden_curvature,
     hidden_scores,
     middle_layer,
 )
+from bayeslora.methods.laplace_approximation.low_rank import learned_share
+from bayeslora.models.layers import descendants
 from bayeslora.options.ranges import Count
-from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
@@ -74,11 +76,10 @@ class OnePass(GaussNewton):
         own, targets = [], []
         for batch in first_items(training.batches(), _MATCHED_ITEMS):
             own.append(_variances(curvature, hidden_scores(model, batch, layer, cache)))
-            targets.append(whole.scores(model, batch, maps, cache)[1])
+            covariance = whole.scores(model, batch, maps, cache)[1]
+            targets.append((covariance.ratio, covariance.total))
         prior, along = (torch.cat(parts).cpu() for parts in zip(*own, strict=True))
-        ratios, variances = (
-            torch.cat([read(one).cpu() for one in targets]) for read in (lambda one: one.ratio, _total_variance)
-        )
+        ratios, variances = (torch.cat(parts).cpu() for parts in zip(*targets, strict=True))
         prior_variance = _matched(prior, along, curvature.values, float(ratios.mean()))
         reduced = prior_variance * _posterior(prior, along, curvature.values, prior_variance)
         scale = float(variances.mean() / reduced.mean().clamp_min(torch.finfo(torch.float64).tiny))
@@ -89,56 +90,38 @@ class OnePass(GaussNewton):
             name: getattr(curvature, name).contiguous() for name in _TENSORS
         }
 
-    def predict(
-        self,
-        model: nn.Module,
-        batch: ChoiceBatch,
-        num_samples: int,
-        seed: int,
-        trunk_cache: TrunkCache | None = None,
-        state: State | None = None,
-    ) -> Predictive:
-        """The Gaussian over the scores, on the CPU; `num_samples` 0 is the mean alone. `seed` changes nothing.
+    def scores(
+        self, model: nn.Module, batch: ChoiceBatch, state: State | None, trunk_cache: TrunkCache | None = None
+    ) -> tuple[Tensor, ScoreCovariance]:
+        """As `GaussNewton.scores`, in one plain forward.
 
         Raises:
             ValueError: `state` is missing, or the adapter is disabled.
         """
-        if num_samples == 0:
-            return super().predict(model, batch, 0, seed, trunk_cache)
         if not state or not {*_SCALARS, *_TENSORS} <= state.keys():
             raise ValueError(
                 "the posterior of OnePass is what fit_posterior returned (posterior.safetensors of the run folder), "
                 "but state has none; give it, or ask for 0 samples, the mean."
             )
-        if any(isinstance(module, LoraLayer) and module.disable_adapters for module in model.modules()):
+        if any(isinstance(module, LoraLayer) and module.disable_adapters for module in descendants(model)):
             raise ValueError(
                 "the posterior is one of the adapter's scores, and the adapter is disabled; enable the adapter, or ask "
                 "for 0 samples, the base model's."
             )
         layer, prior_variance, scale = (float(state[name]) for name in _SCALARS)
         curvature = HiddenCurvature(*(state[name] for name in _TENSORS))
-        gaussian = HiddenGaussian(int(layer), curvature, prior_variance, scale)
-        logits, covariance = gaussian.scores(model, batch.to(next(model.parameters()).device), trunk_cache)
-        root = covariance_root(covariance.posterior.cpu())
-        ratio = covariance.ratio.to("cpu", logits.dtype)
-        return GaussianLogits(logits.cpu(), root.to(logits.dtype), variance_ratio=ratio)
+        return HiddenGaussian(int(layer), curvature, prior_variance, scale).scores(model, batch, trunk_cache)
 
 
-def _total_variance(covariance: Any) -> Tensor:
-    """Of the posterior, summed over the choices [batch]."""
-    total: Tensor = covariance.posterior.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return total
-
-
-def _variances(curvature: HiddenCurvature, found: Any) -> tuple[Tensor, Tensor]:
+def _variances(curvature: HiddenCurvature, found: HiddenScores) -> tuple[Tensor, Tensor]:
     """Squared length of the vectors' contrasts [batch], and its parts along the curvature's eigenvectors [batch, k]."""
-    own = found.contrasts(curvature.std.to(found.vectors))
-    return own.square().sum((-2, -1)), (own @ curvature.vectors.to(own)).square().sum(1)
+    own, along = curvature.along(found)
+    return own.square().sum((-2, -1)), along.square().sum(1)
 
 
 def _posterior(prior: Tensor, along: Tensor, values: Tensor, prior_variance: float) -> Tensor:
     """Posterior variance over prior variance, times `prior` [batch]."""
-    return prior - along @ (values / (values + 1 / prior_variance))
+    return prior - along @ learned_share(values, prior_variance)
 
 
 def _matched(prior: Tensor, along: Tensor, values: Tensor, ratio: float) -> float:
@@ -149,7 +132,7 @@ def _matched(prior: Tensor, along: Tensor, values: Tensor, ratio: float) -> floa
         return float(found.mean()) - ratio
 
     bounds = (-_BOUND, _BOUND)
-    ends: Sequence[float] = [excess(end) for end in bounds]
+    ends = [excess(end) for end in bounds]
     if ends[0] * ends[1] > 0:  # The whole posterior is beyond what these states can be: as near as they come.
         return math.exp(min(zip(map(abs, ends), bounds, strict=True))[1])
     solve: Callable[..., float] = brentq

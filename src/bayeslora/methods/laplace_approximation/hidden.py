@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bayeslora.methods.laplace_approximation.low_rank import ScoreCovariance, contrasts, leading_root, output_hessian
-from bayeslora.models.layers import evaluating, inside_layers, outermost_layers, tokens_first
+from bayeslora.methods.laplace_approximation.low_rank import (
+    ScoreCovariance,
+    contrasts,
+    leading_root,
+    learned_share,
+    output_hessian,
+)
+from bayeslora.models.layers import descendants, evaluating, outermost_layers, tokens_first
 from bayeslora.readouts.hidden import by_choice, hidden_states
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.cloze import ClozeBatch
@@ -26,7 +32,8 @@ def middle_layer(model: nn.Module, adapted: Iterable[nn.Module]) -> int:
         ValueError: None of the model's transformer layers holds one.
     """
     wanted = set(map(id, adapted))
-    numbers = [number for number in range(len(outermost_layers(model))) if wanted & inside_layers(model, [number])]
+    layers = enumerate(outermost_layers(model))
+    numbers = [number for number, layer in layers if any(id(part) in wanted for part in descendants(layer))]
     if not numbers:
         raise ValueError(
             f"hidden states are read in the middle of the adapted layers, but no transformer layer of "
@@ -121,6 +128,12 @@ class HiddenCurvature:
     values: Tensor
     vectors: Tensor
 
+    def along(self, found: HiddenScores) -> tuple[Tensor, Tensor]:
+        """Contrasts of an item's vectors [batch, choices - 1, width], and their coordinates along the eigenvectors
+        [batch, choices - 1, k]."""
+        own = found.contrasts(self.std.to(found.vectors))
+        return own, own @ self.vectors.to(own)
+
 
 def hidden_curvature(
     model: nn.Module, batches: Iterable[ChoiceBatch], layer: int, trunk_cache: TrunkCache | None = None
@@ -176,11 +189,8 @@ class HiddenGaussian:
 
     def covariance(self, found: HiddenScores) -> ScoreCovariance:
         """Of the scores of a forward."""
-        own = found.contrasts(self.curvature.std.to(found.vectors))
-        along = own @ self.curvature.vectors.to(own)
-        learned = self.curvature.values.to(own)
-        learned = learned / (learned + 1 / self.prior_variance)
+        own, along = self.curvature.along(found)
         prior = found.gram(own, own)
-        posterior = prior - found.gram(along * learned, along)
+        posterior = prior - found.gram(along * learned_share(self.curvature.values.to(own), self.prior_variance), along)
         whole = [self.scale * self.prior_variance * found.basis @ part @ found.basis.mT for part in (posterior, prior)]
         return ScoreCovariance(*whole)

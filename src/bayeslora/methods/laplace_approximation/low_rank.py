@@ -20,6 +20,7 @@ __all__ = [
     "contrasts",
     "leading_directions",
     "leading_root",
+    "learned_share",
     "low_rank_curvature",
 ]
 
@@ -62,13 +63,23 @@ class ScoreCovariance:
     prior: Tensor
 
     @property
+    def total(self) -> Tensor:
+        """Posterior variance [batch], summed over the choices."""
+        return _trace(self.posterior)
+
+    @property
     def ratio(self) -> Tensor:
         """Posterior over prior variance [batch], summed over the choices: 1 where the data say nothing."""
-        return _trace(self.posterior) / _trace(self.prior).clamp_min(torch.finfo(torch.float64).tiny)
+        return self.total / _trace(self.prior).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _trace(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def learned_share(values: Tensor, prior_variance: float) -> Tensor:
+    """How much of the prior's variance the data take off, along eigenvectors of the curvature with these `values`."""
+    return values / (values + 1 / prior_variance)
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,7 @@ class LowRankGaussian:
             along.add_(self.subspace.coordinates(name, own) @ parts[name])
 
         weighted_gradients(logits, recording, basis, maps, add)
-        learned = self.values / (self.values + 1 / self.prior_variance)
-        posterior = prior - (along * learned) @ along.mT
+        posterior = prior - (along * learned_share(self.values, self.prior_variance)) @ along.mT
         whole = [self.prior_variance * basis @ part @ basis.mT for part in (posterior, prior)]
         return logits.detach(), ScoreCovariance(*whole)
 
