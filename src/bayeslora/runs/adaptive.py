@@ -17,7 +17,7 @@ from bayeslora.tasks import Item
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["NumSamples", "Priors", "is_adaptive", "settling_of"]
+__all__ = ["NumSamples", "Priors", "can_stop", "draws_in_words", "is_adaptive", "settling_of"]
 
 NumSamples = int | Literal["auto"] | Adaptive | None
 """Draws of a prediction: so many, as many as each item needs ("auto" is `Adaptive()`), or the run's own number."""
@@ -31,6 +31,18 @@ _NAME = "draw_variances.json"
 def is_adaptive(num_samples: NumSamples) -> TypeIs[Literal["auto"] | Adaptive]:
     """Whether each item gets as many draws as it needs."""
     return num_samples == "auto" or isinstance(num_samples, Adaptive)
+
+
+def can_stop(config: RunConfig) -> bool:
+    """Whether predictions are made of draws that could be fewer."""
+    return config.method.draws_in_turn and config.num_samples > 1
+
+
+def draws_in_words(config: RunConfig, num_samples: NumSamples) -> int | str:
+    """What predictions asked for `num_samples` are made of, for the keys of files that hold them."""
+    if is_adaptive(num_samples):
+        return repr(num_samples)
+    return config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
 
 
 def settling_of(
@@ -54,9 +66,9 @@ def settling_of(
     Raises:
         ValueError: The method's draws depend on what is in a batch, or the task has fewer than two dev items.
     """
-    method, most = config.method, config.num_samples
-    if not method.draws_in_turn or most < 2:
+    if not can_stop(config):
         return None
+    method, most = config.method, config.num_samples
     if method.draws_depend_on_batch:
         raise ValueError(
             f'num_samples "auto" adds draws to the items that need more, but the draws of {method.name} depend on '

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.prediction.conformal import ConformalSets, check_coverage
-from bayeslora.runs.adaptive import NumSamples, is_adaptive
+from bayeslora.runs.adaptive import NumSamples, draws_in_words
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
@@ -50,10 +50,7 @@ def dev_probabilities(run: Run, dev: Sequence[Item], num_samples: NumSamples = N
     They are those that the run keeps, if they are of its adapter, config, temperature and so many draws; else they are
     predicted, and kept in their place.
     """
-    samples: Any = repr(num_samples)
-    if not is_adaptive(num_samples):
-        own = run.config.num_samples
-        samples = run.config.method.effective_num_samples(own if num_samples is None else num_samples)
+    samples = draws_in_words(run.config, num_samples)
 
     def key(folder: Path) -> dict[str, Any]:
         return _key(folder, run.config, dev, samples, run.temperature)

@@ -74,11 +74,9 @@ class Run:
             seed=seed,
             progress=progress,
         )
-        return (
-            prediction
-            if reading is None
-            else replace(prediction, further={**prediction.further, "novelty": reading.novelty(items)})
-        )
+        if reading is None:
+            return prediction
+        return replace(prediction, further={**prediction.further, "novelty": reading.novelty(items)})
 
     def settling(self, num_samples: Literal["auto"] | Adaptive = "auto") -> Settling | None:
         """When an item has draws enough; None where predictions are made of no draws that could be fewer.

@@ -11,6 +11,7 @@ import torch
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs import Run, calibrated_on_dev
+from bayeslora.runs.adaptive import can_stop
 from bayeslora.tasks import Item
 
 __all__ = ["Draws", "Predictor"]
@@ -52,12 +53,12 @@ class Predictor:
 
     def _used(self, num_samples: int | Literal["auto"]) -> int | Literal["auto"]:
         """What a prediction is made of: "auto" alone where the method has draws to stop."""
-        method = self.run.config.method
+        config = self.run.config
         if num_samples == "auto":
-            if method.draws_in_turn and self.run.config.num_samples > 1:
+            if can_stop(config):
                 return "auto"
-            num_samples = self.run.config.num_samples
-        return method.effective_num_samples(num_samples)
+            num_samples = config.num_samples
+        return config.method.effective_num_samples(num_samples)
 
     @property
     def batch_size(self) -> int:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from bayeslora.adapters.lora_file import lora_tensors, saved_tensors, start_at
-from bayeslora.runs.adaptive import is_adaptive
+from bayeslora.runs.adaptive import draws_in_words
 from bayeslora.runs.beginning import check_beginning
 from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import RunConfig
@@ -136,9 +136,7 @@ def taught(run: Run, config: RunConfig, items: Sequence[Item], output: Path) -> 
 def _predicted(run: Run, config: RunConfig, part: Sequence[Item], folder: Path, number: int) -> dict[str, Any]:
     """The probabilities of each item, and the seconds that they took."""
     asked = config.distill.num_samples
-    samples: Any = repr(asked)
-    if not is_adaptive(asked):
-        samples = run.config.method.effective_num_samples(run.config.num_samples if asked is None else asked)
+    samples = draws_in_words(run.config, asked)
 
     def key(_: Path) -> dict[str, Any]:
         teacher = run_folder(str(config.distill.teacher))
