@@ -8,7 +8,6 @@ Writes a line per run to readings.jsonl; what is there is not measured again.
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from bayeslora.methods import TrainingResult
 from bayeslora.methods.gauss_newton import GaussNewton
 from bayeslora.methods.one_pass import OnePass
 from bayeslora.metrics import ece_floor
@@ -27,22 +25,10 @@ from bayeslora.runs import Run, load_run
 from bayeslora.runs.items import task_items
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item, get_task
-from studies.methods.gauss_newton.measure import ELSEWHERE, OUTSIDE, TEST, TIMED, auroc, labels, scores
+from studies.methods.gauss_newton.measure import ELSEWHERE, OUTSIDE, TEST, TIMED, auroc, fitted, labels, scores
 
 RESULTS = Path(__file__).with_name("readings.jsonl")
 ROUNDS = 5
-
-
-def fitted(run: Run, train: list[Item], method: GaussNewton) -> tuple[Run, float]:
-    """The run with this method's posterior, and the seconds of its fit."""
-
-    def batches() -> Iterator[Any]:
-        size = run.config.batch_size
-        return (run.scoring(train[first : first + size]) for first in range(0, len(train), size))
-
-    started = time.process_time()
-    state = method.fit_posterior(run.model, TrainingResult(batches, len(train), None, run.trunk_cache, 0))
-    return replace(run, config=replace(run.config, method=method), state=state), time.process_time() - started
 
 
 def seconds(readings: dict[str, Run], items: list[Item]) -> dict[str, float]:
