@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.uneven import UnevenPredictive
 
-__all__ = ["Adaptive", "Settling", "VariancePrior", "draw_until_settled", "looks"]
+__all__ = ["Adaptive", "Settling", "VariancePrior", "draw_until_settled"]
 
 _TINY = 1e-30
 
@@ -28,19 +28,24 @@ class Adaptive:
         error: Share of the items, at most, whose answer may be another one than that of all draws.
         tolerance: The answer is also the probability of the predicted choice, to within this much.
         threshold: The answer is also whether that probability is at least this much, as where an action is taken.
+        fewest: Draws of an item at least; of one draw the mutual information is 0.
 
     Raises:
-        ValueError: A number is not in (0, 1).
+        ValueError: A number is not in (0, 1), or `fewest` is below 1.
     """
 
     error: float = 0.01
     tolerance: float | None = None
     threshold: float | None = None
+    fewest: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in ("error", "tolerance", "threshold"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} must be above 0 and below 1, got {value}.")
+        if self.fewest < 1:
+            raise ValueError(f"fewest must be at least 1, got {self.fewest}.")
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,9 @@ class Settling:
 
     The difference D of the probabilities of two choices has mean D_s after s draws. Its mean over all S draws is, given
     these, Student's t around D_s with scale sigma sqrt((S - s) / (S s)), and of another sign with a probability that
-    is summed over the rivals of the top choice. An item is settled where the sum is at most error / looks, so that
-    over all looks the answer is another one with at most `error` (Bonferroni).
+    is summed over the rivals of the top choice: the item's doubt. An item is settled where it is at most `limit`, the
+    highest one at which of the items with all their draws at most `error` would have another answer, by their mean
+    doubt and counted.
 
     sigma^2 is the moderated variance of D in units of the delta method: D moves by 2 p q / (p + q) times the change
     of log(p / q), so that sure and unsure items share one prior. The factor is taken where log(p / q) is nearer to 0
@@ -106,16 +112,18 @@ class Settling:
         most: S, the draws of an item that never settles; its answer is the reference.
         rival: Prior for the top choice against another one.
         rest: Prior for the top choice against all others.
+        limit: Doubt with which an item may be left.
     """
 
     adaptive: Adaptive
     most: int
     rival: VariancePrior
     rest: VariancePrior
+    limit: float
 
     @classmethod
     def fit(cls, adaptive: Adaptive, samples: Tensor) -> Self:
-        """From log-probabilities [S, items, choices] of items with all their draws."""
+        """From log-probabilities [S, items, choices] of items with all their draws, two or more."""
         probabilities = samples.double().exp()
         most, _, choices = probabilities.shape
         mean = probabilities.mean(0)
@@ -123,11 +131,26 @@ class Settling:
         ranked = probabilities.gather(-1, order.expand(most, -1, -1))
         first, second = ranked[..., 0], ranked[..., min(1, choices - 1)]
         rival, rest = (VariancePrior.fit(_in_slopes(first, other).var(0), most - 1) for other in (second, 1 - first))
-        return cls(adaptive, most, rival, rest)
+        settling = cls(adaptive, most, rival, rest, 0.0)
+        doubts, changes = [], []
+        for look in settling.looks[:-1]:
+            doubts.append(settling.doubt(samples[:look]))
+            changes.append(settling.changed(probabilities[:look].mean(0), mean))
+        return replace(settling, limit=_limit(torch.stack(doubts), torch.stack(changes), adaptive.error))
+
+    @property
+    def looks(self) -> list[int]:
+        """After how many draws an item is looked at: the fewest, twice as many and so on, and all.
+
+        >>> Settling(Adaptive(), 10, VariancePrior(5.0, 0.2), VariancePrior(5.0, 0.2), 0.01).looks
+        [1, 2, 4, 8, 10]
+        """
+        doubled = (self.adaptive.fewest * 2**k for k in range(self.most.bit_length()))
+        return [*(look for look in doubled if look < self.most), self.most]
 
     def settled(self, samples: Tensor) -> Tensor:
         """Whether items [batch] have enough draws, from the log-probabilities [samples, batch, choices] of each."""
-        return self.doubt(samples) <= self.adaptive.error / max(1, len(looks(self.most)) - 1)
+        return self.doubt(samples) <= self.limit
 
     def doubt(self, samples: Tensor) -> Tensor:
         """Probability [batch] that all draws give another answer than these; above 1 where the sum of bounds is."""
@@ -146,6 +169,17 @@ class Settling:
             changed = changed + self._below(chosen, 1 - chosen, self.rest, away)
         return changed
 
+    def changed(self, found: Tensor, full: Tensor) -> Tensor:
+        """Whether probabilities [batch, choices] have another answer than those of all draws [batch]."""
+        top = found.argmax(-1, keepdim=True)
+        changed = top.squeeze(-1) != full.argmax(-1)
+        share, reference = (each.gather(-1, top).squeeze(-1) for each in (found, full))
+        if self.adaptive.tolerance is not None:
+            changed = changed | ((share - reference).abs() > self.adaptive.tolerance)
+        if self.adaptive.threshold is not None:
+            changed = changed | ((share >= self.adaptive.threshold) != (reference >= self.adaptive.threshold))
+        return changed
+
     def _below(self, first: Tensor, second: Tensor, prior: VariancePrior, distance: Tensor) -> Tensor:
         """Probability that the mean of first - second over all draws is lower by `distance` than over these."""
         drawn = len(first)
@@ -159,6 +193,28 @@ class Settling:
         ratio = torch.nan_to_num(-distance / scale, nan=0.0)
         degrees = min(prior.degrees + drawn - 1, 1e9)
         return torch.from_numpy(np.asarray(stdtr(degrees, ratio.numpy())))
+
+
+def _limit(doubts: Tensor, changes: Tensor, error: float) -> float:
+    """The highest limit at which, and below which, items are left with `error`: by their doubt and as it turned out.
+
+    One more item is counted, whose answer changes, as in conformal risk control (arXiv 2208.02814); without any change
+    among items that are too few for that, one with the doubt of the limit.
+
+    Args:
+        doubts: [looks, items].
+        changes: Whether the answer is another one than that of all draws [looks, items].
+        error: Share of the items.
+    """
+    limit, allowed = 0.0, error * (doubts.shape[1] + 1)
+    for candidate in doubts.unique().tolist():
+        ends = doubts <= candidate
+        first = ends.int().argmax(0, keepdim=True)
+        left, changed = (float((ends.any(0) * rows.gather(0, first)).sum()) for rows in (doubts, changes))
+        if left + candidate > allowed or (changed and changed + 1 > allowed):
+            break
+        limit = candidate
+    return limit
 
 
 def _slope(first: Tensor, second: Tensor) -> Tensor:
@@ -182,16 +238,6 @@ def _in_slopes(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(slope > _TINY, (first - second) / slope.clamp_min(_TINY), 0)
 
 
-def looks(most: int) -> list[int]:
-    """After how many draws an item is looked at: 2, 4, 8 and so on, and `most`.
-
-    >>> looks(10)
-    [2, 4, 8, 10]
-    """
-    powers = [2**k for k in range(1, most.bit_length())]
-    return [*(power for power in powers if power < most), most]
-
-
 def draw_until_settled(
     draw: Callable[[Sequence[int], int, int], Predictive], settling: Settling, items: int, temperature: float = 1.0
 ) -> UnevenPredictive:
@@ -206,7 +252,7 @@ def draw_until_settled(
     """
     open_items, drawn = torch.arange(items), 0
     rounds: list[tuple[Tensor, Tensor]] = []
-    for look in looks(settling.most):
+    for look in settling.looks:
         if len(open_items) == 0:
             break
         found = draw(open_items.tolist(), drawn, look - drawn)

@@ -1,13 +1,15 @@
-"""How a run decides that an item has draws enough: priors from its dev items, which it keeps."""
+"""How a run decides that an item has draws enough: from the draws of its dev items, which it keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bayeslora.prediction.sequential import Adaptive, Settling, VariancePrior
+import torch
+from torch import Tensor, nn
+
+from bayeslora.prediction.sequential import Adaptive, Settling
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.items import task_items
 from bayeslora.runs.kept import kept_or_computed, run_key
@@ -17,15 +19,14 @@ from bayeslora.tasks import Item
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["NumSamples", "Priors", "can_stop", "draws_in_words", "is_adaptive", "settling_of"]
+__all__ = ["NumSamples", "can_stop", "draws_in_words", "is_adaptive", "settling_of"]
 
 NumSamples = int | Literal["auto"] | Adaptive | None
 """Draws of a prediction: so many, as many as each item needs ("auto" is `Adaptive()`), or the run's own number."""
 
-Priors = dict[tuple[int, float], dict[str, VariancePrior]]
-"""Those of `Settling`, for each number of all draws and temperature."""
-
-_NAME = "draw_variances.json"
+_NAME = "dev_draws.json"
+_DEV_ITEMS = 500
+"""Of which two variances and one limit are estimated."""
 
 
 def is_adaptive(num_samples: NumSamples) -> TypeIs[Literal["auto"] | Adaptive]:
@@ -51,17 +52,17 @@ def settling_of(
     folder: Path | None,
     temperature: float,
     predict: Callable[[Sequence[Item]], Prediction],
-    known: Priors,
+    known: dict[tuple[Adaptive, int, float], Settling],
 ) -> Settling | None:
     """When an item has draws enough; None where the method's predictions are made of no draws that could be fewer.
 
     Args:
         config: The run's; its number of draws is the reference.
         num_samples: What is asked for.
-        folder: Where the run keeps the priors.
+        folder: Where the run keeps the draws of dev items.
         temperature: The run's.
-        predict: Predicts the dev items with all draws; called where the folder has no priors for this run.
-        known: Priors that were found before in this process; those found here are added.
+        predict: Predicts the dev items with all draws; called where the folder has no draws of this run.
+        known: Those that were found before in this process; what is found here is added.
 
     Raises:
         ValueError: The method's draws depend on what is in a batch, or the task has fewer than two dev items.
@@ -75,9 +76,17 @@ def settling_of(
             "what else is in the batch; give a number."
         )
     adaptive = Adaptive() if num_samples == "auto" else num_samples
-    if (most, temperature) in known:
-        return Settling(adaptive, most, **known[most, temperature])
-    dev = task_items(config.task).dev
+    asked = (adaptive, most, temperature)
+    if asked not in known:
+        known[asked] = Settling.fit(adaptive, _dev_draws(config, folder, temperature, predict))
+    return known[asked]
+
+
+def _dev_draws(
+    config: RunConfig, folder: Path | None, temperature: float, predict: Callable[[Sequence[Item]], Prediction]
+) -> Tensor:
+    """Those that the run keeps, or else predicted."""
+    dev = task_items(config.task).dev[:_DEV_ITEMS]
     if len(dev) < 2:
         raise ValueError(
             f'num_samples "auto" learns from dev items how much draws differ, but the run\'s task '
@@ -85,18 +94,12 @@ def settling_of(
         )
 
     def key(folder: Path) -> dict[str, Any]:
-        return run_key(folder, config, dev, most, temperature=temperature)
+        return run_key(folder, config, dev, config.num_samples, temperature=temperature)
 
-    found = kept_or_computed(folder, _NAME, key, lambda: _priors(predict(dev)))
-    priors = {name: VariancePrior(float(prior["degrees"]), prior["variance"]) for name, prior in found.items()}
-    known[most, temperature] = priors
-    return Settling(adaptive, most, **priors)
+    def draws() -> list[list[list[float]]]:
+        """[items, choices, draws], of each item's own choices: JSON has no infinity."""
+        samples = predict(dev).predictive.samples
+        return [samples[:, index, : len(item.choices)].T.tolist() for index, item in enumerate(dev)]
 
-
-def _priors(prediction: Prediction) -> dict[str, dict[str, Any]]:
-    """In JSON, which has no infinity: degrees are text."""
-    found = Settling.fit(Adaptive(), prediction.predictive.samples)
-    return {
-        name: asdict(prior) | {"degrees": str(prior.degrees)}
-        for name, prior in {"rival": found.rival, "rest": found.rest}.items()
-    }
+    rows = [torch.tensor(row) for row in kept_or_computed(folder, _NAME, key, draws)]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf).permute(2, 0, 1)

@@ -21,7 +21,7 @@ __all__ = ["KEPT", "items_digest", "kept_or_computed", "run_key", "write_kept"]
 
 logger = logging.getLogger("bayeslora")
 
-KEPT = ("dev_predictions.json", "unsure_above.json", "draw_variances.json")
+KEPT = ("dev_predictions.json", "unsure_above.json", "dev_draws.json")
 """All files of this kind in a run folder."""
 
 

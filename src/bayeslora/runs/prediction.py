@@ -38,6 +38,9 @@ __all__ = [
     "write_rows",
 ]
 
+_ROUNDS_LIMIT = 2**30
+"""Bytes of memory for hidden states of items that get their draws in rounds."""
+
 
 @dataclass
 class Prediction:
@@ -154,6 +157,8 @@ def predict_items(
         mean_draws: float = samples
         predictive = draw(range(len(items)), 0, samples).tempered(temperature)
     else:
+        # Later rounds need not read the items' frozen layers again.
+        trunk_cache = trunk_cache or TrunkCache(model, _ROUNDS_LIMIT)
         settled = draw_until_settled(draw, settling, len(items), temperature)
         predictive = settled
         mean_draws = float(settled.counts.double().mean())

@@ -12,7 +12,7 @@ from peft import PeftModel
 from bayeslora.methods import State
 from bayeslora.prediction.sequential import Adaptive, Settling
 from bayeslora.readouts.files import is_head
-from bayeslora.runs.adaptive import NumSamples, Priors, is_adaptive, settling_of
+from bayeslora.runs.adaptive import NumSamples, is_adaptive, settling_of
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.scoring import Scoring
@@ -27,7 +27,7 @@ class Run:
     """What training leaves, or what was loaded from a run folder.
 
     Attributes:
-        draw_priors: How much draws differ, as far as it was asked for (`settling`).
+        known_settling: What `settling` has found.
         folder: Where it keeps what it computes once; None where there is no such place, as for a run of the Hub.
     """
 
@@ -39,7 +39,7 @@ class Run:
     temperature: float = 1.0
     trunk_cache: TrunkCache | None = None
     folder: Path | None = None
-    draw_priors: Priors = field(default_factory=dict, repr=False)
+    known_settling: dict[tuple[Adaptive, int, float], Settling] = field(default_factory=dict, repr=False)
 
     def predict(
         self,
@@ -84,7 +84,7 @@ class Run:
         Raises:
             ValueError: The method's draws depend on the batch, or the task has no dev items.
         """
-        return settling_of(self.config, num_samples, self.folder, self.temperature, self.predict, self.draw_priors)
+        return settling_of(self.config, num_samples, self.folder, self.temperature, self.predict, self.known_settling)
 
     def without_cache(self) -> Self:
         """The run reading every item anew, as for the cost of a prediction."""

@@ -19,7 +19,7 @@ from bayeslora.prediction.sequential import Adaptive, draw_until_settled
 from bayeslora.runs import Prediction, Run, load_run, task_items
 
 RESULTS = Path(__file__).with_name("results.json")
-TEST, ERRORS = 300, (0.01, 0.05)
+TEST, ERRORS, FEWEST = 1000, (0.005, 0.01, 0.02, 0.05), (1, 2)
 
 
 def scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
@@ -27,9 +27,9 @@ def scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
     return {name: round(float(found[name]), 4) for name in ("accuracy", "nll", "ece")}
 
 
-def replayed(run: Run, full: Prediction, labels: Tensor, error: float) -> dict[str, Any]:
+def replayed(run: Run, full: Prediction, labels: Tensor, adaptive: Adaptive) -> dict[str, Any]:
     """What the test would have done with the same draws."""
-    settling = run.settling(Adaptive(error=error))
+    settling = run.settling(adaptive)
     assert settling is not None
     samples = full.predictive.samples
 
@@ -59,9 +59,14 @@ def main() -> None:
     results: dict[str, Any] = {
         "items": len(items),
         "prior": {"degrees": round(settling.rival.degrees, 3), "variance": round(settling.rival.variance, 5)},
+        "limit": round(settling.limit, 4),
         "all": scores(full.predictive, labels) | {"seconds": round(full.seconds, 1)},
-        "replayed": {str(error): replayed(run, full, labels, error) for error in ERRORS},
-        "two": scores(Predictive(full.predictive.samples[:2]), labels),
+        "replayed": {
+            f"error {error}, fewest {fewest}": replayed(run, full, labels, Adaptive(error=error, fewest=fewest))
+            for fewest in FEWEST
+            for error in ERRORS
+        },
+        "first": {number: scores(Predictive(full.predictive.samples[:number]), labels) for number in (1, 2, 4)},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     found = run.predict(items, "auto", progress=False)
