@@ -37,6 +37,7 @@ from bayeslora.deploy.serve.settings import Settings
 from bayeslora.methods import BayesianLora
 from bayeslora.runs import Prediction, Run, load_run, predict_file, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.prediction import by_length
 from bayeslora.tasks import Item
 from bayeslora_cli.main import main
 from conftest import byte_level_tokenizer, tiny_bert, tiny_llama, wordpiece_tokenizer
@@ -247,7 +248,8 @@ def batched(scenario: Callable[[Batcher, Computing], Any], **options: Any) -> Co
 
     async def whole() -> Computing:
         computing = Computing()
-        batcher = Batcher(computing, **{"batch_size": 4, "max_wait": 0.05, "queue_items": 8, **options})
+        usual = {"batch_size": 4, "max_wait": 0.05, "queue_items": 8, "order": by_length}
+        batcher = Batcher(computing, **{**usual, **options})
         batcher.start()
         try:
             await scenario(batcher, computing)
@@ -351,6 +353,14 @@ def test_a_request_that_fails_does_not_fail_its_neighbours() -> None:
         assert batcher.running and await batcher.submit(named("d"), FIRST)
 
     assert batched(scenario).batches == [["a", "bad", "c"], ["a"], ["bad"], ["c"], ["d"]]
+
+
+def test_a_batch_holds_as_much_as_has_room_and_a_larger_item_is_one_by_itself() -> None:
+    async def scenario(batcher: Batcher, computing: Computing) -> None:
+        await asyncio.gather(*(batcher.submit(named(name), FIRST) for name in ("aaa", "bb", "c", "dddddddd", "e", "f")))
+
+    sized = {"batch_size": None, "size": lambda item: len(item.id), "room": 5, "max_wait": 0.01}
+    assert batched(scenario, **sized).batches == [["aaa", "bb"], ["c"], ["dddddddd"], ["e", "f"]]
 
 
 def test_closing_refuses_what_is_not_answered_yet() -> None:

@@ -92,17 +92,11 @@ def test_every_path_answers_a_system_one_request(client: httpx.Client, model: De
     response = ask(client, {"model": "jev-latest", "state": STATE, "questions": QUESTIONS, "unknown": 1}, path)
     body, expected = response.json(), model.decide(STATE, QUESTIONS)
     assert body["model"] == "tiny" and response.headers["x-typesafe-request-id"]
-    assert body["usage"] == {"input_tokens": model.num_tokens(STATE, model_questions()), "output_tokens": 3}
+    assert body["usage"] == {"input_tokens": model.request(STATE, QUESTIONS).num_tokens, "output_tokens": 3}
     assert {name: answer.to_dict() for name, answer in expected.items()} == body["answers"]
     assert set(body["answers"]["b"]["probabilities"]) == set(CHOICE["criteria"])
     assert body["answers"]["c"]["legend"] == {"0": "calm", "1": "cross", "2": "furious"}
     assert sum(body["answers"]["b"]["probabilities"].values()) == pytest.approx(1)
-
-
-def model_questions() -> dict[str, Any]:
-    from bayeslora.tasks.decisions import parse_questions
-
-    return parse_questions(QUESTIONS)
 
 
 def test_renaming_batching_and_reordering_move_no_digit(client: httpx.Client) -> None:
@@ -212,7 +206,7 @@ def test_bodies_that_cannot_be_read_are_422(client: httpx.Client, body: bytes) -
 def test_a_model_that_fails_is_a_500_in_the_clients_format(
     client: httpx.Client, model: DecisionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "decide", lambda *args: 1 / 0)
+    monkeypatch.setattr(model, "answers", lambda *args: 1 / 0)
     assert ask(client, {"state": STATE, "questions": QUESTIONS}).json()["detail"]["error_type"] == "unknown"
     body = {"model": "tiny", "input": STATE, "questions": [{"type": "predicate", "instructions": "Refund?"}]}
     response = ask(client, body, "/v1/decisions")
@@ -227,27 +221,32 @@ def test_models_are_listed_for_both_kinds_of_client(client: httpx.Client) -> Non
 
 def test_a_full_queue_is_503_and_says_when_to_come_back(model: DecisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     started, go = threading.Event(), threading.Event()
-    own = model.decide
+    own = model.answers
 
     def slow(*args: Any) -> Any:
         started.set()
         go.wait(10)
         return own(*args)
 
-    monkeypatch.setattr(model, "decide", slow)
+    monkeypatch.setattr(model, "answers", slow)
     body = {"state": STATE, "questions": {"a": NOUL}}
     with (
         serving(model, queue_items=1, max_items=1) as address,
         httpx.Client(base_url=address, trust_env=False) as client,
     ):
         statuses: list[int] = []
-        first = threading.Thread(target=lambda: statuses.append(ask(client, body).status_code))
-        first.start()
+        askers = [threading.Thread(target=lambda: statuses.append(ask(client, body).status_code)) for _ in range(2)]
+        askers[0].start()
         assert started.wait(10)
+        askers[1].start()
+        while "bayeslora_queue_items 1.0" not in client.get("/metrics").text:
+            time.sleep(0.005)
         refused = ask(client, body)
         go.set()
-        first.join()
-    assert (refused.status_code, refused.headers["retry-after"], statuses) == (503, "1", [200])
+        for asker in askers:
+            asker.join()
+    assert (refused.status_code, refused.headers["retry-after"], statuses) == (503, "1", [200, 200])
+    assert "1 waiting requests, but 1 wait" in refused.json()["detail"]["message"]
 
 
 # --- keys and encodings --------------------------------------------------------------------------------------------

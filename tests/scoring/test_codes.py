@@ -79,8 +79,10 @@ def test_other_questions_and_their_order_move_no_bit() -> None:
 
 def test_ids_of_questions_do_not_reach_the_model() -> None:
     value = {"type": "noul", "instructions": "Is it urgent?"}
+    reading = reader()
     first, second = (parse_questions({name: value})[name] for name in ("a", "zzz"))
-    assert reader().prompts("a state", first) == reader().prompts("a state", second)
+    state = reading.state_tokens("a state")
+    assert reading.prompts(state, first) == reading.prompts(state, second)
 
 
 def test_all_rotations_make_the_order_of_options_meaningless() -> None:
@@ -96,7 +98,7 @@ def test_all_rotations_make_the_order_of_options_meaningless() -> None:
 
 def test_a_noul_has_two_orders_and_they_are_averaged() -> None:
     reading = reader(orders=9)
-    assert len(reading.prompts("a state", NOUL)) == 2 and len(reading.prompts("a state", choice(20))) == 9
+    assert len(reading.prompts([], NOUL)) == 2 and len(reading.prompts([], choice(20))) == 9
 
 
 @pytest.mark.parametrize("long", [0, 10_000])
@@ -114,7 +116,7 @@ def test_too_few_codes_and_too_long_prompts_say_what_to_do() -> None:
     with pytest.raises(TooLongError, match=r"have (\d+) tokens, but the model reads 60") as raised:
         reader(max_length=60)("word " * 30, [NOUL])
     short = reader()
-    expected = len(short.state_tokens("word " * 30)) + len(short.prompts("word " * 30, NOUL)[0])
+    expected = len(short.state_tokens("word " * 30)) + len(short.prompts([], NOUL)[0])
     assert (raised.value.tokens, raised.value.room) == (expected, 60)
     assert reader(max_length=expected)("word " * 30, [NOUL])
 
@@ -124,7 +126,7 @@ def test_a_chat_template_stands_around_state_and_question() -> None:
     words.chat_template = CHAT
     try:
         reading = reader()
-        text = words.decode(reading.state_tokens("the state") + reading.prompts("the state", NOUL)[0])
+        text = words.decode(reading.state_tokens("the state") + reading.prompts([], NOUL)[0])
     finally:
         words.chat_template = None
     assert text.startswith("<s>user\nState:\nthe state\n\nQuestion: Is it urgent?\nA: yes: Soon\nB: no\n")

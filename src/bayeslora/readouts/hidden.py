@@ -10,13 +10,14 @@ Without them, the layers above the last one that is read do not run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
-from bayeslora.readouts.together import JoinedBatch, attending_item_by_item
+from bayeslora.readouts.together import JoinedBatch, attending_by_part
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.top_layer import head_left_out
 from bayeslora.scoring.unpacked import UnpackedBatch
@@ -101,7 +102,9 @@ def vectors_together(
         likelihood: As there.
     """
     joined, lengths = JoinedBatch.of(items), [len(item["input_ids"][0]) for item in items]
-    with evaluating(model), torch.no_grad(), attending_item_by_item(lengths):
+    ends = list(accumulate(lengths))
+    parts = [[slice(end - length, end)] for end, length in zip(ends, lengths, strict=True)]
+    with evaluating(model), torch.no_grad(), attending_by_part(parts):
         states, tokens = hidden_states(model, layers, lambda: joined.likelihood(model), whole=likelihood)
     pooled = [by_choice(*pair)[0].cpu() for pair in zip(items, torch.stack(states, 2).split(lengths, 1), strict=True)]
     if tokens is None:

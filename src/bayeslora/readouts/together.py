@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from bayeslora.scoring.cloze import ClozeBatch
 
-__all__ = ["JoinedBatch", "attending_item_by_item"]
+__all__ = ["JoinedBatch", "attending_by_part"]
 
 
 class JoinedBatch(ClozeBatch):
@@ -44,16 +44,20 @@ class JoinedBatch(ClozeBatch):
         return int(self["input_ids"].shape[1])
 
 
-class attending_item_by_item(TorchFunctionMode):
-    """Inside this context PyTorch's attention over a row of items so many tokens long runs once for each of them."""
+class attending_by_part(TorchFunctionMode):
+    """Inside this context PyTorch's attention over a row runs once for each part of the row, over what that part sees.
 
-    def __init__(self, lengths: Sequence[int]):
+    Args:
+        parts: For each part the slices of the row that it sees, in their order; the last of them is the part itself.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[slice]]):
         super().__init__()
-        self.lengths, self.total = list(lengths), sum(lengths)
+        self.parts, self.total = parts, parts[-1][-1].stop
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """`func` itself, but for attention."""
-        if func is nn.functional.scaled_dot_product_attention and len(self.lengths) > 1:
+        if func is nn.functional.scaled_dot_product_attention and len(self.parts) > 1:
             return self._attention(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -69,19 +73,22 @@ class attending_item_by_item(TorchFunctionMode):
     ) -> Tensor:
         if attn_mask is None or attn_mask.shape[-2:] != (self.total, self.total):
             return func(query, key, value, attn_mask, *args, **kwargs)
-        parts = zip(*(whole.split(self.lengths, -2) for whole in (query, key, value, attn_mask)), strict=True)
-        starts = _before(self.lengths)
-        own = [
-            func(*rows, mask[..., start : start + mask.shape[-2]], *args, **kwargs)
-            for start, (*rows, mask) in zip(starts, parts, strict=True)
-        ]
-        return torch.cat(own, -2)
+        found = []
+        for part in self.parts:
+            keys, values = (_joined([whole[..., seen, :] for seen in part], -2) for whole in (key, value))
+            mask = _joined([attn_mask[..., part[-1], seen] for seen in part], -1)
+            found.append(func(query[..., part[-1], :], keys, values, mask, *args, **kwargs))
+        return torch.cat(found, -2)
 
 
 def _places(item: ClozeBatch) -> Tensor:
     """What the head reads, as positions in the item's row."""
     place: Tensor = item["read"] + item["input_ids"].shape[1] - item.kept
     return place
+
+
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim)
 
 
 def _before(counts: Sequence[int]) -> list[int]:

@@ -27,6 +27,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.decisions import DecisionModel
+from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.heads import Heads, signature
 from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.tasks.decisions import Answer, Question, Record, read_records
@@ -99,7 +100,7 @@ def scores(answers: Sequence[Answer], labels: Sequence[int]) -> dict[str, float]
 def asked(heads: Heads, reader: Any, test: Sequence[Record]) -> tuple[list[Answer], list[int]]:
     answers, labels = [], []
     for record in test:
-        found = heads.decide(reader, record.state, record.questions)
+        found = heads.answers(reader(record.state, heads.fitted(record.questions)), record.questions)
         answers += [found[name] for name in record.targets]
         labels += [record.label(name) for name in record.targets]
     return answers, labels
@@ -119,7 +120,8 @@ def rows_of(
             fresh = [record for record in test if record.state_key not in seen]
             for name, vectors in (("tf-idf", Kept(tf_idf(train))), ("hidden states", reader)):
                 started = time.perf_counter()
-                heads = Heads.fit(vectors, train, model.config, fewest=2, progress=False)  # type: ignore[arg-type]
+                examples = Examples.of(vectors, train, progress=False)  # type: ignore[arg-type]
+                heads = Heads.fit(examples, model.config, fewest=2)
                 seconds = time.perf_counter() - started
                 answers, labels = asked(heads, vectors, fresh)
                 row = {"task": task, "condition": condition, "records": size, "draw": draw, "features": name}
@@ -133,8 +135,8 @@ def rows_of(
 
 def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Record]) -> float:
     """Of novelty, between test states and states of the other generator."""
-    low = [heads.novelty_of(reader, record.state) for record in near]
-    high = [heads.novelty_of(reader, record.state) for record in far]
+    low = [heads.novelty_of(reader(record.state, [])) for record in near]
+    high = [heads.novelty_of(reader(record.state, [])) for record in far]
     won = sum((b > a) + (b == a) / 2 for a in low for b in high)
     return won / len(low) / len(high)
 

@@ -25,6 +25,7 @@ from bayeslora.deploy.serve.schemas import ErrorResponse, ModelResponse, Predict
 from bayeslora.deploy.serve.security import SecurityHeaders
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs import Run
+from bayeslora.runs.prediction import by_length
 
 __all__ = ["create_app"]
 
@@ -59,6 +60,7 @@ def create_app(run: Run, name: str, settings: Settings | None = None, *, hosts: 
         batch_size=predictor.batch_size,
         max_wait=settings.max_wait_ms / 1000,
         queue_items=settings.queue_items,
+        order=by_length,
         apart=predictor.draws_depend_on_batch,
         observe=metrics.observe_batch,
     )

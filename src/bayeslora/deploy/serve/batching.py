@@ -1,32 +1,32 @@
-"""Items of concurrent requests share forwards, which run one after the other in one thread that owns the model."""
+"""Items of concurrent requests share forwards, which run one after the other in one thread that owns the model.
+
+An item is whatever the model answers at once: one of `bayeslora predict`, or a whole request to a decision model.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bayeslora.deploy.serve.errors import Refused
-from bayeslora.deploy.serve.predictor import Draws
-from bayeslora.runs.prediction import by_length
-from bayeslora.tasks import Item
 
 __all__ = ["Batcher"]
 
-Record = dict[str, Any]
+Item = TypeVar("Item")
+Record = TypeVar("Record")
 
 
 @dataclass(eq=False)
-class _Job:
+class _Job(Generic[Item, Record]):
     """The items of one request."""
 
     items: Sequence[Item]
-    draws: Draws
+    kind: Hashable
     arrived: float
     done: asyncio.Future[list[Record]]
     records: dict[int, Record] = field(default_factory=dict)
@@ -42,10 +42,10 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Place(Generic[Item, Record]):
     """One item in the queue."""
 
-    job: _Job
+    job: _Job[Item, Record]
     index: int
 
     @property
@@ -53,38 +53,51 @@ class _Place:
         return self.job.items[self.index]
 
 
-class Batcher:
+def _as_they_came(items: Sequence[Any]) -> list[int]:
+    return list(range(len(items)))
+
+
+class Batcher(Generic[Item, Record]):
     """A bounded queue of items and the task that takes batches from it. `start` and `close` it in its event loop.
 
-    A batch is the oldest item and the next ones with the same draws. It waits until it is full, but not longer than
+    A batch is the oldest item and the next ones of the same kind. It waits until it is full, but not longer than
     `max_wait` from the oldest item's arrival; while the thread is busy, items gather without waiting.
 
     Args:
-        compute: Records of a batch; called in the thread.
-        batch_size: Items of a batch at most.
+        compute: Records of a batch of items of one kind; called in the thread.
+        batch_size: Items of a batch at most; None: as many as fit.
+        size: How large an item is.
+        room: How large a batch is at most; a larger item is a batch by itself.
         max_wait: Seconds.
         queue_items: Items that may wait.
+        order: Of the items of a request, as their indices.
         apart: Requests never share a batch.
+        unit: What an item is called.
         observe: Called with the items and the seconds of each batch.
     """
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Item], Draws], list[Record]],
+        compute: Callable[[Sequence[Item], Any], list[Record]],
         *,
-        batch_size: int,
+        batch_size: int | None,
         max_wait: float,
         queue_items: int,
+        size: Callable[[Item], int] = lambda item: 0,
+        room: int = 0,
+        order: Callable[[Sequence[Item]], list[int]] = _as_they_came,
         apart: bool = False,
+        unit: str = "items",
         observe: Callable[[int, float], None] = lambda items, seconds: None,
     ):
         self._compute = compute
         self._batch_size = batch_size
+        self._size, self._room, self._order, self._unit = size, room, order, unit
         self._max_wait = max_wait
         self._queue_items = queue_items
         self._apart = apart
         self._observe = observe
-        self._queue: deque[_Place] = deque()
+        self._queue: deque[_Place[Item, Record]] = deque()
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bayeslora-model")
         self._task: asyncio.Task[None] | None = None
@@ -114,32 +127,38 @@ class Batcher:
         self._queue.clear()
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def submit(self, items: Sequence[Item], draws: Draws) -> list[Record]:
+    async def submit(self, items: Sequence[Item], kind: Hashable = None) -> list[Record]:
         """Records of `items`, in their order. If the caller is cancelled, its items leave the queue.
 
         Raises:
             Refused: The queue is full (503), or the model cannot read an item (422).
         """
-        if len(self._queue) + len(items) > self._queue_items:
-            raise self._full(len(items))
+        self.check_room(len(items))
         loop = asyncio.get_running_loop()
-        job = _Job(items, draws, time.monotonic(), loop.create_future())
-        self._queue.extend(_Place(job, index) for index in by_length(items))
+        job: _Job[Item, Record] = _Job(items, kind, time.monotonic(), loop.create_future())
+        self._queue.extend(_Place(job, index) for index in self._order(items))
         self._arrival.set()
         try:
             return await job.done
         finally:
             self._drop(job)
 
-    def _full(self, items: int) -> Refused:
+    def check_room(self, items: int) -> None:
+        """Whether so many more may wait.
+
+        Raises:
+            Refused: The queue is full (503).
+        """
+        if len(self._queue) + items <= self._queue_items:
+            return
         seconds = max(1, round(self._seconds_per_item * len(self._queue)))
         text = (
-            f"expected at most {self._queue_items} waiting items, but {len(self._queue)} wait and {items} came; try "
-            f"again in {seconds} s."
+            f"expected at most {self._queue_items} waiting {self._unit}, but {len(self._queue)} wait and {items} came; "
+            f"try again in {seconds} s."
         )
-        return Refused(503, "queue_full", text, headers={"Retry-After": str(seconds)})
+        raise Refused(503, "queue_full", text, headers={"Retry-After": str(seconds)})
 
-    def _drop(self, job: _Job) -> None:
+    def _drop(self, job: _Job[Item, Record]) -> None:
         if any(place.job is job for place in self._queue):
             self._queue = deque(place for place in self._queue if place.job is not job)
 
@@ -147,11 +166,11 @@ class Batcher:
         while True:
             await self._run(await self._gather())
 
-    async def _gather(self) -> list[_Place]:
+    async def _gather(self) -> list[_Place[Item, Record]]:
         """The next batch, taken from the queue."""
         while True:
-            batch = self._next()
-            if len(batch) == self._batch_size or (batch and self._apart):
+            batch, full = self._next()
+            if full or (batch and self._apart):
                 break
             left = None if not batch else batch[0].job.arrived + self._max_wait - time.monotonic()
             if left is not None and left <= 0:
@@ -165,23 +184,30 @@ class Batcher:
         self._queue = deque(place for place in self._queue if id(place) not in taken)
         return batch
 
-    def _next(self) -> list[_Place]:
-        """The oldest item, and the next ones that can share its forward."""
-        if not self._queue:
-            return []
-        first = self._queue[0].job
-        fitting: Iterable[_Place] = (
-            place for place in self._queue if place.job is first or (not self._apart and place.job.draws == first.draws)
-        )
-        return list(itertools.islice(fitting, self._batch_size))
+    def _next(self) -> tuple[list[_Place[Item, Record]], bool]:
+        """The oldest item, and the next ones that can share its forward; and whether no other one would fit."""
+        batch: list[_Place[Item, Record]] = []
+        left = self._room
+        for place in self._fitting():
+            left -= self._size(place.item)
+            if batch and (left < 0 or len(batch) == self._batch_size):
+                return batch, True
+            batch.append(place)
+        return batch, bool(batch) and (left < 0 or len(batch) == self._batch_size)
 
-    async def _run(self, batch: list[_Place]) -> None:
+    def _fitting(self) -> Iterable[_Place[Item, Record]]:
+        first = self._queue[0].job if self._queue else None
+        for place in self._queue:
+            if place.job is first or (not self._apart and first is not None and place.job.kind == first.kind):
+                yield place
+
+    async def _run(self, batch: list[_Place[Item, Record]]) -> None:
         """Compute a batch; if that fails, each request by itself, so that one cannot fail another."""
-        items, draws = [place.item for place in batch], batch[0].job.draws
+        items, kind = [place.item for place in batch], batch[0].job.kind
         started = time.perf_counter()
         try:
             loop = asyncio.get_running_loop()
-            records = await loop.run_in_executor(self._thread, self._compute, items, draws)
+            records = await loop.run_in_executor(self._thread, self._compute, items, kind)
         except asyncio.CancelledError:
             for place in batch:
                 place.job.fail(_shutting_down())

@@ -14,7 +14,7 @@ from bayeslora.readouts.novelty import Novelty
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples, signature, stacked
 from bayeslora.runs.decisions.head import QuestionHead
-from bayeslora.runs.decisions.reading import HiddenReader
+from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.system.threads import threads_for
 from bayeslora.tasks.decisions import Answer, Question
 
@@ -58,23 +58,27 @@ class Heads:
         """Whether there is a head for a question, whatever its id and the order of its options."""
         return signature(question) in self.by_signature
 
-    def decide(self, hidden: HiddenReader, state: Any, questions: Mapping[str, Question]) -> dict[str, Answer]:
-        """Answers to questions that it knows."""
+    def fitted(self, questions: Mapping[str, Question]) -> list[Question]:
+        """Questions that it knows, as they stood where they were fitted, which is how they are read."""
+        return [self.by_signature[signature(question)].question for question in questions.values()]
+
+    def answers(self, vectors: Vectors, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        """Answers to questions that it knows.
+
+        Args:
+            vectors: Of the state and the questions as `fitted` gives them.
+            questions: By id.
+        """
         heads = {name: self.by_signature[signature(question)] for name, question in questions.items()}
-        vectors = hidden(state, [head.question for head in heads.values()])
-        novelty = self._novelty(vectors.state)
+        novelty = self.novelty_of(vectors)
         return {
             name: _answer(head, questions[name], stacked(vectors, place).unsqueeze(0), novelty)
             for place, (name, head) in enumerate(heads.items())
         }
 
-    def novelty_of(self, hidden: HiddenReader, state: Any) -> float | None:
+    def novelty_of(self, vectors: Vectors) -> float | None:
         """Of a state, 0 to 1; None where nothing was fitted."""
-        return None if self.novelty is None else self._novelty(hidden(state, []).state)
-
-    def _novelty(self, state: Tensor) -> float:
-        assert self.novelty is not None
-        return float(self.novelty(state[-1].unsqueeze(0)))
+        return None if self.novelty is None else float(self.novelty(vectors.state[-1].unsqueeze(0)))
 
 
 def check_enough(labels: Mapping[tuple[Any, ...], int], fewest: int) -> None:
@@ -103,7 +107,7 @@ def check_enough(labels: Mapping[tuple[Any, ...], int], fewest: int) -> None:
             )
 
 
-def _answer(head: QuestionHead, question: Question, features: Tensor, novelty: float) -> Answer:
+def _answer(head: QuestionHead, question: Question, features: Tensor, novelty: float | None) -> Answer:
     predictive = head.predict(features)
     by_key = dict(zip(head.question.keys, predictive.probabilities[0].tolist(), strict=True))
     information = float(predictive.mutual_information[0])

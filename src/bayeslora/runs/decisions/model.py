@@ -16,7 +16,8 @@ from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.examples import Examples, counts_of_labels
 from bayeslora.runs.decisions.heads import Heads, check_enough
-from bayeslora.runs.decisions.reading import HiddenReader
+from bayeslora.runs.decisions.reading import HiddenReader, Vectors
+from bayeslora.runs.decisions.requests import Request
 from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
 from bayeslora.tasks.decisions.records import check_state
@@ -153,15 +154,42 @@ class DecisionModel:
             TooLongError: They do not fit into what the model reads.
             ValueError: A question has more options than there are codes.
         """
+        return self.answers([self.request(state, questions)])[0]
+
+    def request(self, state: Any, questions: Mapping[str, Any] | None = None) -> Request:
+        """A state and questions in tokens, for `answers`; arguments and errors as of `decide`."""
         check_state(state)
-        asked = self.questions if questions is None else as_questions(questions)
+        asked = dict(self.questions) if questions is None else as_questions(questions)
         if not asked:
             raise ValueError("there are no questions: give some, or fit the model on records that have them.")
+        tokens = self.reader.state_tokens(state)
         by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
-        by_code = {name: question for name, question in asked.items() if name not in by_head}
-        found = self.heads.decide(self.hidden, state, by_head) if by_head else {}
-        found |= self._by_codes(state, by_code) if by_code else {}
-        answers = {name: found[name] for name in asked}
+        hidden = None if self.heads.novelty is None else self.hidden.prompt(tokens, self.heads.fitted(by_head))
+        by_code = {
+            name: self.reader.prompts(tokens, question) for name, question in asked.items() if name not in by_head
+        }
+        return Request(asked, tokens, by_head, hidden, by_code)
+
+    def answers(self, requests: Sequence[Request]) -> list[dict[str, Answer]]:
+        """Answers to each request by the ids of its questions, the same whatever stands beside it.
+
+        What heads read of them is read together, in one forward where it fits.
+        """
+        prompts = [request.hidden for request in requests if request.hidden is not None]
+        vectors = iter(self.hidden.read(prompts))
+        return [self._answers(each, None if each.hidden is None else next(vectors)) for each in requests]
+
+    def _answers(self, request: Request, vectors: Vectors | None) -> dict[str, Answer]:
+        found: dict[str, Answer] = {}
+        novelty = None
+        if vectors is not None:
+            found |= self.heads.answers(vectors, request.by_head)
+            novelty = self.heads.novelty_of(vectors)
+        if request.by_code:
+            asked = [(request.questions[name], rows) for name, rows in request.by_code.items()]
+            for (name, _), score in zip(request.by_code.items(), self.reader.read(request.state, asked), strict=True):
+                found[name] = Answer(request.questions[name], tuple(score.exp().tolist()), novelty=novelty)
+        answers = {name: found[name] for name in request.questions}
         return answers if self.calibration is None else self.calibration.apply(answers)
 
     def calibrate(
@@ -218,18 +246,6 @@ class DecisionModel:
             asked = {name: record.questions[name] for name in record.targets}
             for name, answer in (self.decide(record.state, asked) if asked else {}).items():
                 yield Labelled(answer, record.targets[name], record.state_key)
-
-    def _by_codes(self, state: Any, questions: Mapping[str, Question]) -> dict[str, Answer]:
-        scores = self.reader(state, list(questions.values()))
-        novelty = self.heads.novelty_of(self.hidden, state)
-        return {
-            name: Answer(question, tuple(score.exp().tolist()), novelty=novelty)
-            for (name, question), score in zip(questions.items(), scores, strict=True)
-        }
-
-    def num_tokens(self, state: Any, questions: Mapping[str, Question]) -> int:
-        """Tokens that are read for a request."""
-        return self.reader.num_tokens(state, list(questions.values()))
 
     def save(self, folder: str | Path, *, overwrite: bool = False, metrics: Mapping[str, Any] | None = None) -> None:
         """Write the model's folder: `decision.json`, and what was learned. The base model is named, not copied.

@@ -1,24 +1,42 @@
-"""What the middle layers hold of a state and of each question behind it; the state is read once."""
+"""What the middle layers hold of a state and of each question behind it; a state is read once for its questions."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bayeslora.models.layers import evaluating
+from bayeslora.models.positions import readable_tokens
 from bayeslora.readouts.hidden import hidden_states, read_layers
+from bayeslora.readouts.row import Row
 from bayeslora.scoring.codes import CodeReader, TooLongError
 from bayeslora.scoring.codes.reading import Prefix
 from bayeslora.tasks.decisions import Question
 
-__all__ = ["DEPTHS", "HiddenReader", "Vectors"]
+__all__ = ["DEPTHS", "HiddenReader", "Prompt", "Vectors"]
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3)
 """Of the layers behind which is read; those above do not run."""
+
+_ROW = 2048
+"""Tokens of a row: its mask costs the square of them. A state of more than half of them is read by itself."""
+
+
+class Prompt(NamedTuple):
+    """Tokens of a state, and of each question behind it."""
+
+    state: list[int]
+    questions: list[list[int]]
+
+    @property
+    def tokens(self) -> int:
+        """How many are read, the state's once."""
+        return len(self.state) + sum(map(len, self.questions))
 
 
 class Vectors(NamedTuple):
@@ -36,6 +54,10 @@ class Vectors(NamedTuple):
 class HiddenReader:
     """Reads `Vectors` in the prompt of a `CodeReader`, without the options: heads know them from the labels.
 
+    States and their questions share a forward as one row, in which each question sees its state and itself. Where a
+    model does not read such rows right, and behind a long state, each question is read in a forward of its own behind
+    the keys and values of the state.
+
     Args:
         reader: The reader, with its model.
     """
@@ -43,6 +65,8 @@ class HiddenReader:
     def __init__(self, reader: CodeReader):
         self.reader = reader
         self.layers = read_layers(reader.model, DEPTHS)
+        self.question_tokens = lru_cache(4096)(self._question_tokens)
+        self._room = min(_ROW, readable_tokens(reader.model) or _ROW)
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> Vectors:
         """Vectors of a state and of questions about it.
@@ -50,29 +74,89 @@ class HiddenReader:
         Raises:
             TooLongError: They do not fit into what the model reads.
         """
-        before = self.reader.state_tokens(state)
-        rows = [self.question_tokens(question) for question in questions]
-        longest = len(before) + max(map(len, rows), default=0)
+        return self.read([self.prompt(self.reader.state_tokens(state), questions)])[0]
+
+    def prompt(self, state: list[int], questions: Sequence[Question]) -> Prompt:
+        """Questions behind the tokens of a state.
+
+        Raises:
+            TooLongError: They do not fit into what the model reads.
+        """
+        found = Prompt(state, [self.question_tokens(question) for question in questions])
+        longest = len(found.state) + max(map(len, found.questions), default=0)
         if longest > self.reader.max_length:
             raise TooLongError(longest, self.reader.max_length)
-        with torch.no_grad(), evaluating(self.reader.model):
-            prefix = Prefix(self.reader.model, before, read=False)
-            hidden = self._hidden(lambda: prefix.forward([before], prefix.cache))
-            asked = [self._question(prefix, row) for row in rows]
-        stacked = torch.stack(asked) if asked else hidden.new_zeros(0, len(self.layers), 2, hidden.shape[-1])
-        return Vectors(hidden.mean(1), stacked)
+        return found
 
-    def question_tokens(self, question: Question) -> list[int]:
+    def read(self, prompts: Sequence[Prompt]) -> list[Vectors]:
+        """Vectors of each prompt, the same whatever stands beside it."""
+        pieces = [(place, piece) for place, prompt in enumerate(prompts) for piece in self._pieces(prompt)]
+        found: list[list[Vectors]] = [[] for _ in prompts]
+        with torch.no_grad(), evaluating(self.reader.model):
+            for group in self._rows(pieces):
+                for (place, _), vectors in zip(group, self._together([piece for _, piece in group]), strict=True):
+                    found[place].append(vectors)
+        return [Vectors(parts[0].state, torch.cat([part.questions for part in parts])) for parts in found]
+
+    def _question_tokens(self, question: Question) -> list[int]:
         """Tokens of a question behind the state."""
         text = self.reader.template.show_question(question, [], []) + self.reader.end
         return list(self.reader.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _question(self, prefix: Prefix, row: list[int]) -> Tensor:
+    def _pieces(self, prompt: Prompt) -> list[Prompt]:
+        """A prompt in parts that fit into a row, each with the state; one of a long state is whole."""
+        if self._is_long(prompt.state):
+            return [prompt]
+        pieces = [Prompt(prompt.state, [])]
+        for question in prompt.questions:
+            if pieces[-1].questions and pieces[-1].tokens + len(question) > self._room:
+                pieces.append(Prompt(prompt.state, []))
+            pieces[-1].questions.append(question)
+        return pieces
+
+    def _rows(self, pieces: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:
+        """Pieces behind each other that fit into a row; one of a long state is by itself."""
+        row: list[tuple[int, Prompt]] = []
+        left = 0
+        for place, piece in pieces:
+            needed = self._room + 1 if self._is_long(piece.state) else piece.tokens
+            if row and needed > left:
+                yield row
+                row = []
+            left = (left if row else self._room) - needed
+            row.append((place, piece))
+        if row:
+            yield row
+
+    def _is_long(self, state: list[int]) -> bool:
+        return len(state) > self._room // 2
+
+    def _together(self, prompts: Sequence[Prompt]) -> list[Vectors]:
+        row = Row.of(prompts)
+        if self._is_long(prompts[0].state) or len(row.tokens) > self._room or not row.suits(self.reader.model):
+            return [self._one_by_one(prompt) for prompt in prompts]
+        parts = iter(_pooled(part) for part in row.hidden(self.reader.model, self.layers))
+        return [_vectors(next(parts), [next(parts) for _ in prompt.questions]) for prompt in prompts]
+
+    def _one_by_one(self, prompt: Prompt) -> Vectors:
+        prefix = Prefix(self.reader.model, prompt.state, read=False)
+        state = self._hidden(lambda: prefix.forward([prompt.state], prefix.cache))
+        return _vectors(state, [self._behind(prefix, question) for question in prompt.questions])
+
+    def _behind(self, prefix: Prefix, question: list[int]) -> Tensor:
         cache = copy.deepcopy(prefix.cache)
-        hidden = self._hidden(lambda: prefix.forward([row], cache))
-        return torch.stack([hidden.mean(1), hidden[:, -1]], 1)
+        return self._hidden(lambda: prefix.forward([question], cache))
 
     def _hidden(self, forward: Callable[[], Any]) -> Tensor:
-        """Hidden states [layers, tokens, hidden] of one row."""
         states, _ = hidden_states(self.reader.model, self.layers, forward)
-        return torch.stack([state[0].float().cpu() for state in states])
+        return _pooled(torch.cat(states))
+
+
+def _pooled(hidden: Tensor) -> Tensor:
+    """Mean and last [layers, 2, hidden] of [layers, tokens, hidden]; float32 on the CPU."""
+    hidden = hidden.float().cpu()
+    return torch.stack([hidden.mean(1), hidden[:, -1]], 1)
+
+
+def _vectors(state: Tensor, questions: Sequence[Tensor]) -> Vectors:
+    return Vectors(state[:, 0], torch.stack(list(questions)) if questions else state.new_zeros(0, *state.shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ __all__ = ["CodeReader", "Prefix", "TooLongError", "rotations"]
 
 _ROWS = 16_384
 """Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
+
+_KNOWN = 1024
+"""Questions whose tokens are kept: programs ask the same ones about every state."""
 
 _LONG = 1024
 """Tokens of a question from which on attention with a mask costs more than to read a shorter state again."""
@@ -78,6 +82,7 @@ class CodeReader:
         self._frame = chat_frame(tokenizer) if tokenizer.chat_template else None
         separator = " " if self._frame is None else self._frame.separator
         self.codes = single_token_codes(tokenizer, self.end, separator)
+        self._rows = lru_cache(_KNOWN)(self._question_rows)
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> list[Tensor]:
         """Log-probabilities [options] of each question, nats, in float64.
@@ -87,15 +92,18 @@ class CodeReader:
             ValueError: A question has more options than there are codes.
         """
         shared = self.state_tokens(state)
-        prompts = [self._prompts(shared, question) for question in questions]
-        with torch.inference_mode(), evaluating(self.model):
-            before = Prefix(self.model, shared)
-            return [self._averaged(before, question, rows) for question, rows in zip(questions, prompts, strict=True)]
+        return self.read(shared, [(question, self.prompts(shared, question)) for question in questions])
 
-    def num_tokens(self, state: Any, questions: Sequence[Question]) -> int:
-        """Tokens that are read for a request: those of the state once."""
-        shared = self.state_tokens(state)
-        return len(shared) + sum(len(row) for question in questions for row in self._prompts(shared, question))
+    def read(self, state: list[int], asked: Sequence[tuple[Question, list[list[int]]]]) -> list[Tensor]:
+        """Log-probabilities [options] of each question, nats, in float64.
+
+        Args:
+            state: Its tokens.
+            asked: The questions, each with its `prompts` behind that state.
+        """
+        with torch.inference_mode(), evaluating(self.model):
+            before = Prefix(self.model, state)
+            return [self._averaged(before, question, rows) for question, rows in asked]
 
     def state_tokens(self, state: Any) -> list[int]:
         """Tokens of what all questions about a state share."""
@@ -106,24 +114,25 @@ class CodeReader:
         end = self.tokenizer.eos_token_id
         return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
 
-    def prompts(self, state: Any, question: Question) -> list[list[int]]:
-        """Tokens of a question behind the state, one row for each order of its options.
+    def prompts(self, state: list[int], question: Question) -> list[list[int]]:
+        """Tokens of a question behind those of a state, one row for each order of its options.
 
         Raises:
             TooLongError: With the state they do not fit.
             ValueError: There are too few codes.
         """
-        return self._prompts(self.state_tokens(state), question)
-
-    def _prompts(self, shared: list[int], question: Question) -> list[list[int]]:
         self.codes.check(len(question.options))
+        rows = self._rows(question)
+        longest = len(state) + max(map(len, rows))
+        if longest > self.max_length:
+            raise TooLongError(longest, self.max_length)
+        return rows
+
+    def _question_rows(self, question: Question) -> list[list[int]]:
         rows = []
         for order in rotations(len(question.options), self.orders):
             text = self.template.show_question(question, self.codes.labels, order) + self.end
             rows.append(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
-        longest = len(shared) + max(map(len, rows))
-        if longest > self.max_length:
-            raise TooLongError(longest, self.max_length)
         return rows
 
     @property

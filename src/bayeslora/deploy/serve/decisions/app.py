@@ -18,12 +18,12 @@ from starlette.types import Scope
 
 from bayeslora import __version__
 from bayeslora.deploy.serve.bounds import BoundedBody
+from bayeslora.deploy.serve.decisions.answering import Answering
 from bayeslora.deploy.serve.decisions.encodings import DecodedBody
 from bayeslora.deploy.serve.decisions.gemini import Gemini
 from bayeslora.deploy.serve.decisions.openai import OpenAI
 from bayeslora.deploy.serve.decisions.systemone import SystemOne
 from bayeslora.deploy.serve.decisions.wire import Asked, Wire, refused
-from bayeslora.deploy.serve.decisions.worker import Worker
 from bayeslora.deploy.serve.errors import CatchErrors, Refused
 from bayeslora.deploy.serve.in_time import in_time
 from bayeslora.deploy.serve.keys import RequireKey, key_of_environment
@@ -32,9 +32,7 @@ from bayeslora.deploy.serve.operations import add_operations
 from bayeslora.deploy.serve.security import SecurityHeaders
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs.decisions import DecisionModel
-from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks import TaskError
-from bayeslora.tasks.decisions import Answer
 from bayeslora.tasks.reading.unique_keys import read_json_text
 
 __all__ = ["ALIASES", "create_decision_app"]
@@ -62,14 +60,16 @@ def create_decision_app(
         ValueError: The environment variable of the API key is not set.
     """
     settings = settings or Settings()
-    key, metrics, worker = key_of_environment(settings.api_key), Metrics(), Worker(settings.queue_items)
-    metrics.watch_queue(lambda: worker.queued)
+    key, metrics = key_of_environment(settings.api_key), Metrics()
+    answering = Answering(model, settings, metrics.observe_batch)
+    metrics.watch_queue(lambda: answering.batcher.queued)
     served = name.rstrip("/").rpartition("/")[2] or name
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        answering.start()
         yield
-        await worker.close()
+        await answering.close()
 
     app = FastAPI(
         title="bayeslora",
@@ -95,8 +95,7 @@ def create_decision_app(
         wire = request.scope["bayeslora.wire"] = _wire_of(request.url.path, body)
         asked = wire.parse(body)
         _check_model(asked, served)
-        work = worker.submit(lambda: _decided(model, asked))
-        answers, tokens = await in_time(work, request, settings.timeout)
+        answers, tokens = await in_time(answering(asked), request, settings.timeout)
         metrics.observe_records(
             {"entropy": one.entropy, "mutual_information": one.mutual_information} for one in answers.values()
         )
@@ -110,28 +109,9 @@ def create_decision_app(
     async def models() -> dict[str, Any]:
         return _models(served)
 
-    add_operations(app, metrics, lambda: worker.running, "questions are being answered")
+    add_operations(app, metrics, lambda: answering.batcher.running, "questions are being answered")
 
     return app
-
-
-def _decided(model: DecisionModel, asked: Asked) -> tuple[dict[str, Answer], int]:
-    """The answers, and the tokens that were read.
-
-    Raises:
-        Refused: They cannot be read (413 where they are too long, else 422).
-        ArithmeticError: A probability is not finite.
-    """
-    try:
-        tokens = model.num_tokens(asked.state, asked.questions)
-        answers = model.decide(asked.state, asked.questions)
-    except TooLongError as error:
-        raise Refused(413, "context_length_exceeded", str(error), path=("state",)) from error
-    except ValueError as error:
-        raise refused(str(error), ("questions",)) from error
-    if any(p != p for answer in answers.values() for p in answer.probabilities):
-        raise ArithmeticError("the model's probabilities are not finite.")
-    return answers, tokens
 
 
 def _wire_of(path: str, body: Mapping[str, Any]) -> Wire:

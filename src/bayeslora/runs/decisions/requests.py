@@ -1,0 +1,35 @@
+"""A request in tokens: checked before anything is read, so that it can be read beside others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bayeslora.runs.decisions.reading import Prompt
+from bayeslora.tasks.decisions import Question
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A state and questions about it.
+
+    Args:
+        questions: By id, in the order of the answers.
+        state: Tokens of the state.
+        by_head: The questions that heads answer.
+        hidden: What is read for these, and for the novelty of the state; None where nothing was fitted.
+        by_code: Tokens of the other questions behind the state, one row for each order of the options.
+    """
+
+    questions: dict[str, Question]
+    state: list[int]
+    by_head: dict[str, Question]
+    hidden: Prompt | None
+    by_code: dict[str, list[list[int]]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the state and of all questions behind it."""
+        heads = 0 if self.hidden is None else sum(map(len, self.hidden.questions))
+        return len(self.state) + heads + sum(len(row) for rows in self.by_code.values() for row in rows)

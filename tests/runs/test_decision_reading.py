@@ -1,0 +1,105 @@
+"""What heads read: states and questions share forwards, and have the numbers that they have alone."""
+
+import string
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from bayeslora.models.layers import outermost_layers
+from bayeslora.runs.decisions import reading as module
+from bayeslora.runs.decisions.reading import HiddenReader, Vectors
+from bayeslora.scoring.codes import CodeReader, TooLongError
+from bayeslora.tasks.decisions import Question, parse_question
+from conftest import CAUSAL, MODELS, byte_level_tokenizer
+
+QUESTIONS = [
+    parse_question({"type": "noul", "instructions": "Is it urgent?"}),
+    parse_question({"type": "score", "instructions": "How angry is the one who wrote this?", "criteria": ["a", "b"]}),
+    parse_question({"type": "choice", "instructions": "Who?", "criteria": {"billing": None, "it": "Computers"}}),
+]
+STATES = ["The parcel is lost and nobody answers.", "Hello", {"subject": "invoice", "amount": 3}]
+
+
+def hidden_reader(name: str = "llama") -> HiddenReader:
+    tokenizer = byte_level_tokenizer()
+    model = MODELS[name](vocab_size=len(tokenizer), max_position_embeddings=1024).eval()
+    return HiddenReader(CodeReader(model, tokenizer))
+
+
+def alone(reader: HiddenReader, state: object, question: Question) -> Vectors:
+    """From one forward of the whole prompt that ends with the question."""
+    before = reader.reader.state_tokens(state)
+    text = reader.reader.template.show_question(question, [], []) + reader.reader.end
+    behind = reader.reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        output = reader.reader.model(input_ids=torch.tensor([before + behind]), output_hidden_states=True)
+    states = torch.stack([output.hidden_states[layer][0] for layer in reader.layers])
+    own = states[:, len(before) :]
+    return Vectors(states[:, : len(before)].mean(1), torch.stack([own.mean(1), own[:, -1]], 1).unsqueeze(0))
+
+
+def assert_same(found: Vectors, expected: Sequence[Vectors]) -> None:
+    torch.testing.assert_close(found.state, expected[0].state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.questions, torch.cat([one.questions for one in expected]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_states_and_questions_read_together_have_the_numbers_of_each_prompt_read_whole(name: str) -> None:
+    reader = hidden_reader(name)
+    prompts = [reader.prompt(reader.reader.state_tokens(state), QUESTIONS) for state in STATES]
+    for state, found in zip(STATES, reader.read(prompts), strict=True):
+        assert_same(found, [alone(reader, state, question) for question in QUESTIONS])
+        assert_same(reader(state, QUESTIONS[::-1]), [alone(reader, state, question) for question in QUESTIONS[::-1]])
+    bare = reader(STATES[0], [])
+    assert bare.questions.shape == (0, len(reader.layers), 2, bare.state.shape[-1])
+    torch.testing.assert_close(bare.state, alone(reader, STATES[0], QUESTIONS[0]).state, rtol=1e-4, atol=1e-5)
+
+
+def forwards(reader: HiddenReader) -> list[tuple[int, int]]:
+    """Grows by the number of a layer and the tokens that it reads."""
+    ran: list[tuple[int, int]] = []
+
+    def note(number: int) -> None:
+        layer: nn.Module = outermost_layers(reader.reader.model)[number]
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: ran.append((number, (args[0] if args else kwargs["hidden_states"]).shape[1])),
+            with_kwargs=True,
+        )
+
+    for number in range(len(outermost_layers(reader.reader.model))):
+        note(number)
+    return ran
+
+
+def test_one_forward_reads_all_and_ends_behind_the_last_layer_that_is_read() -> None:
+    reader = hidden_reader()
+    prompts = [reader.prompt(reader.reader.state_tokens(state), QUESTIONS) for state in STATES]
+    reader.read(prompts)  # The model is tried.
+    ran = forwards(reader)
+    reader.read(prompts)
+    assert ran == [(number, sum(prompt.tokens for prompt in prompts)) for number in range(reader.layers[-1])]
+    assert reader.layers[-1] < len(outermost_layers(reader.reader.model))
+
+
+@pytest.mark.parametrize(("room", "first"), [(260, None), (100, None), (20, None), (2048, "rows are not trusted")])
+def test_however_it_is_divided_the_numbers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, room: int, first: str | None
+) -> None:
+    expected = [hidden_reader()(state, QUESTIONS) for state in STATES]
+    monkeypatch.setattr(module, "_ROW", room)
+    if first is not None:
+        monkeypatch.setattr("bayeslora.readouts.row.reads_packed", lambda *_: False)
+    reader = hidden_reader()
+    ran = forwards(reader)
+    prompts = [reader.prompt(reader.reader.state_tokens(state), QUESTIONS) for state in STATES]
+    for found, one in zip(reader.read(prompts), expected, strict=True):
+        assert_same(found, [one])
+    assert len([number for number, _ in ran if number == 0]) > 1
+
+
+def test_a_question_that_does_not_fit_behind_its_state_is_refused() -> None:
+    reader = hidden_reader()
+    with pytest.raises(TooLongError, match="but the model reads 1024"):
+        reader(string.ascii_letters * 20, QUESTIONS)
