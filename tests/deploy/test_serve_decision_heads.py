@@ -1,5 +1,7 @@
 """A fitted decision model over HTTP: requests that come together are read together, and answered as alone."""
 
+import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -108,3 +110,66 @@ def test_a_fitted_question_needs_no_codes(model: DecisionModel, monkeypatch: pyt
     """The tiny model has codes for 26 options; of a head nobody asks them."""
     monkeypatch.setattr(model.reader, "prompts", lambda *_: 1 / 0)
     assert model.request("a state").num_tokens > 0
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_no_network(client: httpx.Client) -> None:
+    page = client.get("/")
+    addresses = re.findall(r'(?:src|href|action)="([^"]*)"', page.text)
+    assert addresses and not any(address.startswith(("http", "//")) for address in addresses)
+    assert "sha256-" in page.headers["content-security-policy"]
+
+
+def seen(browser: Any, selector: str) -> list[str]:
+    return [found.text for found in browser.find_elements("css selector", selector)]
+
+
+def decide(browser: Any) -> None:
+    browser.find_element("css selector", "button").click()
+    deadline = time.monotonic() + 20
+    while not any(browser.find_element("id", name).is_displayed() for name in ("result", "error")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_user_decides_in_a_browser(browser: Any, model: DecisionModel) -> None:
+    model.calibrate(records(25, seed=7), alpha=0.3, coverage=0.8)
+    with serving(model) as address:
+        browser.get(address)
+        state = records(1, seed=6)[0].state
+        browser.find_element("id", "state").send_keys(state)
+        browser.find_element("css selector", "input[value=many]").click()
+        browser.find_element("css selector", "summary").click()
+        browser.find_element("id", "instructions").send_keys("Of what?")
+        browser.find_element("css selector", "#kind option[value=choice]").click()
+        browser.find_element("id", "options").send_keys("<b>clay</b>: burnt\ntin")
+        decide(browser)
+        own = {"type": "choice", "instructions": "Of what?", "criteria": {"<b>clay</b>": "burnt", "tin": None}}
+        kept = {name: QUESTIONS[name] for name in ("metal", "kind")}
+        expected = model.decide(state, kept | {"own": own})
+        pictures = os.environ.get("BAYESLORA_SCREENSHOTS")
+        if pictures:
+            height = browser.execute_script("return document.body.scrollHeight")
+            browser.set_window_size(900, height + 200)
+            browser.save_screenshot(f"{pictures}/decisions.png")
+        told = {"true": "yes", "false": "no"}
+        assert seen(browser, "h2") == [
+            f"{told.get(answer.key, answer.key)}: {100 * max(answer.probabilities):.1f} %"
+            for answer in expected.values()
+        ]
+        assert seen(browser, "article tbody th") == ["yes", "no", "iron", "wood", "glass", "<b>clay</b>", "tin"]
+        flat = [p for answer in expected.values() for p in answer.probabilities]
+        assert seen(browser, "article .number") == [f"{100 * p:.1f} %" for p in flat]
+        verdicts = [text.partition(":")[0].lower() for text in seen(browser, ".verdict")]
+        assert verdicts == [answer.action for answer in expected.values()] and verdicts[-1] == "escalate"
+        doubts = [text for text in seen(browser, "dd small") if text.startswith("entropy")]
+        assert doubts[1].startswith(f"entropy {expected['kind'].entropy:.3f} nats, of at most 1.099")
+        assert "not known" in seen(browser, "article:last-child dd output")
+        assert len([text for text in seen(browser, "dt") if text == "Is it new?"]) == 3
+        assert browser.get_log("browser") == [], "no errors, no refused style or script"
+        browser.find_element("id", "options").clear()
+        decide(browser)
+        assert "criteria" in browser.find_element("id", "error").text
+    model.calibration = None

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -29,6 +29,7 @@ from bayeslora.deploy.serve.in_time import in_time
 from bayeslora.deploy.serve.keys import RequireKey, key_of_environment
 from bayeslora.deploy.serve.metrics import CountRequests, Metrics
 from bayeslora.deploy.serve.operations import add_operations
+from bayeslora.deploy.serve.page import page, page_policy
 from bayeslora.deploy.serve.security import SecurityHeaders
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs.decisions import DecisionModel
@@ -42,7 +43,7 @@ ALIASES = ("jev-latest", "jev-preview", "bayeslora")
 
 _SYSTEM_ONE = ("/v1/systemone", "/api/alpha/decisions")
 _BY_SHAPE = ("/v1/decisions", "/v1beta/decisions")
-_PATHS = (*_SYSTEM_ONE, *_BY_SHAPE, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
+_PATHS = ("/", *_SYSTEM_ONE, *_BY_SHAPE, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
 
 
 def create_decision_app(
@@ -109,9 +110,27 @@ def create_decision_app(
     async def models() -> dict[str, Any]:
         return _models(served)
 
+    html, policy = page(_described(model, served), "decisions"), page_policy("decisions")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
     add_operations(app, metrics, lambda: answering.batcher.running, "questions are being answered")
 
     return app
+
+
+def _described(model: DecisionModel, served: str) -> dict[str, Any]:
+    """What the page says of a model."""
+    calibration = model.calibration
+    return {
+        "name": served,
+        "base_model": model.config.model,
+        "states": len(model.trained_states),
+        "questions": {name: question.to_dict() for name, question in model.questions.items()},
+        **{name: getattr(calibration, name, None) for name in ("alpha", "delta", "coverage")},
+    }
 
 
 def _wire_of(path: str, body: Mapping[str, Any]) -> Wire:
