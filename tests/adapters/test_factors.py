@@ -470,15 +470,18 @@ def test_the_objective_counts_both_parts_once_per_example(nll, inducing, conditi
 # --- a conjugate model ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("side", "rows", "columns"), [("A", 1, 3), ("A", 2, 3), ("B", 3, 2)])
-def test_bayesian_linear_regression_is_recovered(side, rows, columns):
+@pytest.mark.parametrize(
+    ("side", "rows", "columns", "examples"),
+    [("A", 1, 3, 12), ("A", 2, 3, 12), ("B", 3, 2, 12), ("A", 2, 3, 2), ("A", 2, 3, 200)],
+)
+def test_bayesian_linear_regression_is_recovered(side, rows, columns, examples):
     """y = W x + noise with W ~ N(0, sigma^2 I): the ELBO's maximum is the posterior, and its value the log evidence.
 
     With D much smaller than Z on as many inducing variables as W has rows and columns, V determines W, and q(V) with a
     full covariance contains the true posterior. A draw is affine in its noise and the log-likelihood quadratic, so the
     average over the points +-sqrt(n) e_j of the n noise numbers is its exact expectation.
     """
-    inducing, deviation, examples = max(rows, columns), 0.5, 12
+    inducing, deviation = max(rows, columns), 0.5
     family = InducingWeights(
         rows,
         columns,

@@ -158,7 +158,8 @@ def predict_items(
         predictive = draw(range(len(items)), 0, samples).tempered(temperature)
     else:
         # Later rounds need not read the items' frozen layers again.
-        trunk_cache = trunk_cache or TrunkCache(model, _ROUNDS_LIMIT)
+        if trunk_cache is None:
+            trunk_cache = TrunkCache(model, _ROUNDS_LIMIT)
         settled = draw_until_settled(draw, settling, len(items), temperature)
         predictive = settled
         mean_draws = float(settled.counts.double().mean())

@@ -1,0 +1,91 @@
+"""Draw price.png and print the table of README.md, from readings.jsonl, seconds.json and the readings of ../one_pass.
+
+python -m studies.methods.price.picture
+"""
+
+import json
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bayeslora.report.colours import OUTSIDE_COLOURS
+from bayeslora.report.figure import SMALL, plain, png
+from studies.methods.price.measure import DRAWS, HERE, SECONDS, read_rows
+
+ONE_PASS = HERE.parent / "one_pass" / "readings.jsonl"
+TITLES = {
+    "base": "base",
+    "likelihood readout": "likelihood readout",
+    "bayesian_head": "head",
+    "lora": "LoRA",
+    "ensemble of the loras": "ensemble of 3",
+    "bayesian_lora, one pass": "Bayesian-LoRA, mean",
+    "student of ten draws": "distilled draws",
+    "gauss_newton": "Gauss-Newton",
+    "one pass": "OnePass",
+} | {f"{number} draws": f"S = {number}" for number in DRAWS}
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Passes of plain LoRA, and the mean scores over seeds with and without a temperature, by row."""
+    seconds = json.loads(SECONDS.read_text())
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (name, _), record in read_rows().items():
+        found.setdefault(name, []).append(record)
+    passes = {name: value / seconds["lora"] for name, value in seconds.items()}
+    read = [json.loads(line) for line in ONE_PASS.read_text().splitlines()]
+    read = [each for each in read if each["run"].startswith("arc_easy-bayesian_lora")]
+    found["one pass"] = [each["one_pass"] for each in read]
+    passes["one pass"] = (
+        fmean(each["seconds_per_item"]["one_pass"] / each["seconds_per_item"]["mean"] for each in read)
+        * passes["bayesian_lora, one pass"]
+    )
+    return {
+        name: {"passes": passes[name], "seeds": len(found[name])}
+        | {
+            kind: {key: fmean(each[kind][key] for each in found[name]) for key in ("accuracy", "nll", "ece")}
+            for kind in KINDS
+        }
+        for name in TITLES
+    }
+
+
+KINDS = ("at_1", "with_temperature")
+
+
+def draw(table: dict[str, dict[str, Any]]) -> bytes:
+    figure = Figure(figsize=(8.2, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for axes, kind, title in zip(panels, KINDS, ("without a temperature", "with one from dev"), strict=True):
+        plain(axes)
+        axes.set_title(title, fontsize=SMALL + 1)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("passes of plain LoRA", fontsize=SMALL)
+        line = [table[f"{number} draws"] for number in DRAWS]
+        axes.plot(
+            [row["passes"] for row in line], [row[kind]["nll"] for row in line], color=OUTSIDE_COLOURS[0], linewidth=1
+        )
+        for name, row in table.items():
+            colour = OUTSIDE_COLOURS[0] if name.endswith("draws") and name[0].isdigit() else OUTSIDE_COLOURS[1]
+            axes.plot(row["passes"], row[kind]["nll"], "o", markersize=4, color=colour)
+            axes.annotate(
+                TITLES[name], (row["passes"], row[kind]["nll"]), (4, 3), textcoords="offset points", fontsize=SMALL - 1
+            )
+        axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    panels[0].set_ylabel("NLL, nats per item", fontsize=SMALL)
+    return png(figure)
+
+
+def main() -> None:
+    table = rows()
+    (HERE / "price.png").write_bytes(draw(table))
+    print("| row | passes | accuracy | NLL | ECE | with T: NLL | ECE |\n|---|---|---|---|---|---|---|")
+    for name, row in sorted(table.items(), key=lambda pair: pair[1]["passes"]):
+        one, two = (row[kind] for kind in KINDS)
+        numbers = (one["accuracy"], one["nll"], one["ece"], two["nll"], two["ece"])
+        print(f"| {TITLES[name]} | {row['passes']:.2f} | " + " | ".join(f"{value:.3f}" for value in numbers) + " |")
+
+
+if __name__ == "__main__":
+    main()
