@@ -25,6 +25,7 @@ from bayeslora import kl_divergence, predict, sampling
 from bayeslora.adapters.draws import find_draws, hold_draw, random_modules
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods import Lora, Method, VariationalMethod, method_classes
+from bayeslora.methods.laplace_approximation import GaussianLogits
 from bayeslora.models import load_base_model
 from bayeslora.runs import Run, Trained, load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
@@ -640,7 +641,8 @@ def test_temperature_scaling(tempered: TrainedRun) -> None:
     assert nll(after.probabilities, DEV) <= nll(before.probabilities, DEV) + 1e-6
     assert trained.metrics["nll"] == pytest.approx(nll(after.probabilities, DEV), rel=1e-4)
     # Of each draw, and so of a prediction that is a single one.
-    assert torch.equal(after.samples.argmax(-1), before.samples.argmax(-1))
+    ranked = [one.mean if isinstance(one, GaussianLogits) else one.samples for one in (after, before)]
+    assert torch.equal(*(scores.argmax(-1) for scores in ranked))
 
 
 def test_temperature_is_loaded(tempered: TrainedRun) -> None:

@@ -75,8 +75,11 @@ class GaussianLogits(Predictive):
         return self._by_parts(lambda part: part.spread)
 
     def tempered(self, temperature: float) -> Predictive:
-        """Each draw's logits divided by `temperature`: again a Gaussian."""
-        return GaussianLogits(self.mean / temperature, self.root / temperature, self.seed, self.variance_ratio)
+        """The mean logits divided by `temperature`, with the covariance as it is: again a Gaussian.
+
+        Divided too, it would keep its size against the mean, and where it is too large no temperature could mend that.
+        """
+        return GaussianLogits(self.mean / temperature, self.root, self.seed, self.variance_ratio)
 
     def rescaled(self, factors: Tensor) -> Predictive | None:
         """With the logit of each choice times its factor [batch, choices]: again a Gaussian; None for contrasts."""
