@@ -90,9 +90,10 @@ def fit_temperature(
     """The temperature of the largest posterior given held-out items: NLL, and a Gaussian prior on its logarithm.
 
     Each draw's log-probabilities are divided by it before the draws are averaged (of a Gaussian over logits, the mean);
-    for a single draw and no prior this is the temperature scaling of the source. The prior is centred at T = 1, no scaling: a few dozen items that the
-    model has all right say no more than that T is not large, and their likelihood alone has its maximum at 0. It
-    weighs as much as (log T / `prior_std`)^2 / 2 nats of all items together, so many items outweigh it.
+    for a single draw and no prior this is the temperature scaling of the source. The prior is centred at T = 1, no
+    scaling: a few dozen items that the model has all right say no more than that T is not large, and their likelihood
+    alone has its maximum at 0. It weighs as much as (log T / `prior_std`)^2 / 2 nats of all items together, so many
+    items outweigh it.
 
     Warns (logging) at a bound of the search and where fewer than `FEW_ERRORS` items are wrong, unless not `warns`.
 
