@@ -107,7 +107,8 @@ def read_adapter_config(folder: str | Path) -> Any:
             f"{path}: peft_type must be LORA or a type that bayeslora knows, got {content.get('peft_type')!r}; "
             "adapters of other kinds are not read here."
         )
-    own = {name: hint for name, hint in get_type_hints(kind).items() if name not in get_type_hints(LoraConfig)}
+    inherited = get_type_hints(LoraConfig)
+    own = {name: hint for name, hint in get_type_hints(kind).items() if name not in inherited}
     for name, hint in (_FIELDS | own).items():
         if name in content:
             check_value(content[name], hint, f"{path}: {name}")

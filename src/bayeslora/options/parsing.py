@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigParser",
     "config_parser",
+    "file_parser",
     "instantiate",
     "parse_file",
 ]
@@ -88,6 +90,14 @@ def config_parser(config: type[DataclassInstance], **options: Any) -> ConfigPars
     return parser
 
 
+@cache
+def file_parser(config: type[DataclassInstance]) -> ConfigParser:
+    """The parser of files that describe `config`, which raises ValueError; to build one takes longer than to parse."""
+    parser = config_parser(config)
+    parser.exit_on_error = False
+    return parser
+
+
 def instantiate(parser: ArgumentParser, parsed: Namespace, config: type[Config]) -> Config:
     """The `config` that the parsed options describe."""
     built = parser.instantiate_classes(parsed)
@@ -100,8 +110,7 @@ def parse_file(path: str | Path, config: type[Config]) -> Config:
     Raises:
         ValueError: A key or value is wrong; the message has the nearest right name.
     """
-    parser = config_parser(config)
-    parser.exit_on_error = False
+    parser = file_parser(config)
     try:
         return instantiate(parser, parser.parse_path(str(path)), config)
     except (ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bayeslora.options.parsing import config_parser, parse_file
+from bayeslora.options.parsing import file_parser, parse_file
 from bayeslora.runs.config import RunConfig, describe_method
 from bayeslora.runs.differences import BEFORE
 from bayeslora.system.files import atomic_file
@@ -35,7 +35,7 @@ def dump_config(config: RunConfig) -> str:
     Raises:
         ValueError: The config was built in Python with a method whose arguments are not known.
     """
-    parser = config_parser(RunConfig)
+    parser = file_parser(RunConfig)
     settings = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__ if name != "method"}
     settings = {
         name: value if isinstance(value, int) else dataclasses.asdict(value) for name, value in settings.items()

@@ -72,16 +72,14 @@ def load_run(
             f"{run} is a decision model, which has no items: ask it by `bayeslora decide` or `serve`, calibrate it by "
             "`bayeslora calibrate`, or load it by bayeslora.DecisionModel.load."
         )
-    for path in _needed(folder, adapter):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{run} is not a finished run: {path.name} is missing. Expected the --output_dir of `bayeslora train`, "
-                "or the Hub id of a run that was pushed by `bayeslora push`. An adapter alone loads with PEFT."
-            )
+    _require(run, folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
+    # A head on frozen features has no adapter.
+    weights = adapter / "adapter_config.json" if config.method.adapts else folder / "posterior.safetensors"
+    _require(run, weights, folder / "metrics.json")
     metrics, state = read_json(folder / "metrics.json"), load_state(folder)
     temperature = metrics.get("temperature", 1.0)
     check_value(temperature, Positive, f"{folder / 'metrics.json'}: temperature")
-    config = read_config(folder / "config.yaml")
     config.model = _base_model(config.model, base_model)
     config.model.device = kept_device(config.model.device) if device is None else device
     if not config.method.adapts:
@@ -117,15 +115,14 @@ def _heads_of(config: RunConfig) -> Callable[[nn.Module, Scoring], None]:
     return prepare
 
 
-def _needed(folder: Path, adapter: Path) -> list[Path]:
-    """The files without which a run is not finished; a head on frozen features has no adapter."""
-    config = folder / "config.yaml"
-    adapts = not config.is_file() or read_config(config).method.adapts
-    return [
-        config,
-        adapter / "adapter_config.json" if adapts else folder / "posterior.safetensors",
-        folder / "metrics.json",
-    ]
+def _require(run: str | Path, *files: Path) -> None:
+    """The files without which a run is not finished."""
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{run} is not a finished run: {path.name} is missing. Expected the --output_dir of `bayeslora train`, "
+                "or the Hub id of a run that was pushed by `bayeslora push`. An adapter alone loads with PEFT."
+            )
 
 
 def _base_model(named: ModelConfig, base_model: str | None) -> ModelConfig:
