@@ -1,9 +1,8 @@
-"""Tiny random models and tokenizers; `from conftest import ...` works in tests and in their subprocesses."""
+"""Tiny random models and tokenizers; `from conftest import ...` works in tests and in other processes."""
 
+import gc
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,30 +248,14 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-# --- other processes ---------------------------------------------------------------------------------------------
+# --- fixtures ----------------------------------------------------------------------------------------------------
 
 
-def run_python(
-    script: str, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run `script`, written to `folder`, in a new Python that imports what these tests import."""
-    path = folder / "script.py"
-    path.write_text(script, encoding="utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return subprocess.run(
-        [sys.executable, *launcher, str(path), *arguments],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Each training ends in a full garbage collection; what outlives a file of tests need not be looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from conftest import (
     distance,
     logits_of,
     perturb,
-    run_python,
     seeded,
     tiny_bert,
     tiny_llama,
     tiny_llama_classifier,
 )
+from other_processes import run_python
 
 
 def _registered(kind: type[RandomLoraConfig] = RandomLoraConfig) -> dict[str, type[RandomLoraConfig]]:

@@ -30,13 +30,13 @@ from conftest import (
     distance,
     logits_of,
     perturb,
-    run_python,
     seeded,
     tiny_gpt2,
     tiny_llama,
     tiny_qwen,
     tokens,
 )
+from other_processes import run_copy
 
 FAMILIES = list(product(POSTERIORS, ("lora", "inducing")))
 each_family = pytest.mark.parametrize(("posterior", "mean"), FAMILIES)
@@ -85,7 +85,7 @@ def across_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str
         model = bayesian(posterior=posterior, mean=mean)
         model.save_pretrained(root / "adapters" / f"{posterior}-{mean}")
         here[f"{posterior}-{mean}"] = logits_of(model), draws_of(model)
-    done = run_python(IN_ANOTHER_PROCESS, root, str(root / "adapters"), str(root / "result.pt"))
+    done = run_copy(IN_ANOTHER_PROCESS, root, str(root / "adapters"), str(root / "result.pt"))
     assert done.returncode == 0, done.stderr
     return here, torch.load(root / "result.pt")
 

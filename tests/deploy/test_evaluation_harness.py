@@ -20,7 +20,8 @@ from bayeslora.runs import Run, load_run, train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import Classification, Cloze
 from bayeslora_cli.main import main
-from conftest import byte_level_tokenizer, perturb, run_python, seeded, tiny_llama, wordpiece_tokenizer
+from conftest import byte_level_tokenizer, perturb, seeded, tiny_llama, wordpiece_tokenizer
+from other_processes import run_copy
 
 pytest.importorskip("lm_eval")
 
@@ -374,7 +375,7 @@ lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include
 runpy.run_module("bayeslora.deploy.lm_eval", run_name="__main__")
 """
     arguments = f"pretrained={run_folder / 'run'},num_samples=2"
-    done = run_python(
+    done = run_copy(
         script,
         tmp_path,
         *("--model", "bayeslora", "--model_args", arguments, "--tasks", "plants", "--limit", "2"),

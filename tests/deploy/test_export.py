@@ -43,11 +43,11 @@ from conftest import (
     distance,
     logits_of,
     perturb,
-    run_python,
     seeded,
     tiny_llama,
     tokens,
 )
+from other_processes import run_python
 
 DRAWS, SEED = 2, 11
 

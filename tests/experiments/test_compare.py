@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy
@@ -24,9 +25,11 @@ from bayeslora_cli.main import main
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def config(tmp_path: Path, tiny_base: Path, data: Path) -> Path:  # noqa: F811
-    other = tmp_path / "other"
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, data: Path) -> Path:  # noqa: F811
+    """A comparison's config, which tests must leave as it is."""
+    folder = tmp_path_factory.mktemp("compare")
+    other = folder / "other"
     other.mkdir()
     write_items(other / "train.jsonl", items(3, 300))
     write_items(other / "dev.jsonl", items(2, 350))
@@ -50,9 +53,29 @@ def config(tmp_path: Path, tiny_base: Path, data: Path) -> Path:  # noqa: F811
         "num_samples": 3,
         "cost_examples": 2,
     }
-    path = tmp_path / "compare.yaml"
+    path = folder / "compare.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def config(shared: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copy(shared, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def finished(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the whole comparison, which tests must leave as it is."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    compare(shared, folder)
+    return folder
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def compare(config: Path, output: Path) -> Results:
@@ -89,18 +112,18 @@ def normalised(cell, split: str) -> numpy.ndarray:
     return probabilities / probabilities.sum(1, keepdims=True)
 
 
-def test_the_numbers_are_those_of_the_saved_adapter(config, tmp_path):
-    results = compare(config, tmp_path / "out")
+def test_the_numbers_are_those_of_the_saved_adapter(finished):
+    results = Results.read(finished / "results.jsonl")
     cell = results.cells("final", method="bayesian_lora")[1]
-    run = load_run(tmp_path / "out" / "runs" / "plants-bayesian_lora-0.02-1")
+    run = load_run(finished / "runs" / "plants-bayesian_lora-0.02-1")
     test = task_items(run.config.task).test
     assert [item.id for item in test] == results.items("plants", "test").ids
     expected = run.predict(test).predictive.probabilities
     torch.testing.assert_close(torch.tensor(cell.predictions["test"].padded()).float(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_temperature_row_has_the_temperature_of_the_largest_posterior_on_dev(config, tmp_path):
-    results = compare(config, tmp_path / "out")
+def test_the_temperature_row_has_the_temperature_of_the_largest_posterior_on_dev(finished):
+    results = Results.read(finished / "results.jsonl")
     plain, scaled = (results.cells("final", method=name)[0] for name in ("lora", "lora + temperature"))
     labels = torch.tensor(results.items("plants", "dev").label_array())
     temperature = scaled.details["temperature"]
@@ -117,16 +140,15 @@ def test_the_temperature_row_has_the_temperature_of_the_largest_posterior_on_dev
     assert 0 < scaled.details["temperature_standard_error"] < temperature
 
 
-def test_a_finished_comparison_trains_nothing_again(config, tmp_path, monkeypatch):
-    compare(config, tmp_path / "out")
-    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+def test_a_finished_comparison_trains_nothing_again(config, out, monkeypatch):
+    before = (out / "results.jsonl").read_bytes()
     monkeypatch.setattr(computing, "train", lambda *_, **__: pytest.fail("trained again"))
-    compare(config, tmp_path / "out")
-    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+    compare(config, out)
+    assert (out / "results.jsonl").read_bytes() == before
 
 
-def test_a_killed_comparison_ends_with_the_same_numbers(config, tmp_path, monkeypatch):
-    whole = compare(config, tmp_path / "whole")
+def test_a_killed_comparison_ends_with_the_same_numbers(config, finished, tmp_path, monkeypatch):
+    whole = Results.read(finished / "results.jsonl")
     trained, original = [], computing.train
 
     def killed(run, folder, **options):
@@ -153,15 +175,15 @@ def test_a_killed_comparison_ends_with_the_same_numbers(config, tmp_path, monkey
 
 
 @pytest.mark.parametrize("torn", [0, 20])
-def test_a_kill_between_the_cells_of_a_row_loses_nothing(config, tmp_path, monkeypatch, torn):
+def test_a_kill_between_the_cells_of_a_row_loses_nothing(config, out, monkeypatch, torn):
     """The derived cell is in the file, the one that it was derived from is not, or not whole."""
-    whole = compare(config, tmp_path / "out")
-    path = tmp_path / "out" / "results.jsonl"
+    path = out / "results.jsonl"
+    whole = Results.read(path)
     lines = path.read_bytes().splitlines(keepends=True)
     derived = next(number for number, line in enumerate(lines) if b"+ temperature" in line)
     path.write_bytes(b"".join(lines[: derived + 1]) + lines[derived + 1][:torn])
     monkeypatch.setattr(computing, "train", lambda *_, **__: pytest.fail("trained again"))
-    resumed = compare(config, tmp_path / "out")
+    resumed = compare(config, out)
     assert path.read_bytes().startswith(b"".join(lines[: derived + 1]))
     assert [cell.key for cell in resumed.cells()] == [cell.key for cell in whole.cells()]
 
@@ -183,18 +205,17 @@ def test_a_failing_row_costs_only_itself_and_is_tried_again(config, tmp_path, mo
     assert len(compare(config, tmp_path / "out").cells("final", method="lora")) == 2
 
 
-def test_another_config_is_refused_with_what_differs(config, tmp_path, capsys):
-    compare(config, tmp_path / "out")
+def test_another_config_is_refused_with_what_differs(config, out, capsys):
     content = yaml.safe_load(config.read_text())
     content["train"]["max_steps"] = 4
     config.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(SystemExit):
-        compare(config, tmp_path / "out")
+        compare(config, out)
     assert "train.max_steps" in capsys.readouterr().err
 
 
-def test_rows_and_seeds_can_be_added_and_what_is_there_is_kept(config, tmp_path, monkeypatch):
-    first = compare(config, tmp_path / "out")
+def test_rows_and_seeds_can_be_added_and_what_is_there_is_kept(config, out, monkeypatch):
+    first = Results.read(out / "results.jsonl")
     content = yaml.safe_load(config.read_text())
     content["rows"] = {"map": {"method": {"class_path": "Lora"}, "train": {"weight_decay": 0.1}}}
     content["seeds"] = [0, 2]
@@ -203,20 +224,19 @@ def test_rows_and_seeds_can_be_added_and_what_is_there_is_kept(config, tmp_path,
     monkeypatch.setattr(
         computing, "train", lambda run, folder, **o: trained.append(folder.name) or original(run, folder, **o)
     )
-    results = compare(config, tmp_path / "out")
+    results = compare(config, out)
     assert len(trained) == 3 and all("map" in name for name in trained)
     assert [cell.key for cell in results.cells()][: len(first.cells())] == [cell.key for cell in first.cells()]
     assert list(results.header.config["rows"]) == ["lora", "bayesian_lora", "map"]
     assert results.header.config["seeds"] == [0, 1, 2]
 
 
-def test_a_base_that_is_quantised_is_another_comparison(config, tmp_path):
-    compare(config, tmp_path / "out")
+def test_a_base_that_is_quantised_is_another_comparison(config, out):
     content = yaml.safe_load(config.read_text())
     content["model"]["quantization"] = "torchao_int8"
     config.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(SystemExit):
-        compare(config, tmp_path / "out")
+        compare(config, out)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +264,8 @@ def test_the_adapters_are_the_same_for_every_row_and_rows_keep_their_own_trainin
     assert config.rows["one"].method.r == 3
 
 
-def test_what_is_logged_of_the_results_is_json(config, tmp_path):
-    compare(config, tmp_path / "out")
-    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+def test_what_is_logged_of_the_results_is_json(finished):
+    lines = (finished / "results.jsonl").read_text().splitlines()
     header = json.loads(lines[0])
     assert header["config"]["rows"]["bayesian_lora"]["method"]["init_args"]["prior_std"] == 0.3
     assert "output_dir" not in header["config"]

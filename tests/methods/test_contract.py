@@ -1,7 +1,6 @@
 """What every method promises. Each class in `bayeslora.methods` is found by itself and goes through the same tests."""
 
 import copy
-import gc
 import inspect
 import json
 import math
@@ -9,7 +8,7 @@ import random
 import shutil
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,14 +102,6 @@ class World:
 
     def base_model(self) -> nn.Module:
         return load_base_model(str(self.base), device="cpu")[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Each training run ends in a full garbage collection; what is imported by now need not be looked through."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

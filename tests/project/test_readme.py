@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from test_cli import data, tiny_base  # noqa: F401
+
+from other_processes import run_copy
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,9 +25,9 @@ def ten_lines(tiny_base, data, tmp_path) -> str:  # noqa: F811
     return code + "import json\nnumbers = json.dumps(prediction.samples.tolist())\n"
 
 
-def test_the_ten_lines_give_the_same_numbers_in_two_processes(ten_lines):
+def test_the_ten_lines_give_the_same_numbers_in_two_processes(ten_lines, tmp_path):
     script = ten_lines + "print(numbers)"
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    other = run_copy(script, tmp_path)
     assert other.returncode == 0, other.stderr
     here: dict[str, str] = {}
     exec(ten_lines, here)

@@ -15,7 +15,8 @@ from test_cli import config, data, fails, items, tiny_base, write_items  # noqa:
 from bayeslora.runs import load_run
 from bayeslora.system.folders import only_replacer, only_writer, recover_parts
 from bayeslora_cli.main import main
-from conftest import bayesian, run_python
+from conftest import bayesian
+from other_processes import run_copy, run_python
 
 HOLD = """
 import sys, time
@@ -228,7 +229,7 @@ def test_a_kill_between_any_two_steps_leaves_one_whole_run(tmp_path: Path) -> No
     script = "import os, sys\nfor k in range(40):\n    pid = os.fork()\n    if pid == 0:\n        "
     script += "sys.argv = ['', sys.argv[1] + f'/{k}', str(k)]\n        exec(KILLED)\n        os._exit(0)\n    "
     script += "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
-    done = run_python(f"KILLED = {KILLED!r}\nimport bayeslora.system.folders\n{script}", tmp_path, str(tmp_path))
+    done = run_copy(f"KILLED = {KILLED!r}\nimport bayeslora.system.folders\n{script}", tmp_path, str(tmp_path))
     codes = done.stdout.split()
     assert set(codes) == {"0", "9"} and codes.index("0") > 8, done.stderr
     seen = []
@@ -350,22 +351,31 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
             assert file.stat().st_mode & 0o777 == 0o666 & ~mask, file
 
 
+NAMES = {"target_modules": ["q_proj", "v_proj", "down_proj", "k_proj"], "exclude_modules": ["a", "b", "c"]}
+ORDERS = f"print([list(set(names)) for names in {NAMES}.values()])"
 SAVED = """
 import sys
-from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from conftest import tiny_llama
 from bayeslora.system.files import save_adapter
-config = LoraConfig(target_modules=["q_proj", "v_proj", "down_proj", "k_proj"], exclude_modules=["a", "b", "c"])
-save_adapter(get_peft_model(tiny_llama(), config), sys.argv[1])
+save_adapter(get_peft_model(tiny_llama(), LoraConfig(**NAMES)), sys.argv[1])
 """
 
 
-def test_the_adapters_config_has_the_same_bytes_in_every_process(tmp_path, monkeypatch):
-    for seed in (1, 2):
+def test_the_adapters_config_has_the_same_bytes_in_every_process(tmp_path, monkeypatch, capsys):
+    """Also in one where the same sets have another order."""
+    script = f"NAMES = {NAMES}\n{SAVED}"
+    exec(ORDERS)
+    here, there = capsys.readouterr().out, ""
+    for seed in range(10):
         monkeypatch.setenv("PYTHONHASHSEED", str(seed))
-        done = run_python(SAVED, tmp_path, str(tmp_path / str(seed)))
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "1" / "adapter_config.json").read_bytes() == (
-        tmp_path / "2" / "adapter_config.json"
-    ).read_bytes()
+        there = subprocess.check_output([sys.executable, "-c", ORDERS], text=True)
+        if there != here:
+            break
+    assert there != here
+    done = run_python(script, tmp_path, str(tmp_path / "there"))
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "here")])
+    exec(script, {})
+    found, expected = ((tmp_path / name / "adapter_config.json").read_bytes() for name in ("there", "here"))
+    assert found == expected

@@ -20,7 +20,8 @@ from bayeslora.system.processes import (
 )
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.main import main
-from conftest import distance, run_python
+from conftest import distance
+from other_processes import run_copy, run_python
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -180,7 +181,7 @@ distributed.destroy_process_group()
 
 
 def test_plain_and_sharded_factors_of_one_shape_are_stacked_apart(tmp_path: Path) -> None:
-    run = run_python(UPPER_LAYERS, tmp_path, str(tmp_path / "store"))
+    run = run_copy(UPPER_LAYERS, tmp_path, str(tmp_path / "store"))
     assert run.returncode == 0, run.stderr[-2000:]
 
 

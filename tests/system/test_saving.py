@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bayeslora import sampling
 from bayeslora.system.files import atomic_file, atomic_folder, disk_is_full, recover_folder, save_adapter, write_json
-from conftest import bayesian, distance, logits_of, perturb, run_python, tiny_llama
+from conftest import bayesian, distance, logits_of, perturb, tiny_llama
+from other_processes import run_copy
 
 
 def draws(model: PeftModel) -> Tensor:
@@ -170,7 +171,7 @@ for moment in ("weights", "0", "1"):
 
 def test_a_kill(old: PeftModel, new: PeftModel, tmp_path: Path) -> None:
     """While the weights are written, before the old folder is set aside, and between the two renames."""
-    done = run_python(KILLED, tmp_path, str(tmp_path))
+    done = run_copy(KILLED, tmp_path, str(tmp_path))
     assert done.returncode == 0, done.stderr
     for moment in ("weights", "0", "1"):
         path = tmp_path / moment / "adapter"

