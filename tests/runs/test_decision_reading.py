@@ -1,7 +1,7 @@
 """What heads read: states and questions share forwards, and have the numbers that they have alone."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from bayeslora.runs.decisions.reading import HiddenReader, Vectors
 from bayeslora.scoring.codes import CodeReader, TooLongError
 from bayeslora.tasks.decisions import Question, parse_question
 from conftest import CAUSAL, MODELS, byte_level_tokenizer
+from unheeding import bloom, built, gpt_neo, mpt
 
 QUESTIONS = [
     parse_question({"type": "noul", "instructions": "Is it urgent?"}),
@@ -22,9 +23,10 @@ QUESTIONS = [
 STATES = ["The parcel is lost and nobody answers.", "Hello", {"subject": "invoice", "amount": 3}]
 
 
-def hidden_reader(name: str = "llama") -> HiddenReader:
+def hidden_reader(name: str = "llama", model: nn.Module | None = None) -> HiddenReader:
     tokenizer = byte_level_tokenizer()
-    model = MODELS[name](vocab_size=len(tokenizer), max_position_embeddings=1024).eval()
+    if model is None:
+        model = MODELS[name](vocab_size=len(tokenizer), max_position_embeddings=1024).eval()
     return HiddenReader(CodeReader(model, tokenizer))
 
 
@@ -90,13 +92,33 @@ def test_however_it_is_divided_the_numbers_are_the_same(
     expected = [hidden_reader()(state, QUESTIONS) for state in STATES]
     monkeypatch.setattr(module, "_ROW", room)
     if first is not None:
-        monkeypatch.setattr("bayeslora.readouts.row.reads_packed", lambda *_: False)
+        monkeypatch.setattr(module, "TOLERANCE", -1.0)
     reader = hidden_reader()
     ran = forwards(reader)
     prompts = [reader.prompt(reader.reader.state_tokens(state), QUESTIONS) for state in STATES]
     for found, one in zip(reader.read(prompts), expected, strict=True):
         assert_same(found, [one])
     assert len([number for number, _ in ran if number == 0]) > 1
+
+
+@pytest.mark.parametrize("build", [gpt_neo, bloom, mpt], ids=lambda build: build.__name__)
+def test_models_that_heed_no_masks_or_positions_are_found_out_and_read_one_by_one(
+    build: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = hidden_reader(model=built(build))
+    assert len(reader(STATES[0], []).questions) == 0
+    for state in STATES:
+        assert_same(reader(state, QUESTIONS), [alone(reader, state, question) for question in QUESTIONS])
+    assert caplog.text.count("does not read questions in one row behind their state") == 1
+
+
+def test_a_window_that_only_long_rows_notice(caplog: pytest.LogCaptureFixture) -> None:
+    model = built(lambda: gpt_neo(window=300))
+    del model.config.window_size
+    reader = hidden_reader(model=model)
+    for state in ("Hello", "Hello " * 60, "Hello"):
+        assert_same(reader(state, QUESTIONS), [alone(reader, state, question) for question in QUESTIONS])
+    assert "off by" in caplog.text
 
 
 def test_a_question_that_does_not_fit_behind_its_state_is_refused() -> None:

@@ -10,17 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_scoring import ITEMS, assert_same_logits, naive_cloze
 from torch import Tensor, nn
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MptConfig,
-    MptForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from bayeslora import predict, sampling
 from bayeslora.adapters.draws import hold_draw
@@ -32,39 +22,10 @@ from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.scoring.unpacked import UnpackedBatch
 from bayeslora.training.cross_entropy import smoothed_cross_entropy
 from conftest import byte_level_tokenizer, config_for, distance, perturb, seeded, tiny_llama
-
-SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "initializer_range": 0.2, "pad_token_id": 0}
-
-
-def gpt_neo(window: int = 8) -> PreTrainedModel:
-    """Every other layer looks back `window` tokens, by a mask of its own."""
-    fields = {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "attention_dropout": 0.0}
-    return GPTNeoForCausalLM(GPTNeoConfig(**SIZES, **fields, window_size=window, max_position_embeddings=1024))
-
-
-def bloom() -> PreTrainedModel:
-    """ALiBi; raises at a mask for each pair of tokens."""
-    return BloomForCausalLM(BloomConfig(**SIZES, n_layer=2, n_head=4))
-
-
-def mpt() -> PreTrainedModel:
-    """ALiBi; takes the mask, and no positions."""
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2}
-    return MptForCausalLM(MptConfig(vocab_size=320, initializer_range=0.2, max_seq_len=256, **sizes))
-
-
-def mamba() -> PreTrainedModel:
-    """Carries a state along."""
-    return MambaForCausalLM(MambaConfig(**SIZES, num_hidden_layers=2))
-
+from unheeding import bloom, built, gpt_neo, mamba, mpt
 
 MODELS: list[Callable[[], PreTrainedModel]] = [gpt_neo, bloom, mpt, mamba]
 each_model = pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
-
-
-def built(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    with seeded(0):
-        return build().eval()
 
 
 def adapted(build: Callable[[], PreTrainedModel] = gpt_neo) -> Any:

@@ -16,7 +16,7 @@ from bayeslora.models.layers import base_model
 from bayeslora.readouts.hidden import hidden_states
 from bayeslora.readouts.together import attending_by_part
 from bayeslora.scoring.base import forward_options
-from bayeslora.scoring.cloze import attention_mask, reads_packed
+from bayeslora.scoring.cloze import attention_mask
 
 __all__ = ["Row", "Text"]
 
@@ -56,15 +56,11 @@ class Row:
         self.parts.append([*seen, own])
         return own
 
-    def suits(self, model: nn.Module) -> bool:
-        """Whether `model` reads it as it reads each text alone, which is tried (`bayeslora.scoring.packing`)."""
-        return reads_packed(model, [torch.tensor(self.tokens, device=_device(model))])
-
     def hidden(self, model: nn.Module, layers: Sequence[int]) -> list[Tensor]:
         """Hidden states [layers, tokens, hidden] of each part, in the model's number type; the layers above do not run.
 
         Args:
-            model: A causal language model for which it is suited.
+            model: A causal language model that heeds masks and positions, which not all do.
             layers: Of `read_layers`, rising.
         """
         device = _device(model)

@@ -24,7 +24,7 @@ from bayeslora.scoring.packing import packs
 from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch, over_length
 
-__all__ = ["Cloze", "ClozeBatch", "attention_mask", "reads_packed"]
+__all__ = ["Cloze", "ClozeBatch", "attention_mask"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -58,8 +58,11 @@ class ClozeBatch(ChoiceBatch):
         """
         if self["input_ids"].is_meta:  # Memory is planned for packed choices; there are no numbers to compare.
             return self
-        rows = [row[-length:] for row, length in zip(self["input_ids"], self["lengths"].tolist(), strict=True)]
-        return self if reads_packed(model, rows) else UnpackedBatch.of(self)
+        positions = getattr(text_config(unwrapped(model)), "max_position_embeddings", None)
+        length = self["input_ids"].shape[1]
+        fits = positions is None or length <= positions
+        trusted = fits and packs(model, length, lambda tokens: self._probe(model, tokens))
+        return self if trusted else UnpackedBatch.of(self)
 
     def raw_logits(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats.
@@ -103,32 +106,20 @@ class ClozeBatch(ChoiceBatch):
         total = torch.cat([rows.float().logsumexp(-1) for rows in logits.flatten(0, 1).split(8)])
         return (token - total.reshape(copies, -1).gather(1, source)).unflatten(1, self["source"].shape).flatten(0, 1)
 
-
-def reads_packed(model: nn.Module, rows: Sequence[Tensor]) -> bool:
-    """Whether a model has the positions for packed rows of tokens, and reads them right (`bayeslora.scoring.packing`).
-
-    Args:
-        model: With or without adapters.
-        rows: Ids of the tokens of each, without padding.
-    """
-    positions = getattr(text_config(unwrapped(model)), "max_position_embeddings", None)
-    length = max(map(len, rows))
-    fits = positions is None or length <= positions
-    return fits and packs(model, length, lambda tokens: _probe(model, torch.cat(list(rows)).unique(), tokens))
-
-
-def _probe(model: nn.Module, known: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods [choices, tokens] of answers made of `known` tokens: packed, and one choice per row."""
-    shuffled = torch.randint(len(known), (length,), generator=torch.Generator().manual_seed(0))
-    tokens = known[shuffled.to(known.device)].tolist()
-    size = len(tokens) // (2 * _PROBE_CHOICES)
-    question, rest = tokens[: -size * _PROBE_CHOICES], tokens[-size * _PROBE_CHOICES :]
-    choices = [rest[first : first + size] for first in range(0, len(rest), size)]
-    every = torch.ones(1, len(choices), dtype=torch.bool)
-    tensors = _packed([(question, choices)], pad=0) | {"choice_mask": every}
-    probe = ClozeBatch({name: value.to(known.device) for name, value in tensors.items()})
-    inner = unwrapped(model)
-    return probe.likelihood(inner).reshape(len(choices), -1), UnpackedBatch.of(probe).likelihood(inner)
+    def _probe(self, model: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods [choices, tokens] of answers made of this batch's tokens: packed, and one choice per row."""
+        ids, lengths = self["input_ids"].cpu(), self["lengths"].tolist()
+        known = torch.cat([row[-length:] for row, length in zip(ids, lengths, strict=True)]).unique()
+        shuffled = torch.randint(len(known), (length,), generator=torch.Generator().manual_seed(0))
+        tokens = known[shuffled].tolist()
+        size = len(tokens) // (2 * _PROBE_CHOICES)
+        question, rest = tokens[: -size * _PROBE_CHOICES], tokens[-size * _PROBE_CHOICES :]
+        choices = [rest[first : first + size] for first in range(0, len(rest), size)]
+        every = torch.ones(1, len(choices), dtype=torch.bool)
+        tensors = _packed([(question, choices)], pad=0) | {"choice_mask": every}
+        probe = ClozeBatch({name: value.to(self["input_ids"].device) for name, value in tensors.items()})
+        inner = unwrapped(model)
+        return probe.likelihood(inner).reshape(len(choices), -1), UnpackedBatch.of(probe).likelihood(inner)
 
 
 def _compute_dtype(model: nn.Module) -> torch.dtype:
