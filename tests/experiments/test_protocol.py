@@ -237,6 +237,17 @@ def test_what_a_row_trains_and_reads():
     [
         ({"protocol": ProtocolConfig(base_rows=False)}, "base_rows is false"),
         ({"train": TrainConfig(save_steps=5)}, "save_steps is set"),
+        (
+            {
+                "tasks": {"a": TaskConfig(), "b": TaskConfig(scoring="classification")},
+                "rows": {"lora": RowConfig(Lora(), controls=["score_noise"])},
+            },
+            r"rows\.lora\.controls: score_noise .* 'classification' on task 'b'",
+        ),
+        (
+            {"tasks": {"a": TaskConfig()}, "rows": {"head": RowConfig(BayesianHead(), controls=["score_noise"])}},
+            "'options' on task 'a'",
+        ),
     ],
 )
 def test_parts_that_exclude_each_other_are_refused(change, said):

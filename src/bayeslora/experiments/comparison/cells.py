@@ -154,8 +154,7 @@ class CellComputer:
             assert power is not None
             readings += [found for reading in readings for found in per_token(reading, lengths, power)]
         if "score_noise" in row.controls:
-            if lengths is None:
-                raise ValueError("the control score_noise is for scoring cloze, whose choices have a length.")
+            assert lengths is not None
             readings.append(with_score_noise(own, lengths))
         for reading in readings:
             if not reading.own:

@@ -54,8 +54,8 @@ class CompareConfig(CompareOptions):
 
         Raises:
             ValueError: A value is out of its range or of another type, also in the training of a row, a list is empty
-                or has a value twice, a row's training has an unknown field, `out_of_distribution_from` names no
-                task, or parts of the protocol exclude each other or something else.
+                or has a value twice, a row's training has an unknown field, a control is for another scoring,
+                `out_of_distribution_from` names no task, or parts of the protocol exclude each other or something else.
         """
         check_options(self)
         if self.protocol.base_rows and BASE not in self.rows and any(map(self.has_base, self.tasks)):
@@ -71,6 +71,7 @@ class CompareConfig(CompareOptions):
         self._check_protocol()
         for title, row in self.rows.items():
             self._check_training(title, row)
+            self._check_controls(title, row)
         check_arguments(self.train.arguments, instead=_OF_EACH_RUN)
 
     def _check_protocol(self) -> None:
@@ -97,6 +98,19 @@ class CompareConfig(CompareOptions):
             raise ValueError(f"row {title!r}: {name} has no field {unknown[0]!r}; it has {sorted(known)}.")
         check_options(train := replace(self.train, **row.train), name)
         check_arguments(train.arguments, f"{name}.arguments", instead=_OF_EACH_RUN)
+
+    def _check_controls(self, title: str, row: RowConfig) -> None:
+        for task in self.tasks:
+            if "score_noise" in row.controls and (scoring := self.scoring(task, title)) != "cloze":
+                raise ValueError(
+                    f"rows.{title}.controls: score_noise is for scoring cloze, whose choices have a length, but the "
+                    f"row has {scoring!r} on task {task!r}; leave it out of the controls."
+                )
+
+    def scoring(self, task: str, title: str) -> str:
+        """How a row reads the items of a task."""
+        row = self.rows[title]
+        return (row.scoring if row.method.adapts else "options") or self.tasks[task].scoring
 
     def has_rate(self, title: str) -> bool:
         """Whether a row has a learning rate; a head in closed form and a row of no steps have none."""
@@ -148,8 +162,7 @@ class CompareConfig(CompareOptions):
         train = replace(self.train, **row.train, learning_rate=learning_rate)
         if self.protocol.choose_epochs and self.has_rate(title) and not method.of_whole_training:
             train = replace(train, **{"choose_epoch": True, **row.train})
-        scoring = row.scoring if method.adapts else "options"
-        if scoring is not None and scoring != read.scoring:
+        if (scoring := self.scoring(task, title)) != read.scoring:
             # What belongs to the task's own scoring is left at its default.
             read = replace(read, scoring=scoring, length_power=1.0, chat_template="auto")
         elif length_power is not None:
