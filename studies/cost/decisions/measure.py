@@ -29,7 +29,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import bayeslora
-from bayeslora.deploy.serve.decisions import answering
+from bayeslora.deploy.serve.decisions.answering import Answering
 from bayeslora.deploy.serve.decisions.wire import Asked
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder
@@ -42,8 +42,7 @@ RECORDS = 100
 STATE = 400
 """Tokens of the state, with its frame."""
 COUNTS = (1, 2, 4, 8)
-CLIENTS = {"short": (1, 4, 8), "long": (4,)}
-"""By the length of the states: long requests fill a row of 512 tokens by themselves."""
+CLIENTS = (1, 4, 8)
 ROOMS = {"one by one": 1, "512 tokens": 512, "2048 tokens": 2048}
 REQUESTS = 8
 """Of all clients together, in each measurement."""
@@ -155,7 +154,7 @@ def one_state(model: DecisionModel, state: str, options: argparse.Namespace) -> 
 
 
 def alone_and_beside(model: DecisionModel, states: Sequence[str]) -> float:
-    """The most that a probability moves where others stand beside it: eight questions for one, four states for one."""
+    """The most that a probability moves where eight questions are asked in place of one, of four states."""
     requests = [model.request(state, LONG) for state in states]
     together = model.answers(requests)
     apart = [{name: model.decide(state, {name: LONG[name]})[name] for name in LONG} for state in states]
@@ -167,7 +166,7 @@ def serve(model: DecisionModel, requests: Sequence[Asked], clients: int, room: i
     """Answer all of them; each client sends its next one when it has its answer."""
 
     async def all_of_them() -> None:
-        desk = answering.Answering(model, Settings())
+        desk = Answering(model, Settings(), room=room)
         desk.start()
         waiting = list(requests)
 
@@ -178,23 +177,18 @@ def serve(model: DecisionModel, requests: Sequence[Asked], clients: int, room: i
         await asyncio.gather(*(client() for _ in range(clients)))
         await desk.close()
 
-    before, answering._ON_CPU = answering._ON_CPU, room
-    try:
-        asyncio.run(all_of_them())
-    finally:
-        answering._ON_CPU = before
+    asyncio.run(all_of_them())
 
 
 def concurrent(
     model: DecisionModel,
     states: Sequence[str],
     questions: Mapping[str, Question],
-    clients_at_once: Sequence[int],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     requests = [Asked(state, dict(questions)) for state in states]
     found: dict[str, Any] = {"tokens": [model.request(one.state, one.questions).num_tokens for one in requests]}
-    for clients in clients_at_once:
+    for clients in CLIENTS:
         candidates = {
             name: (lambda room=room, clients=clients: serve(model, requests, clients, room))  # type: ignore[misc]
             for name, room in ROOMS.items()
@@ -232,9 +226,7 @@ def main() -> None:
     result["most_moved_by_company"] = alone_and_beside(model, states[:4])
     save(options.output, result)
     short = [of_length(model, test[20 * n :], 60) for n in range(REQUESTS)]
-    result["concurrent, short"] = concurrent(model, short, SHORT, CLIENTS["short"], options)
-    save(options.output, result)
-    result["concurrent, long"] = concurrent(model, states, LONG, CLIENTS["long"], options)
+    result["concurrent, short"] = concurrent(model, short, SHORT, options)
     save(options.output, result)
 
 

@@ -68,13 +68,16 @@ class HiddenReader:
 
     Args:
         reader: The reader, with its model.
+
+    Attributes:
+        room: Tokens of a row at most.
     """
 
     def __init__(self, reader: CodeReader):
         self.reader = reader
         self.layers = read_layers(reader.model, DEPTHS)
         self.question_tokens = lru_cache(4096)(self._question_tokens)
-        self._room = min(_ROW, readable_tokens(reader.model) or _ROW)
+        self.room = min(_ROW, readable_tokens(reader.model) or _ROW)
         self._tried, self._distrusted = 0, False
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> Vectors:
@@ -118,7 +121,7 @@ class HiddenReader:
             return [prompt]
         pieces = [Prompt(prompt.state, [])]
         for question in prompt.questions:
-            if pieces[-1].questions and pieces[-1].tokens + len(question) > self._room:
+            if pieces[-1].questions and pieces[-1].tokens + len(question) > self.room:
                 pieces.append(Prompt(prompt.state, []))
             pieces[-1].questions.append(question)
         return pieces
@@ -128,21 +131,21 @@ class HiddenReader:
         row: list[tuple[int, Prompt]] = []
         left = 0
         for place, piece in pieces:
-            needed = self._room + 1 if self._is_long(piece.state) else piece.tokens
+            needed = self.room + 1 if self._is_long(piece.state) else piece.tokens
             if row and needed > left:
                 yield row
                 row = []
-            left = (left if row else self._room) - needed
+            left = (left if row else self.room) - needed
             row.append((place, piece))
         if row:
             yield row
 
     def _is_long(self, state: list[int]) -> bool:
-        return len(state) > self._room // 2
+        return len(state) > self.room // 2
 
     def _together(self, prompts: Sequence[Prompt]) -> list[Vectors]:
         tokens = sum(prompt.tokens for prompt in prompts)
-        if self._distrusted or self._is_long(prompts[0].state) or tokens > self._room:
+        if self._distrusted or self._is_long(prompts[0].state) or tokens > self.room:
             return [self._one_by_one(prompt) for prompt in prompts]
         return self._row(prompts) if tokens <= self._tried else self._on_trial(prompts, tokens)
 

@@ -17,11 +17,6 @@ from bayeslora.tasks.decisions import Answer
 
 __all__ = ["Answering"]
 
-_ON_CPU = 512
-"""Tokens of requests that share a forward; there the time by token falls no further (studies/cost/decisions)."""
-
-_ELSEWHERE = 8192
-
 
 class Answering:
     """Answers requests with a model.
@@ -33,6 +28,8 @@ class Answering:
         model: It belongs to this from now on.
         settings: Its `batch_size` is how many requests share a forward at most.
         observe: As of `Batcher`.
+        room: Tokens of requests that are read together at most; default: a row of them, with which throughput on a CPU
+            is highest (studies/cost/decisions).
     """
 
     def __init__(
@@ -40,10 +37,10 @@ class Answering:
         model: DecisionModel,
         settings: Settings,
         observe: Callable[[int, float], None] = lambda items, seconds: None,
+        room: int | None = None,
     ):
         self.model = model
-        device = next(model.reader.model.parameters()).device
-        self._room = _ON_CPU if device.type == "cpu" else _ELSEWHERE
+        self._room = room or model.hidden.room
         self._words = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bayeslora-tokens")
         self.batcher: Batcher[Request, dict[str, Answer]] = Batcher(
             self._read,
