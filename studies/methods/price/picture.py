@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bayeslora.report.colours import OUTSIDE_COLOURS
 from bayeslora.report.figure import SMALL, plain, png
-from studies.methods.price.measure import DRAWS, HERE, SECONDS, read_rows
+from studies.methods.price.measure import DRAWS, HERE, SECONDS, SEEDS, read_rows
 
 ONE_PASS = HERE.parent / "one_pass" / "readings.jsonl"
 TITLES = {
@@ -31,11 +31,14 @@ def rows() -> dict[str, dict[str, Any]]:
     """Passes of plain LoRA, and the mean scores over seeds with and without a temperature, by row."""
     seconds = json.loads(SECONDS.read_text())
     found: dict[str, list[dict[str, Any]]] = {}
-    for (name, _), record in read_rows().items():
-        found.setdefault(name, []).append(record)
+    readings = read_rows()
+    seeds = [seed for seed in SEEDS if ("student of ten draws", seed) in readings]
+    for (name, seed), record in readings.items():
+        if seed in seeds:
+            found.setdefault(name, []).append(record)
     passes = {name: value / seconds["lora"] for name, value in seconds.items()}
     read = [json.loads(line) for line in ONE_PASS.read_text().splitlines()]
-    read = [each for each in read if each["run"].startswith("arc_easy-bayesian_lora")]
+    read = [each for each in read if each["seed"] in seeds and each["run"].startswith("arc_easy-bayesian_lora")]
     found["one pass"] = [each["one_pass"] for each in read]
     passes["one pass"] = (
         fmean(each["seconds_per_item"]["one_pass"] / each["seconds_per_item"]["mean"] for each in read)
