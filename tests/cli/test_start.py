@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bayeslora.options.hints import Names, hint, nearest
+from bayeslora.options.wording import reworded
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.commands.base import ConfigCommand
+from bayeslora_cli.commands.scores import scores_table
 from bayeslora_cli.main import main
 
 NAMES = [each.name for each in command_classes()]
@@ -98,6 +100,23 @@ def test_the_nearest_by_meaning_and_by_spelling(wrong, right):
 )
 def test_hints_on_messages_of_the_parser(message, said):
     assert hint(message, Names(TRAIN, methods=METHODS)) == said
+
+
+def test_a_text_where_a_list_belongs_is_answered_with_a_list():
+    said = """Parser key "task.classes":
+  Does not validate against any of the Union subtypes
+  Subtypes: [list[str], <class 'NoneType'>]
+  Errors:
+    - Expected a <class 'list'>
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: red,green"""
+    assert reworded(said) == "task.classes must be a list such as [a, b], got 'red,green'."
+
+
+def test_the_mean_of_draws_in_a_table_has_two_decimals():
+    table = scores_table({"split": "test", "num_examples": 1200, "num_samples": 2.7123333, "nll": 1.0})
+    assert table.splitlines()[-1].split() == ["test", "1,200", "2.71", "1.000"]
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,16 @@ def test_draws_go_on_where_others_ended():
     whole = predict(model, inputs, 5, seed=4).samples
     rest = predict(model, inputs, 3, seed=4, first_sample=2).samples
     assert torch.allclose(whole[2:], rest, atol=1e-5) and not torch.allclose(whole[:3], rest, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [{"error": "x"}, {"error": None}, {"tolerance": float("nan")}, {"fewest": 2.5}])
+def test_what_is_asked_for_is_checked_for_its_kind(value):
+    with pytest.raises(ValueError, match=f"{next(iter(value))} must"):
+        Adaptive(**value)
+
+
+@pytest.mark.parametrize("fewest", [ALL, 3 * ALL])
+def test_where_the_fewest_draws_are_all_every_item_has_all(fewest):
+    dev = world(20, 3, 1.0, 0.3, 0.5, 0)
+    found = settled_draws(dev, Settling.fit(Adaptive(fewest=fewest), dev))
+    assert found.counts.tolist() == [ALL] * 20

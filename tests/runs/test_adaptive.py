@@ -62,6 +62,37 @@ def test_predictions_and_scores_say_the_draws_of_each_item(copied, tmp_path):
     assert metrics["num_samples"] == pytest.approx(sum(row["num_samples"] for row in written) / len(written))
 
 
+def test_an_evaluation_keeps_the_draws_of_dev_beside_what_it_writes(copied, monkeypatch):
+    evaluate(copied, num_samples="auto", examples=2)
+    asked, own = [], Run.predict
+    monkeypatch.setattr(
+        Run, "predict", lambda self, items, *rest, **more: asked.append(len(items)) or own(self, items, *rest, **more)
+    )
+    evaluate(copied, num_samples="auto", examples=2)
+    assert asked == [2]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{", "[1]", '{"a": 1}', '{"key": [1], "content": 1}', '{"key": null, "content": 1}']
+)
+def test_a_damaged_file_of_draws_costs_a_prediction_and_nothing_else(copied, damaged):
+    expected = with_draws(copied).settling()
+    kept = (copied / "dev_draws.json").read_text()
+    (copied / "dev_draws.json").write_text(damaged)
+    assert with_draws(copied).settling() == expected
+    assert (copied / "dev_draws.json").read_text() == kept
+
+
+def test_few_dev_items_for_the_stated_error_are_a_word(copied, caplog):
+    loaded = with_draws(copied)
+    number = len(task_items(loaded.config.task).dev)
+    loaded.settling(Adaptive(error=1 / (number + 1)))
+    assert f"{number} dev items, too few" in caplog.text and f"{number + 1} dev items or more" in caplog.text
+    caplog.clear()
+    loaded.settling(Adaptive(error=1 / number))
+    assert not caplog.text
+
+
 def test_methods_without_draws_predict_as_ever_and_dropout_and_no_dev_are_refused(copied, monkeypatch):
     loaded = with_draws(copied)
     assert replace(loaded, config=replace(loaded.config, method=Lora())).settling() is None

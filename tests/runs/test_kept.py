@@ -88,7 +88,7 @@ def test_they_are_those_of_one_number_of_draws(copied, predicted):
 def test_a_broken_file_and_a_folder_in_use_cost_time_alone(copied, predicted, monkeypatch):
     expected = calibrated_on_dev(load_run(copied), 0.6).threshold
     (copied / "dev_predictions.json").write_text('{"key": ')
-    monkeypatch.setattr("bayeslora.runs.kept.only_writer", _in_use)
+    monkeypatch.setattr("bayeslora.runs.kept.writer_within", _in_use)
     assert calibrated_on_dev(load_run(copied), 0.6).threshold == pytest.approx(expected)
     assert len(predicted) == 1 and (copied / "dev_predictions.json").read_text() == '{"key": '
 

@@ -7,7 +7,13 @@ from collections.abc import Collection
 
 __all__ = ["reworded"]
 
-_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "list": "a list such as [a, b]",
+}
 
 
 def reworded(message: str, command: str = "", options: Collection[str] = ()) -> str:
@@ -49,8 +55,9 @@ def _about_option(name: str, said: str) -> str | None:
 
 def _expected(said: str) -> str:
     """What was expected; "" where that is not said in a way that is known."""
-    kinds = re.findall(r"<class '(\w+)'>", said.partition("Errors:")[0].partition("Given value type")[0])
+    types = said.partition("Errors:")[0].partition("Given value type")[0]
+    kinds = re.findall(r"<class '(\w+)'>|\b(list)\[", types)
     choices = re.search(r"Literal\[(.*?)\]", said)
     words = [f"one of {choices[1]}"] if choices else []
-    words += [_KINDS.get(kind, "") for kind in kinds if kind != "NoneType"]
+    words += [_KINDS.get(kind or listed, "") for kind, listed in kinds if kind != "NoneType"]
     return " or ".join(words) if all(words) else ""

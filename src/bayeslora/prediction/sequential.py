@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from scipy.special import digamma, polygamma, stdtr
 from torch import Tensor, nn
 
+from bayeslora.options.ranges import Range, Size, check_options
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.uneven import UnevenPredictive
 
 __all__ = ["Adaptive", "Settling", "VariancePrior", "draw_until_settled"]
 
 _TINY = 1e-30
+_Within = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,16 @@ class Adaptive:
         fewest: Draws of an item at least; of one draw the mutual information is 0.
 
     Raises:
-        ValueError: A number is not in (0, 1), or `fewest` is below 1.
+        ValueError: A number is not in (0, 1), or `fewest` is no whole number from 1 on.
     """
 
-    error: float = 0.01
-    tolerance: float | None = None
-    threshold: float | None = None
-    fewest: int = 1
+    error: _Within = 0.01
+    tolerance: _Within | None = None
+    threshold: _Within | None = None
+    fewest: Size = 1
 
     def __post_init__(self) -> None:
-        for name in ("error", "tolerance", "threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, got {value}.")
-        if self.fewest < 1:
-            raise ValueError(f"fewest must be at least 1, got {self.fewest}.")
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -136,6 +133,8 @@ class Settling:
         for look in settling.looks[:-1]:
             doubts.append(settling.doubt(samples[:look]))
             changes.append(settling.changed(probabilities[:look].mean(0), mean))
+        if not doubts:  # `fewest` are all draws, or more: every item has all of them.
+            return settling
         return replace(settling, limit=_limit(torch.stack(doubts), torch.stack(changes), adaptive.error))
 
     @property

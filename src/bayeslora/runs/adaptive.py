@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +20,8 @@ from bayeslora.tasks import Item
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
+
+logger = logging.getLogger("bayeslora")
 
 __all__ = ["NumSamples", "can_stop", "draws_in_words", "is_adaptive", "settling_of"]
 
@@ -78,19 +82,29 @@ def settling_of(
     adaptive = Adaptive() if num_samples == "auto" else num_samples
     asked = (adaptive, most, temperature)
     if asked not in known:
-        known[asked] = Settling.fit(adaptive, _dev_draws(config, folder, temperature, predict))
+        known[asked] = Settling.fit(adaptive, _dev_draws(config, folder, temperature, predict, adaptive.error))
     return known[asked]
 
 
 def _dev_draws(
-    config: RunConfig, folder: Path | None, temperature: float, predict: Callable[[Sequence[Item]], Prediction]
+    config: RunConfig,
+    folder: Path | None,
+    temperature: float,
+    predict: Callable[[Sequence[Item]], Prediction],
+    error: float,
 ) -> Tensor:
-    """Those that the run keeps, or else predicted."""
+    """Those that the run keeps, or else predicted; with a word where they are few for a share of errors."""
     dev = task_items(config.task).dev[:_DEV_ITEMS]
     if len(dev) < 2:
         raise ValueError(
             f'num_samples "auto" learns from dev items how much draws differ, but the run\'s task '
             f"{config.task.name!r} has {len(dev)}; give a number, or train on a task with a dev split."
+        )
+    if len(dev) < 1 / error:
+        logger.warning(
+            'num_samples "auto" learns from %s dev items, too few to show that at most %g of the answers change: more '
+            "may; give a number, or a task with %s dev items or more",
+            *(len(dev), error, math.ceil(1 / error)),
         )
 
     def key(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from bayeslora.adapters.from_lora import adapter_folder
 from bayeslora.runs.config import RunConfig, describe
 from bayeslora.system.files import write_json
-from bayeslora.system.folders import only_writer
+from bayeslora.system.folders import writer_within
 from bayeslora.system.processes import is_main
 from bayeslora.system.reading import read_json
 
@@ -69,7 +69,7 @@ def kept_or_computed(
         return compute()
     wanted, found = key(folder), _read(folder / name)
     if found is not None:
-        changed = [part for part in wanted if found.get("key", {}).get(part) != wanted[part]]
+        changed = [part for part in wanted if found["key"].get(part) != wanted[part]]
         if not changed:
             return found["content"]
         logger.info("%s is of another %s, and is computed again", folder / name, " and ".join(changed))
@@ -77,7 +77,7 @@ def kept_or_computed(
     # A folder that another process writes to, or that is for reading only, does without.
     with suppress(RuntimeError, OSError):
         if is_main():
-            with only_writer(folder):
+            with writer_within(folder):
                 write_kept(folder, name, wanted, content)
     return content
 
@@ -101,5 +101,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A kept file; None where there is none, or a broken one, which costs time and nothing else."""
     with suppress(OSError, ValueError):
         found = read_json(path)
-        return found if isinstance(found, dict) and "content" in found else None
+        return found if isinstance(found, dict) and isinstance(found.get("key"), dict) and "content" in found else None
     return None

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,7 +18,15 @@ from filelock import FileLock, Timeout
 from bayeslora.system.files import check_absent, recover_folder, synchronised, write_json
 from bayeslora.system.processes import is_main
 
-__all__ = ["only_replacer", "only_writer", "recover_parts", "replaced_together", "sweep", "to_be_written"]
+__all__ = [
+    "only_replacer",
+    "only_writer",
+    "recover_parts",
+    "replaced_together",
+    "sweep",
+    "to_be_written",
+    "writer_within",
+]
 
 logger = logging.getLogger("bayeslora")
 
@@ -25,6 +34,8 @@ _NEW = ".new"
 _PLAN = "parts.json"
 _TEMPORARY = re.compile(r"\.(adapter|merged|mean|.+\.(json|jsonl|yaml|md|html|png|safetensors))\.[a-z0-9_]{8}")
 """What `bayeslora.system.files` writes aside: the name, and eight characters."""
+_WRITTEN: ContextVar[frozenset[Path]] = ContextVar("_WRITTEN", default=frozenset())
+"""Folders that this thread is the only writer of."""
 
 
 @contextmanager
@@ -47,6 +58,20 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         for part in (folder, folder / "checkpoints", *folder.glob("checkpoints/checkpoint-*")):
             if part.is_dir():
                 sweep(part)
+        token = _WRITTEN.set(_WRITTEN.get() | {folder.resolve()})
+        try:
+            yield
+        finally:
+            _WRITTEN.reset(token)
+
+
+@contextmanager
+def writer_within(folder: str | Path) -> Iterator[None]:
+    """`only_writer`, or nothing where this thread is that already: for what any command may add to the folder."""
+    if Path(folder).resolve() in _WRITTEN.get():
+        yield
+        return
+    with only_writer(folder):
         yield
 
 

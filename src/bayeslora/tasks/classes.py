@@ -29,7 +29,8 @@ def class_texts(items: Iterable[Item], declared: Sequence[str] | None = None) ->
             raise TaskError(
                 f"item {item.id!r}: with scoring classification the choices are the classes of the head, so expected "
                 f"{expected} in any order, but they are {list(choices)}; name all classes by the option classes "
-                "(bayeslora train: --task.classes), or use scoring cloze or letter for items with choices of their own."
+                "(bayeslora train: --task.classes '[a, b]'), or use scoring cloze or letter for items with choices of "
+                "their own."
             )
     if classes is None or len(set(classes)) < len(classes):
         raise TaskError(f"expected classes that all differ, and items that have them, but the classes are {classes}.")

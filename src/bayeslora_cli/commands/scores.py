@@ -30,7 +30,7 @@ def scores_table(metrics: Mapping[str, Any]) -> str:
     cells = [
         [
             split,
-            *(f"{values[name]:,}" if name in values else "" for name in counts),
+            *(f"{round(values[name], 2):,}" if name in values else "" for name in counts),
             *(f"{values[name]:.3f}" if values.get(name) is not None else "" for name in scores),
         ]
         for split, values in rows.items()
