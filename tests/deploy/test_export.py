@@ -5,6 +5,7 @@ import math
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -767,3 +768,21 @@ def test_what_has_no_low_rank_update_is_no_lora_file(tmp_path: Path) -> None:
     ids = torch.arange(6).unsqueeze(0)
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.allclose(merged(ids).logits, model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "format", "fits"),
+    [
+        ("Blob", {"epsilon": 0.5}, "samples", True),
+        ("Blob", {"epsilon": 0.5}, "mean", False),
+        ("LaplaceLora", {}, "mean", False),
+        ("Lora", {}, "mean", True),
+    ],
+)
+def test_a_temperature_is_said_to_be_of_what_it_was_fitted_to(trained, tmp_path, caplog, method, options, format, fits):
+    run = Path(shutil.copytree(trained(method, **options), tmp_path / "run"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"temperature": 1.5}))
+    export_run(run, tmp_path / "out", format=format)
+    said = [text for text in caplog.messages if "temperature 1.5" in text]
+    assert len(said) == 1 and ("do so yourself" in said[0]) == fits == ("whole posterior" not in said[0])

@@ -414,6 +414,15 @@ WRONG: dict[str, tuple[Any, int, str, str | None]] = {
     ),
     "negative seed": ({"items": [ONE], "seed": -1}, 422, "greater than or equal to 0, got -1", "seed"),
     "text seed": ({"items": [ONE], "seed": "1"}, 422, "expected a valid integer, got '1'", "seed"),
+    **{
+        f"draws {value!r}": (
+            {"items": [ONE], "num_samples": value},
+            422,
+            f"num_samples: expected a whole number from 0 on, or 'auto', got {value!r}; correct it. The fields",
+            "num_samples",
+        )
+        for value in ("aut", -1, 1.5, True)
+    },
     "many samples": ({"items": [ONE], "num_samples": 7}, 422, "at most 6 samples, got 7; ask for fewer", "num_samples"),
     "many items": ({"items": [ONE] * 9}, 422, "at most 8 items, got 9; send them in several requests", "items"),
     "many choices": (

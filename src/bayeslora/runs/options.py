@@ -223,8 +223,8 @@ class RunOptions:
         distill: Labels from another run.
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
-        temperature_scaling: Divide the log-probabilities by a temperature that is fitted on the dev split, for any
-            method.
+        temperature_scaling: Divide the log-probabilities, of a Gaussian over scores its mean, by a temperature that is
+            fitted on the dev split; for any method.
         batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
     """
 

@@ -130,7 +130,7 @@ def predict_items(
         num_samples: Draws; default: the config's.
         settling: When an item has draws enough, in place of `num_samples`, for a method with `draws_in_turn`.
         state: What the method's `fit_posterior` returned.
-        temperature: Divides the log-probabilities.
+        temperature: Divides the log-probabilities, of a Gaussian over scores its mean.
         seed: Of the draws; default: the config's.
         progress: Whether to show a progress line.
 

@@ -68,6 +68,7 @@ def export_run(
         check_output(output_dir)
         loaded = _loaded(run, device)
         seed = loaded.config.seed if seed is None else seed
+        _say_temperature(loaded, drawn=format == "samples" or draw is not None)
         details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
         written = kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
         if reading := reading_of(loaded.scoring):
@@ -93,10 +94,24 @@ def _loaded(run: str | Path, device: str | None) -> Run:
             "`bayeslora serve`, or write its mean as a small file with its formula, for code of your own: "
             "bayeslora.BayesianHead.load(RUN).export(FILE)."
         )
-    if loaded.temperature != 1:
-        logger.warning(
-            "the run divides log-probabilities by its temperature %.4g, which weights cannot do; do so yourself where "
-            "they are served (export.json has it)",
-            loaded.temperature,
-        )
     return loaded
+
+
+def _say_temperature(run: Run, *, drawn: bool) -> None:
+    """A word where predictions of the run have one, which weights cannot have; `drawn`: draws are exported."""
+    if run.temperature == 1:
+        return
+    whole = run.config.method.effective_num_samples(run.config.num_samples)
+    if whole and not (drawn and run.config.method.forwards_used(whole) == whole):
+        logger.warning(
+            "the run's temperature %.4g was fitted to predictions by its whole posterior, not to what is exported; the "
+            "mean's own is that of a run of method Lora with method.init_from the exported mean, train.epochs 0 and "
+            "temperature_scaling",
+            run.temperature,
+        )
+        return
+    logger.warning(
+        "the run divides log-probabilities by its temperature %.4g, which weights cannot do; do so yourself where "
+        "they are served (export.json has it)",
+        run.temperature,
+    )

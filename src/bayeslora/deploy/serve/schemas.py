@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 __all__ = ["ErrorResponse", "ItemRequest", "ModelResponse", "PredictRequest", "PredictResponse", "Record"]
 
@@ -18,7 +26,16 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _in_one_sentence(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Of a union pydantic would say for each member apart what is wrong, under names of its own."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        raise ValueError("a whole number from 0 on, or 'auto'") from error
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
+AskedDraws = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], WrapValidator(_in_one_sentence)]
 
 
 class Strict(BaseModel):
@@ -43,7 +60,7 @@ class PredictRequest(Strict):
     """Items to predict."""
 
     items: list[ItemRequest] = Field(min_length=1, description="Items, at most `limits.max_items` of /v1/model.")
-    num_samples: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+    num_samples: AskedDraws | None = Field(
         None,
         description="Posterior draws; default: the server's; 0: the posterior mean; auto: until an item's answer "
         "is settled.",
@@ -95,7 +112,9 @@ class ModelResponse(BaseModel):
         description="Posterior draws where a request does not say; 0: a point estimate; auto: as many as an item needs."
     )
     seed: int = Field(description="Seed of the draws where a request does not say.")
-    temperature: float = Field(description="Divides the log-probabilities; fitted on dev.")
+    temperature: float = Field(
+        description="Divides the log-probabilities, of a Gaussian over scores its mean; fitted on dev."
+    )
     abstain_above: float | None = Field(description="Entropy above which an item says abstain, nats.")
     coverage: float | None = Field(description="Probability with which a prediction set holds the right choice.")
     metrics: dict[str, Any] = Field(description="Scores from the run's metrics.json, with their split.")
