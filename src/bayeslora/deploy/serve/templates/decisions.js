@@ -63,7 +63,8 @@ function facts(answer, options) {
   if (answer.type === "score") fact(list, "Mean level", answer.score.toFixed(2), `from 0 to ${options.length - 1}`);
   if (answer.x_set) {
     const names = options.filter(([key]) => answer.x_set.includes(key)).map(([, text]) => text);
-    fact(list, "Set", names.join(", "), `holds the right one in ${percent(coverage)} of states like those of the calibration`);
+    const all = names.length === options.length;
+    fact(list, "Set", names.join(", "), all ? "all options: none can be left out" : `holds the right one in ${percent(coverage)} of states like those of the calibration`);
   }
   return list;
 }
