@@ -70,6 +70,8 @@ def measure(folder: str) -> dict[str, Any]:
     readings = {"mean": run, "gauss_newton": whole, "one_pass": one}
     record: dict[str, Any] = {"run": Path(folder).name, "task": run.config.task.name, "seed": run.config.seed}
     record |= {"train_seconds": run.metrics.get("train_seconds"), "test_items": len(test)}
+    # Until 2026-11-28 that of a Gaussian divided its covariance too.
+    record["temperature_divides"] = "mean"
     record["fit_seconds"] = {"gauss_newton": whole_seconds, "one_pass": one_seconds}
     home: dict[str, dict[str, Tensor]] = {}
     for name, reading in readings.items():

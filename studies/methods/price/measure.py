@@ -111,6 +111,8 @@ def seconds(readings: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def timed(place: Callable[[str, int], Path], out: Path) -> dict[str, float]:
+    """Of all but heads, whose features are kept on disk (../readout/seconds.json has those)."""
+
     def reading(folders: list[Path], num_samples: int | None = None) -> Callable[[], Any]:
         runs = [load_run(folder).without_cache() for folder in folders]
         items = task_items(runs[0].config.task).test[:TIMED]
@@ -124,8 +126,6 @@ def timed(place: Callable[[str, int], Path], out: Path) -> dict[str, float]:
             "bayesian_lora, one pass": reading(bayesian, 0),
             **{f"{number} draws": reading(bayesian, number) for number in DRAWS},
             "gauss_newton": reading([place("gauss_newton", 0)]),
-            "bayesian_head": reading([place("bayesian_head", 0)]),
-            "likelihood readout": reading([out / "likelihood"]),
             "student of ten draws": reading([out / "student-0"]),
             "ensemble of the loras": reading([place("lora", seed) for seed in SEEDS]),
         }
