@@ -1,4 +1,4 @@
-"""Draw price.png and print the table of README.md, from readings.jsonl, seconds.json and the readings of ../one_pass.
+"""Draw price.png, write table.json and print the table of README.md, from readings.jsonl, seconds.json and the readings of ../one_pass.
 
 python -m studies.methods.price.picture
 """
@@ -102,6 +102,7 @@ def panel(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
 
 def main() -> None:
     table = rows()
+    (HERE / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     (HERE / "price.png").write_bytes(draw(table))
     print("| row | passes | accuracy | NLL | ECE | with T: NLL | ECE |\n|---|---|---|---|---|---|---|")
     for name, row in sorted(table.items(), key=lambda pair: pair[1]["passes"]):
