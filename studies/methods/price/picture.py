@@ -1,4 +1,4 @@
-"""Draw price.png, write table.json and print the table of README.md, from what measure.py and ../one_pass have measured.
+"""Draw price.png, write table.json and print the table of README.md, from what measure.py and ../one_pass measured.
 
 python -m studies.methods.price.picture
 """
