@@ -119,6 +119,13 @@ def test_the_mean_of_draws_in_a_table_has_two_decimals():
     assert table.splitlines()[-1].split() == ["test", "1,200", "2.71", "1.000"]
 
 
+@pytest.mark.parametrize(("error", "said"), [(0.123, "temperature 1.43 ± 0.12"), (None, "temperature 1.43")])
+def test_a_table_says_the_temperature_of_its_scores(error, said):
+    scores = {"split": "dev", "num_examples": 9, "nll": 1.0}
+    record = {"temperature": 1.4321, "temperature_standard_error": error}
+    assert scores_table(scores | record).splitlines() == [*scores_table(scores).splitlines(), said]
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

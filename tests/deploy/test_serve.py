@@ -28,6 +28,7 @@ import uvicorn
 
 from bayeslora.deploy.serve.app import create_app
 from bayeslora.deploy.serve.batching import Batcher
+from bayeslora.deploy.serve.bounds import BoundedBody
 from bayeslora.deploy.serve.connections import MAX_WAITING, http_protocol
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.deploy.serve.predictor import Draws
@@ -446,6 +447,23 @@ WRONG: dict[str, tuple[Any, int, str, str | None]] = {
     "unreadable": ({"items": [{**ONE, "choices": ["\u00e9" * 200, "b"]}]}, 422, "raise max_length", "items"),
     "large": ({"items": [ONE] * 80}, 413, "at most 4000 bytes", None),
 }
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_too_large_is_read_before_it_is_refused(announced: bool) -> None:
+    """A connection closed on unread bytes is reset, and the client may never see the 413."""
+    chunks = [{"type": "http.request", "body": b"x" * 60, "more_body": left > 0} for left in range(4, -1, -1)]
+    headers = [(b"content-length", b"300")] if announced else []
+
+    async def receive() -> Any:
+        return chunks.pop(0)
+
+    async def ask() -> None:
+        await BoundedBody(None, 100, 5.0)({"type": "http", "headers": headers}, receive, None)  # type: ignore[arg-type]
+
+    with pytest.raises(Refused, match="at most 100 bytes"):
+        asyncio.run(ask())
+    assert chunks == []
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_contract import EVERY, SHARED, TEST, World, quick_collections, world  # noqa: F401
+from test_contract import EVERY, SHARED, TEST, World, world  # noqa: F401
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 

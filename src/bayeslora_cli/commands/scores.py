@@ -18,7 +18,7 @@ def main_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_table(metrics: Mapping[str, Any]) -> str:
-    """A row for the split of `metrics`, and one for dev where they hold its scores too."""
+    """A row for the split of `metrics`, one for dev where they hold its scores too, and their temperature."""
     from bayeslora.system.console import text_table
 
     rows = {str(metrics["split"]): metrics}
@@ -35,4 +35,11 @@ def scores_table(metrics: Mapping[str, Any]) -> str:
         ]
         for split, values in rows.items()
     ]
-    return text_table(heads, cells)
+    return text_table(heads, cells) + _temperature(metrics)
+
+
+def _temperature(metrics: Mapping[str, Any]) -> str:
+    value, error = metrics.get("temperature"), metrics.get("temperature_standard_error")
+    if value is None:
+        return ""
+    return f"\ntemperature {value:.3g}" + (f" ± {error:.2g}" if error is not None else "")

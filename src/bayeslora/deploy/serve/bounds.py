@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,9 @@ from bayeslora.deploy.serve.settings import Settings
 from bayeslora.tasks import Item, TaskError
 
 __all__ = ["BoundedBody", "checked_items"]
+
+_DISCARDED, _PATIENCE = 2**20, 1.0
+"""Bytes that are read of a body that is refused, and seconds."""
 
 
 class BoundedBody:
@@ -36,6 +40,7 @@ class BoundedBody:
             return await self.app(scope, receive, send)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.max_bytes:
+            await _discard(receive)
             raise self._too_large(f"{announced} bytes")
         try:
             async with asyncio.timeout(self.timeout):
@@ -61,6 +66,7 @@ class BoundedBody:
                 return None
             body += message.get("body", b"")
             if len(body) > self.max_bytes:
+                await _discard(receive, message)
                 raise self._too_large("more")
             if not message.get("more_body", False):
                 return bytes(body)
@@ -68,6 +74,16 @@ class BoundedBody:
     def _too_large(self, came: str) -> Refused:
         text = f"expected a body of at most {self.max_bytes} bytes, got {came}; send fewer or shorter items at once."
         return Refused(413, "body_too_large", text, headers={"Connection": "close"})
+
+
+async def _discard(receive: Receive, last: Message | None = None) -> None:
+    """Read on for a while: a connection closed on bytes that wait is reset, and its client may never see the answer."""
+    left = _DISCARDED
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE):
+            while left > 0 and (last is None or last.get("more_body", False)):
+                last = await receive()
+                left -= len(last.get("body", b""))
 
 
 def checked_items(
