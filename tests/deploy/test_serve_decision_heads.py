@@ -51,15 +51,16 @@ class Held:
 
 
 def together(client: httpx.Client, held: Held, bodies: Sequence[dict[str, Any]], waiting: int) -> list[httpx.Response]:
-    """Answers to requests of which all but the first come while the first is read."""
+    """Answers to requests of which all but the first come, in their order, while the first is read."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         futures = [pool.submit(client.post, "/v1/systemone", json=bodies[0])]
         assert held.started.wait(10)
-        futures += [pool.submit(client.post, "/v1/systemone", json=body) for body in bodies[1:]]
         deadline = time.monotonic() + 10
-        while f"bayeslora_queue_items {waiting}.0" not in client.get("/metrics").text:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        for number, body in enumerate(bodies[1:], 1):
+            futures.append(pool.submit(client.post, "/v1/systemone", json=body))
+            while f"bayeslora_queue_items {min(number, waiting)}.0" not in client.get("/metrics").text:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
         held.go.set()
         return [future.result() for future in futures]
 
