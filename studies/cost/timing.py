@@ -62,6 +62,12 @@ def paired(
     return times
 
 
+def least(candidates: Mapping[str, Work], rounds: int, items: int) -> dict[str, float]:
+    """Processor seconds of each candidate for one of its `items`, the least of all rounds."""
+    times = paired(candidates, torch.device("cpu"), rounds, warmup=0, clock="processor")
+    return {name: min(spent) / items for name, spent in times.items()}
+
+
 def ratios(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
     """Median and quartiles of each candidate's time over the reference's, round by round."""
     table = {}

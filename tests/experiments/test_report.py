@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from bayeslora.experiments.comparison.report.page import write_report
 from bayeslora.metrics import all_metrics
 from bayeslora.prediction.predictive import Predictive
 from bayeslora_cli.main import main
+from conftest import CHROMIUM
 
 torch.set_num_threads(1)
 
@@ -520,9 +520,6 @@ def test_too_few_dev_items_for_prediction_sets_are_said(tmp_path, recwarn):
     assert page.tables["arc_easy", "Prediction sets at 90 %"]["lora"]["coverage"] == "1.000"
     assert "could not set a threshold" in page.text
     assert not [warning for warning in recwarn if "prediction set" in str(warning.message)]
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def shown(page: Path, folder: Path, width: int) -> tuple[Image.Image, list[str]]:

@@ -1,34 +1,22 @@
 """Draws until the answer is settled: the stated error on generated draws, the prior, uneven predictives."""
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import chi2
-from torch import Tensor
 
 from bayeslora import Predictive, predict
-from bayeslora.prediction.sequential import Adaptive, Settling, VariancePrior, draw_until_settled
+from bayeslora.prediction.sequential import Adaptive, Settling, VariancePrior
 from bayeslora.prediction.uneven import UnevenPredictive
 from conftest import bayesian, perturb, tokens
 
-ALL = 10
-
-
-def world(items: int, choices: int, spread: float, noise: float, tail: float, seed: int) -> Tensor:
-    """Log-probabilities [draws, items, choices]: normal logits whose noise differs from item to item."""
-    generator = torch.Generator().manual_seed(seed)
-    means = spread * torch.randn(items, choices, generator=generator)
-    scales = noise * torch.exp(tail * torch.randn(items, 1, generator=generator))
-    return torch.log_softmax(means + scales * torch.randn(ALL, items, choices, generator=generator), -1)
-
-
-def settled_draws(samples: Tensor, settling: Settling) -> UnevenPredictive:
-    def draw(numbers, first: int, count: int) -> Predictive:
-        return Predictive(samples[first : first + count][:, numbers])
-
-    return draw_until_settled(draw, settling, samples.shape[1])
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from studies.methods.adaptive_samples.generated import DRAWS as ALL
+from studies.methods.adaptive_samples.generated import settled, world
 
 
 @pytest.mark.parametrize("error", [0.01, 0.05])
@@ -41,7 +29,7 @@ def test_the_answer_is_that_of_all_draws_but_for_the_stated_share(error, choices
     full, shares, counts = Predictive(samples).probabilities.argmax(-1), [], []
     for seed in range(8):
         dev = world(200, choices, spread, noise, tail, seed)
-        found = settled_draws(samples, Settling.fit(Adaptive(error=error), dev))
+        found = settled(samples, Settling.fit(Adaptive(error=error), dev))
         shares.append(float((found.probabilities.argmax(-1) != full).double().mean()))
         counts.append(float(found.counts.double().mean()))
     # In the mean over dev sets, within what eight of them tell.
@@ -53,11 +41,11 @@ def test_the_answer_is_that_of_all_draws_but_for_the_stated_share(error, choices
 def test_tolerance_and_threshold_hold_for_all_but_the_stated_share(asked):
     settling = Settling.fit(Adaptive(error=0.05, **asked), world(200, 3, 2.0, 0.3, 0.3, 0))
     samples = world(4000, 3, 2.0, 0.3, 0.3, 1)
-    found, full = settled_draws(samples, settling), Predictive(samples)
+    found, full = settled(samples, settling), Predictive(samples)
     top = found.probabilities.argmax(-1, keepdim=True)
     share, own = (each.probabilities.gather(-1, top).squeeze(-1) for each in (full, found))
     wrong = (share - own).abs() > 0.05 if "tolerance" in asked else (share >= 0.8) != (own >= 0.8)
-    plain = settled_draws(samples, Settling.fit(Adaptive(error=0.05), world(200, 3, 2.0, 0.3, 0.3, 0)))
+    plain = settled(samples, Settling.fit(Adaptive(error=0.05), world(200, 3, 2.0, 0.3, 0.3, 0)))
     assert wrong.double().mean() <= 0.05
     assert plain.counts.double().mean() < found.counts.double().mean() < ALL
 
@@ -78,7 +66,7 @@ def test_choices_an_item_does_not_have_and_exact_ties():
     samples = torch.tensor([[0.7, 0.3, 0.0], [0.5, 0.5, 0.0]]).log().expand(ALL, -1, -1)
     settling = Settling(Adaptive(), ALL, VariancePrior(4.0, 1e-4), VariancePrior(4.0, 1e-4), 0.01)
     assert settling.settled(samples[:2]).tolist() == [True, False]
-    assert settled_draws(samples, settling).counts.tolist() == [1, ALL]
+    assert settled(samples, settling).counts.tolist() == [1, ALL]
 
 
 def test_looks_and_refusals():
@@ -105,7 +93,7 @@ def test_the_limit_is_the_highest_with_the_stated_share_and_few_dev_items_lower_
     doubts = torch.stack([settling.doubt(dev[:look]) for look in settling.looks[:-1]])
 
     def over(limit: float) -> list[str]:
-        found = settled_draws(dev, replace(settling, limit=limit))
+        found = settled(dev, replace(settling, limit=limit))
         changed = int((found.probabilities.argmax(-1) != full).sum())
         left = sum(
             float(doubts[settling.looks.index(count), item])
@@ -122,7 +110,7 @@ def test_the_limit_is_the_highest_with_the_stated_share_and_few_dev_items_lower_
 
 def test_no_item_has_fewer_draws_than_asked_for():
     dev, samples = world(200, 3, 2.0, 0.3, 0.3, 0), world(500, 3, 2.0, 0.3, 0.3, 1)
-    counts = settled_draws(samples, Settling.fit(Adaptive(fewest=3), dev)).counts
+    counts = settled(samples, Settling.fit(Adaptive(fewest=3), dev)).counts
     assert set(counts.tolist()) == {3, 6, ALL}
 
 
@@ -157,5 +145,5 @@ def test_what_is_asked_for_is_checked_for_its_kind(value):
 @pytest.mark.parametrize("fewest", [ALL, 3 * ALL])
 def test_where_the_fewest_draws_are_all_every_item_has_all(fewest):
     dev = world(20, 3, 1.0, 0.3, 0.5, 0)
-    found = settled_draws(dev, Settling.fit(Adaptive(fewest=fewest), dev))
+    found = settled(dev, Settling.fit(Adaptive(fewest=fewest), dev))
     assert found.counts.tolist() == [ALL] * 20

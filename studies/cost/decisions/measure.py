@@ -139,7 +139,9 @@ def one_state(model: DecisionModel, state: str, options: argparse.Namespace) -> 
     prompt = model.hidden.prompt(model.reader.state_tokens(state), model.heads.fitted(LONG))
     (vectors,) = model.hidden.read([prompt])
     candidates["a forward for each question behind the state, 8 questions"] = lambda: model.hidden._one_by_one(prompt)
-    candidates["its heads alone, 8 questions"] = lambda: model.heads.answers(vectors, LONG)
+    candidates["its heads alone, 8 questions"] = lambda: model.heads.answers(
+        vectors, LONG, model.heads.novelty_of(vectors)
+    )
     with torch.no_grad():
         times = paired(candidates, torch.device("cpu"), options.rounds, clock=options.clock)
     return {

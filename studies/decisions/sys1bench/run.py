@@ -100,7 +100,8 @@ def scores(answers: Sequence[Answer], labels: Sequence[int]) -> dict[str, float]
 def asked(heads: Heads, reader: Any, test: Sequence[Record]) -> tuple[list[Answer], list[int]]:
     answers, labels = [], []
     for record in test:
-        found = heads.answers(reader(record.state, heads.fitted(record.questions)), record.questions)
+        vectors = reader(record.state, heads.fitted(record.questions))
+        found = heads.answers(vectors, record.questions, heads.novelty_of(vectors))
         answers += [found[name] for name in record.targets]
         labels += [record.label(name) for name in record.targets]
     return answers, labels

@@ -6,6 +6,7 @@ Writes generated.jsonl.
 """
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.sequential import Adaptive, Settling, draw_until_settled
+from bayeslora.prediction.uneven import UnevenPredictive
 
 RESULTS = Path(__file__).with_name("generated.jsonl")
 DRAWS, TEST, DEV_SETS = 10, 4000, 16
@@ -29,20 +31,27 @@ DEV, ERRORS = (20, 100, 200), (0.01, 0.05)
 
 
 def world(items: int, choices: int, spread: float, noise: float, tail: float, seed: int) -> Tensor:
-    """Log-probabilities [draws, items, choices]."""
+    """Log-probabilities [draws, items, choices]: normal logits whose noise differs from item to item."""
     generator = torch.Generator().manual_seed(seed)
     means = spread * torch.randn(items, choices, generator=generator)
     scales = noise * torch.exp(tail * torch.randn(items, 1, generator=generator))
     return torch.log_softmax(means + scales * torch.randn(DRAWS, items, choices, generator=generator), -1)
 
 
+def settled(samples: Tensor, settling: Settling) -> UnevenPredictive:
+    """What is left of draws [draws, items, choices] where each item ends once it is settled."""
+
+    def draw(numbers: Sequence[int], first: int, count: int) -> Predictive:
+        return Predictive(samples[first : first + count][:, numbers])
+
+    return draw_until_settled(draw, settling, samples.shape[1])
+
+
 def one(parameters: tuple[int, float, float, float], dev: int, error: float, seed: int) -> tuple[float, float]:
     """Share of the answers that change, and the mean number of draws."""
     settling = Settling.fit(Adaptive(error=error), world(dev, *parameters, seed + 1))
     samples = world(TEST, *parameters, 0)
-    found = draw_until_settled(
-        lambda numbers, first, count: Predictive(samples[first : first + count][:, numbers]), settling, TEST
-    )
+    found = settled(samples, settling)
     changed = found.probabilities.argmax(-1) != Predictive(samples).probabilities.argmax(-1)
     return float(changed.double().mean()), float(found.counts.double().mean())
 

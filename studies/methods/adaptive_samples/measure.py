@@ -1,6 +1,6 @@
 """Ten draws of every item against as many as each needs, with one trained run.
 
-OMP_NUM_THREADS=1 python studies/methods/adaptive_samples/measure.py RUN    (a run of ../gauss_newton/train.sh)
+OMP_NUM_THREADS=1 python -m studies.methods.adaptive_samples.measure RUN    (a run of ../gauss_newton/train.sh)
 
 Writes results.json. Both predict without a trunk cache, so that a later round pays for the frozen layers again.
 """
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bayeslora.metrics import summary
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.prediction.sequential import Adaptive, draw_until_settled
+from bayeslora.prediction.sequential import Adaptive
 from bayeslora.runs import Prediction, Run, load_run, task_items
+from studies.methods.adaptive_samples.generated import settled
 
 RESULTS = Path(__file__).with_name("results.json")
 TEST, ERRORS, FEWEST = 1000, (0.005, 0.01, 0.02, 0.05), (1, 2)
@@ -31,12 +32,7 @@ def replayed(run: Run, full: Prediction, labels: Tensor, adaptive: Adaptive) -> 
     """What the test would have done with the same draws."""
     settling = run.settling(adaptive)
     assert settling is not None
-    samples = full.predictive.samples
-
-    def draw(numbers: Any, first: int, count: int) -> Predictive:
-        return Predictive(samples[first : first + count][:, numbers])
-
-    return described(draw_until_settled(draw, settling, len(labels)), full, labels)
+    return described(settled(full.predictive.samples, settling), full, labels)
 
 
 def described(found: Any, full: Prediction, labels: Tensor) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Writes a line per run to readings.jsonl; what is there is not measured again.
 
 import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from bayeslora.runs import Run, load_run
 from bayeslora.runs.items import task_items
 from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item, get_task
+from studies.cost.timing import Work, least
 from studies.methods.gauss_newton.measure import ELSEWHERE, OUTSIDE, TEST, TIMED, auroc, fitted, labels, scores
 
 RESULTS = Path(__file__).with_name("readings.jsonl")
@@ -32,15 +32,17 @@ ROUNDS = 5
 
 
 def seconds(readings: dict[str, Run], items: list[Item]) -> dict[str, float]:
-    """Of a prediction of an item without a trunk cache, the least of a few rounds in which the readings take turns."""
-    found: dict[str, list[float]] = {name: [] for name in readings}
-    for _ in range(ROUNDS):
-        for name, reading in readings.items():
-            started = time.process_time()
-            predictive = reading.without_cache().predict(items, 0 if name == "mean" else 10, progress=False).predictive
-            _ = predictive.entropy, predictive.mutual_information
-            found[name].append((time.process_time() - started) / len(items))
-    return {name: min(values) for name, values in found.items()}
+    """Of a prediction of an item without a trunk cache, uncertainties included."""
+
+    def prediction(name: str, run: Run) -> Work:
+        def work() -> object:
+            found = run.predict(items, 0 if name == "mean" else 10, progress=False).predictive
+            return found.entropy, found.mutual_information
+
+        return work
+
+    works = {name: prediction(name, run.without_cache()) for name, run in readings.items()}
+    return least(works, ROUNDS, len(items))
 
 
 def read(reading: Run, name: str, dev: list[Item], test: list[Item]) -> tuple[dict[str, Any], Predictive]:

@@ -7,7 +7,6 @@ What is there is not measured again. Rows without draws are taken from the resul
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs import Run, distill, load_run, task_items, train
 from bayeslora.runs.training import open_trunk_cache
+from studies.cost.timing import least
 
 HERE = Path(__file__).parent
 READINGS, SECONDS = HERE / "readings.jsonl", HERE / "seconds.json"
@@ -99,19 +99,8 @@ def likelihood(folder: Path, out: Path) -> Iterator[tuple[str, int, Parts]]:
     yield "likelihood readout", 0, predicted(load_run(out))
 
 
-def seconds(readings: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """CPU seconds of a prediction, the least of a few rounds in which the readings take turns."""
-    found: dict[str, list[float]] = {name: [] for name in readings}
-    for _ in range(ROUNDS):
-        for name, read in readings.items():
-            started = time.process_time()
-            read()
-            found[name].append(time.process_time() - started)
-    return {name: round(min(values) / TIMED, 4) for name, values in found.items()}
-
-
 def timed(place: Callable[[str, int], Path], out: Path) -> dict[str, float]:
-    """Of all but heads, whose features are kept on disk (../readout/seconds.json has those)."""
+    """CPU seconds of an item by all but heads, whose features are kept on disk (../readout/seconds.json has those)."""
 
     def reading(folders: list[Path], num_samples: int | None = None) -> Callable[[], Any]:
         runs = [load_run(folder).without_cache() for folder in folders]
@@ -119,7 +108,7 @@ def timed(place: Callable[[str, int], Path], out: Path) -> dict[str, float]:
         return lambda: [run.predict(items, num_samples, progress=False).predictive.entropy for run in runs]
 
     bayesian = [place("bayesian_lora", 0)]
-    return seconds(
+    found = least(
         {
             "base": reading([place("base", 0)]),
             "lora": reading([place("lora", 0)]),
@@ -128,8 +117,11 @@ def timed(place: Callable[[str, int], Path], out: Path) -> dict[str, float]:
             "gauss_newton": reading([place("gauss_newton", 0)]),
             "student of ten draws": reading([out / "student-0"]),
             "ensemble of the loras": reading([place("lora", seed) for seed in SEEDS]),
-        }
+        },
+        ROUNDS,
+        TIMED,
     )
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def read_rows() -> dict[tuple[str, int], dict[str, Any]]:

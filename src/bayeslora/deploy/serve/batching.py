@@ -196,9 +196,9 @@ class Batcher(Generic[Item, Record]):
         return batch, bool(batch) and (left < 0 or len(batch) == self._batch_size)
 
     def _fitting(self) -> Iterable[_Place[Item, Record]]:
-        first = self._queue[0].job if self._queue else None
         for place in self._queue:
-            if place.job is first or (not self._apart and first is not None and place.job.kind == first.kind):
+            first = self._queue[0].job
+            if place.job is first or (not self._apart and place.job.kind == first.kind):
                 yield place
 
     async def _run(self, batch: list[_Place[Item, Record]]) -> None:

@@ -62,15 +62,15 @@ class Heads:
         """Questions that it knows, as they stood where they were fitted, which is how they are read."""
         return [self.by_signature[signature(question)].question for question in questions.values()]
 
-    def answers(self, vectors: Vectors, questions: Mapping[str, Question]) -> dict[str, Answer]:
+    def answers(self, vectors: Vectors, questions: Mapping[str, Question], novelty: float | None) -> dict[str, Answer]:
         """Answers to questions that it knows.
 
         Args:
             vectors: Of the state and the questions as `fitted` gives them.
             questions: By id.
+            novelty: Of the state, which `novelty_of` gives.
         """
         heads = {name: self.by_signature[signature(question)] for name, question in questions.items()}
-        novelty = self.novelty_of(vectors)
         return {
             name: _answer(head, questions[name], stacked(vectors, place).unsqueeze(0), novelty)
             for place, (name, head) in enumerate(heads.items())

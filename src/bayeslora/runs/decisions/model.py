@@ -183,8 +183,8 @@ class DecisionModel:
         found: dict[str, Answer] = {}
         novelty = None
         if vectors is not None:
-            found |= self.heads.answers(vectors, request.by_head)
             novelty = self.heads.novelty_of(vectors)
+            found |= self.heads.answers(vectors, request.by_head, novelty)
         if request.by_code:
             asked = [(request.questions[name], rows) for name, rows in request.by_code.items()]
             for (name, _), score in zip(request.by_code.items(), self.reader.read(request.state, asked), strict=True):

@@ -16,7 +16,7 @@ from bayeslora.models.positions import readable_tokens
 from bayeslora.readouts.hidden import hidden_states, read_layers
 from bayeslora.readouts.row import Row
 from bayeslora.scoring.codes import CodeReader, TooLongError
-from bayeslora.scoring.codes.reading import Prefix
+from bayeslora.scoring.codes.reading import KNOWN_QUESTIONS, Prefix
 from bayeslora.tasks.decisions import Question
 
 __all__ = ["DEPTHS", "HiddenReader", "Prompt", "Vectors"]
@@ -76,7 +76,7 @@ class HiddenReader:
     def __init__(self, reader: CodeReader):
         self.reader = reader
         self.layers = read_layers(reader.model, DEPTHS)
-        self.question_tokens = lru_cache(4096)(self._question_tokens)
+        self.question_tokens = lru_cache(KNOWN_QUESTIONS)(self._question_tokens)
         self.room = min(_ROW, readable_tokens(reader.model) or _ROW)
         self._tried, self._distrusted = 0, False
 

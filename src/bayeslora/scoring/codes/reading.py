@@ -21,12 +21,12 @@ from bayeslora.scoring.codes.tokens import single_token_codes
 from bayeslora.scoring.top_layer import head_at_ends
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["CodeReader", "Prefix", "TooLongError", "rotations"]
+__all__ = ["KNOWN_QUESTIONS", "CodeReader", "Prefix", "TooLongError", "rotations"]
 
 _ROWS = 16_384
 """Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
 
-_KNOWN = 1024
+KNOWN_QUESTIONS = 1024
 """Questions whose tokens are kept: programs ask the same ones about every state."""
 
 _LONG = 1024
@@ -82,7 +82,7 @@ class CodeReader:
         self._frame = chat_frame(tokenizer) if tokenizer.chat_template else None
         separator = " " if self._frame is None else self._frame.separator
         self.codes = single_token_codes(tokenizer, self.end, separator)
-        self._rows = lru_cache(_KNOWN)(self._question_rows)
+        self._rows = lru_cache(KNOWN_QUESTIONS)(self._question_rows)
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> list[Tensor]:
         """Log-probabilities [options] of each question, nats, in float64.
