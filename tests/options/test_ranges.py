@@ -229,7 +229,7 @@ def test_fields_of_training_arguments(field: str, values: list[Any]) -> None:
     for value in values:
         config = run(arguments={field: value})
         with pytest.raises(ValueError, match=rf"train\.arguments\.{field} (must|is no field of)"):
-            check_config(config, has_dev=True)
+            check_config(config, dev_items=1)
         with pytest.raises(ValueError, match=rf"rows\.x\.train\.arguments\.{field} "):
             CompareConfig(rows={"x": RowConfig(Lora(), train={"arguments": {field: value}})})
 

@@ -17,11 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import bayeslora
 from bayeslora.adapters.sampling import sampling
-from bayeslora.methods import BayesianLora
 from bayeslora.methods.c_lora import CLoraConfig
 from bayeslora.prediction.generation import Generation, encode_prompts, generate, picture
 from bayeslora.prediction.generation.prompts import token_pieces
-from bayeslora.runs.config import TaskConfig
+from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora_cli.main import main
 from conftest import (
     CAUSAL,
@@ -467,7 +466,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     run = SimpleNamespace(
         model=model,
         scoring=bayeslora.Cloze(byte_level_tokenizer()),
-        config=SimpleNamespace(task=TaskConfig("unused"), method=BayesianLora(), num_samples=3, seed=0),
+        config=RunConfig(task=TaskConfig("unused"), num_samples=3),
     )
     monkeypatch.setattr("bayeslora.runs.load_run", lambda folder, device=None: run)
     return run

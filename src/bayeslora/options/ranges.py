@@ -197,8 +197,12 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
+        allowed = get_args(hint)
+        return f"one of {', '.join(map(repr, allowed))}" if len(allowed) > 1 else repr(allowed[0])
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     named = {list: "a list", dict: "a mapping of names and values"}
     found = words.get(hint) or named.get(get_origin(hint))
-    return found or f"a {getattr(hint, '__name__', hint)}"
+    if found:
+        return found
+    name = str(getattr(hint, "__name__", hint))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -67,7 +67,7 @@ class Passes:
         steps_per_epoch = math.ceil(micro_batches / options.gradient_accumulation_steps)
         steps = options.max_steps or math.ceil(options.epochs * steps_per_epoch)
         items = round(sizes.train * steps / steps_per_epoch)
-        forwards = sum(predicted) * run.method.forwards_used(run.num_samples)
+        forwards = sum(predicted) * run.method.forwards_used(run.most_samples)
         return Passes(steps, items * run.method.train_samples, forwards)
 
 

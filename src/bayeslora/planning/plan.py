@@ -221,7 +221,7 @@ def _make_plans(
     def estimator(run: RunConfig, shape: Shape) -> Estimator:
         key = (type(run.method), repr(sorted(run.method.arguments.items())), shape)
         if key not in known:
-            known[key] = Estimator(partial(base, shape.scoring), run.method, shape, run.num_samples)
+            known[key] = Estimator(partial(base, shape.scoring), run.method, shape, run.most_samples)
         return known[key]
 
     rows = []

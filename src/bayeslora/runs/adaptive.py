@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bayeslora.options.ranges import Draws
 from bayeslora.prediction.sequential import Adaptive, Settling
 from bayeslora.runs.config import RunConfig
+from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
-from bayeslora.runs.kept import kept_or_computed, run_key
+from bayeslora.runs.kept import kept_or_computed, run_key, write_kept
 from bayeslora.runs.prediction import Prediction
 from bayeslora.tasks import Item
 
@@ -23,10 +25,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bayeslora")
 
-__all__ = ["NumSamples", "can_stop", "draws_in_words", "is_adaptive", "settling_of"]
+__all__ = [
+    "NOT_FOR_TEXTS",
+    "NumSamples",
+    "can_stop",
+    "check_adaptive",
+    "draws_in_words",
+    "is_adaptive",
+    "keep_dev_draws",
+    "learn_settling",
+    "settling_of",
+]
 
-NumSamples = int | Literal["auto"] | Adaptive | None
+NumSamples = Draws | Literal["auto"] | Adaptive | None
 """Draws of a prediction: so many, as many as each item needs ("auto" is `Adaptive()`), or the run's own number."""
+
+NOT_FOR_TEXTS = 'num_samples "auto" is for items with choices, but this run writes texts; give a number.'
 
 _NAME = "dev_draws.json"
 _DEV_ITEMS = 500
@@ -40,14 +54,36 @@ def is_adaptive(num_samples: NumSamples) -> TypeIs[Literal["auto"] | Adaptive]:
 
 def can_stop(config: RunConfig) -> bool:
     """Whether predictions are made of draws that could be fewer."""
-    return config.method.draws_in_turn and config.num_samples > 1
+    return config.method.draws_in_turn and config.most_samples > 1
 
 
 def draws_in_words(config: RunConfig, num_samples: NumSamples) -> int | str:
     """What predictions asked for `num_samples` are made of, for the keys of files that hold them."""
-    if is_adaptive(num_samples):
-        return repr(num_samples)
-    return config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
+    asked = config.num_samples if num_samples is None else num_samples
+    return repr(asked) if is_adaptive(asked) else config.samples_used(asked)
+
+
+def check_adaptive(config: RunConfig, dev_items: int) -> None:
+    """Whether predictions of a run can have as many draws as each item needs, or else predict as ever.
+
+    Raises:
+        ValueError: The run writes texts, or its draws could be fewer, but depend on what is in a batch, or there are
+            fewer than two dev items.
+    """
+    if config.task.scoring == "text":
+        raise ValueError(NOT_FOR_TEXTS)
+    if not can_stop(config):
+        return
+    if config.method.draws_depend_on_batch:
+        raise ValueError(
+            f'num_samples "auto" adds draws to the items that need more, but the draws of {config.method.name} depend '
+            "on what else is in the batch; give a number."
+        )
+    if dev_items < 2:
+        raise ValueError(
+            f'num_samples "auto" learns from dev items how much draws differ, but the run\'s task '
+            f"{config.task.name!r} has {dev_items}; give a number, or train on a task with a dev split."
+        )
 
 
 def settling_of(
@@ -69,51 +105,51 @@ def settling_of(
         known: Those that were found before in this process; what is found here is added.
 
     Raises:
-        ValueError: The method's draws depend on what is in a batch, or the task has fewer than two dev items.
+        ValueError: As `check_adaptive`.
     """
     if not can_stop(config):
         return None
-    method, most = config.method, config.num_samples
-    if method.draws_depend_on_batch:
-        raise ValueError(
-            f'num_samples "auto" adds draws to the items that need more, but the draws of {method.name} depend on '
-            "what else is in the batch; give a number."
-        )
     adaptive = Adaptive() if num_samples == "auto" else num_samples
-    asked = (adaptive, most, temperature)
+    asked = (adaptive, config.most_samples, temperature)
     if asked not in known:
-        known[asked] = Settling.fit(adaptive, _dev_draws(config, folder, temperature, predict, adaptive.error))
+        dev = task_items(config.task).dev[:_DEV_ITEMS]
+        check_adaptive(config, len(dev))
+        rows = kept_or_computed(folder, _NAME, _key(config, dev, temperature), lambda: _draws(predict(dev)))
+        known[asked] = _settling(adaptive, rows)
     return known[asked]
 
 
-def _dev_draws(
-    config: RunConfig,
-    folder: Path | None,
-    temperature: float,
-    predict: Callable[[Sequence[Item]], Prediction],
-    error: float,
-) -> Tensor:
-    """Those that the run keeps, or else predicted; with a word where they are few for a share of errors."""
-    dev = task_items(config.task).dev[:_DEV_ITEMS]
-    if len(dev) < 2:
-        raise ValueError(
-            f'num_samples "auto" learns from dev items how much draws differ, but the run\'s task '
-            f"{config.task.name!r} has {len(dev)}; give a number, or train on a task with a dev split."
-        )
-    if len(dev) < 1 / error:
+def learn_settling(
+    config: RunConfig, dev: Prediction, temperature: float, known: dict[tuple[Adaptive, int, float], Settling]
+) -> None:
+    """Add to `known` what the run's dev items, predicted with all draws, say of "auto"."""
+    known[Adaptive(), config.most_samples, temperature] = _settling(Adaptive(), _draws(dev.first(_DEV_ITEMS)))
+
+
+def keep_dev_draws(folder: Path, dev: Prediction, temperature: float) -> None:
+    """Write the draws of dev items, predicted with all of them, to a run folder that holds its adapter and config."""
+    config, first = read_config(folder / "config.yaml"), dev.first(_DEV_ITEMS)
+    write_kept(folder, _NAME, _key(config, first.items, temperature)(folder), _draws(first))
+
+
+def _settling(adaptive: Adaptive, rows: Sequence[Any]) -> Settling:
+    """What dev items with these draws say, with a word where they are few for a share of errors."""
+    if len(rows) < 1 / adaptive.error:
         logger.warning(
             'num_samples "auto" learns from %s dev items, too few to show that at most %g of the answers change: more '
             "may; give a number, or a task with %s dev items or more",
-            *(len(dev), error, math.ceil(1 / error)),
+            *(len(rows), adaptive.error, math.ceil(1 / adaptive.error)),
         )
+    found = [torch.tensor(row) for row in rows]
+    samples = nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf).permute(2, 0, 1)
+    return Settling.fit(adaptive, samples)
 
-    def key(folder: Path) -> dict[str, Any]:
-        return run_key(folder, config, dev, config.num_samples, temperature=temperature)
 
-    def draws() -> list[list[list[float]]]:
-        """[items, choices, draws], of each item's own choices: JSON has no infinity."""
-        samples = predict(dev).predictive.samples
-        return [samples[:, index, : len(item.choices)].T.tolist() for index, item in enumerate(dev)]
+def _key(config: RunConfig, dev: Sequence[Item], temperature: float) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: run_key(folder, config, dev, config.most_samples, temperature=temperature)
 
-    rows = [torch.tensor(row) for row in kept_or_computed(folder, _NAME, key, draws)]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf).permute(2, 0, 1)
+
+def _draws(dev: Prediction) -> list[list[list[float]]]:
+    """[items, choices, draws], of each item's own choices: JSON has no infinity."""
+    samples = dev.predictive.samples
+    return [samples[:, index, : len(item.choices)].T.tolist() for index, item in enumerate(dev.items)]

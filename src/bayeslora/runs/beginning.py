@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.options.ranges import check_options
+from bayeslora.runs.adaptive import check_adaptive, is_adaptive
 from bayeslora.runs.config import RunConfig, describe
 from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
@@ -49,19 +50,22 @@ _ITEMS = tuple(
 """Options that only say which the training items are: where these are the same, they may be said otherwise."""
 
 
-def check_config(config: RunConfig, has_dev: bool) -> None:
+def check_config(config: RunConfig, dev_items: int) -> None:
     """What would fail only after the training.
 
     Raises:
         ValueError: A value is out of its range (a config may change after it was made), there is nothing to fit a
-            temperature or choose an epoch on, the epochs' ends cannot be chosen from, or the config cannot be written.
+            temperature or choose an epoch on, the epochs' ends cannot be chosen from, items cannot have draws of their
+            own number, or the config cannot be written.
     """
     check_options(config)
     check_arguments(config.train.arguments, texts=config.task.scoring == "text")
-    if config.temperature_scaling and not has_dev:
+    if config.temperature_scaling and not dev_items:
         raise ValueError(f"temperature_scaling needs dev items, but task {config.task.name!r} has none.")
     if config.train.choose_epoch:
-        _check_choice_of_epoch(config, has_dev)
+        _check_choice_of_epoch(config, bool(dev_items))
+    if is_adaptive(config.num_samples):
+        check_adaptive(config, dev_items)
     dump_config(config)
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from bayeslora.methods import BayesianLora, Method
 from bayeslora.options.ranges import check_options
-from bayeslora.runs.options import DistillConfig, HeadConfig, ModelConfig, RunOptions, TaskConfig, TrainConfig
+from bayeslora.runs.options import (
+    USUAL_DRAWS,
+    DistillConfig,
+    HeadConfig,
+    ModelConfig,
+    RunOptions,
+    TaskConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "DistillConfig",
@@ -38,6 +46,15 @@ class RunConfig(RunOptions):
             ValueError: One is out of its range or of another type.
         """
         check_options(self)
+
+    @property
+    def most_samples(self) -> int:
+        """Posterior draws of a prediction: `num_samples`, of "auto" the number that no item gets more than."""
+        return USUAL_DRAWS if self.num_samples == "auto" else self.num_samples
+
+    def samples_used(self, num_samples: int | None = None) -> int:
+        """Of how many draws a prediction with all of them is made that is asked for so many; default: the run's."""
+        return self.method.effective_num_samples(self.most_samples if num_samples is None else num_samples)
 
 
 def describe_method(method: Method) -> dict[str, Any]:

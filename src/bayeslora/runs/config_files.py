@@ -38,7 +38,7 @@ def dump_config(config: RunConfig) -> str:
     parser = file_parser(RunConfig)
     settings = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__ if name != "method"}
     settings = {
-        name: value if isinstance(value, int) else dataclasses.asdict(value) for name, value in settings.items()
+        name: value if isinstance(value, int | str) else dataclasses.asdict(value) for name, value in settings.items()
     }
     settings["method"] = describe_method(config.method)
     return str(parser.dump(parser.parse_object(settings), skip_none=False))

@@ -63,12 +63,12 @@ def dev_probabilities(run: Run, dev: Sequence[Item], num_samples: NumSamples = N
 def keep_dev_predictions(folder: Path, prediction: Prediction, temperature: float) -> None:
     """Write the predictions of dev to a run folder that holds its adapter and config."""
     config = read_config(folder / "config.yaml")
-    key = _key(folder, config, prediction.items, prediction.num_samples, temperature)
+    key = _key(folder, config, prediction.items, draws_in_words(config, None), temperature)
     write_kept(folder, _NAME, key, _rows(prediction))
 
 
 def _key(
-    folder: Path, config: RunConfig, dev: Sequence[Item], samples: float | str, temperature: float
+    folder: Path, config: RunConfig, dev: Sequence[Item], samples: int | str, temperature: float
 ) -> dict[str, Any]:
     return run_key(folder, config, dev, samples, temperature=temperature)
 

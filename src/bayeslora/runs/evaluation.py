@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bayeslora.metrics.reliability_diagram import reliability_diagram
-from bayeslora.runs.adaptive import NumSamples, is_adaptive
+from bayeslora.runs.adaptive import NOT_FOR_TEXTS, NumSamples, is_adaptive
 from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.evaluation_files import EVALUATION_PARTS, TEXT_EVALUATION_PARTS, check_evaluation
 from bayeslora.runs.finished import load_run
@@ -90,9 +90,7 @@ def evaluate(
             check_evaluation(target, Path(folder), identity, overwrite)
         if run.config.task.scoring == "text":
             if is_adaptive(num_samples):
-                raise ValueError(
-                    'num_samples "auto" is for items with choices, but this run writes texts; give a number.'
-                )
+                raise ValueError(NOT_FOR_TEXTS)
             from bayeslora.runs.language_modelling.evaluation import evaluate_texts
 
             metrics = evaluate_texts(run, described, split, num_samples, target)

@@ -13,6 +13,7 @@ from bayeslora.prediction.generation.decoding import generate
 from bayeslora.prediction.generation.prompts import encode_prompts
 from bayeslora.prediction.generation.result import Measure
 from bayeslora.runs import Run
+from bayeslora.runs.adaptive import NumSamples, is_adaptive
 from bayeslora.runs.unsure import unsure_above
 from bayeslora.system.console import track
 from bayeslora.tasks.reading.rows import read_rows
@@ -43,7 +44,7 @@ def read_prompts(path: str | Path) -> list[dict[str, str]]:
 def generate_records(
     run: Run,
     prompts: Sequence[dict[str, str]],
-    num_samples: int | None = None,
+    num_samples: NumSamples = None,
     seed: int | None = None,
     *,
     raw: bool = False,
@@ -70,6 +71,11 @@ def generate_records(
         ValueError: The run is not that of a causal language model, or a number is out of its range.
     """
     check_value(batch_size, Size, "batch_size")
+    if is_adaptive(num_samples):
+        raise ValueError(
+            'num_samples "auto" is for items with choices: a draw goes on from its own keys and values of the text so '
+            "far, so one that stopped at a settled token would be missing at the next one; give a number."
+        )
     check_value(num_samples, Draws | None, "num_samples")
     if run.config.task.scoring == "options":
         raise ValueError(
@@ -81,7 +87,7 @@ def generate_records(
             f"this run has a {run.scoring.kind} head and writes no text; generate needs a run that was trained with "
             "task.scoring cloze or letter."
         )
-    samples = run.config.method.effective_num_samples(run.config.num_samples if num_samples is None else num_samples)
+    samples = run.config.samples_used(num_samples)
     seed = run.config.seed if seed is None else seed
     if threshold is None:
         threshold = _threshold(run, measure, samples, seed)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.methods.bayesian_head import BayesianHead
-from bayeslora.options.ranges import Draws, check_value
+from bayeslora.options.ranges import check_value
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.features import FeatureReader
 from bayeslora.readouts.files import head_from_tensors, head_tensors
 from bayeslora.readouts.head import Head, fit_head
-from bayeslora.runs.adaptive import NumSamples, is_adaptive
+from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
@@ -28,6 +28,7 @@ from bayeslora.runs.loading import load_model, merge_resolved, with_chat_templat
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
+from bayeslora.runs.writing import RUN_PARTS
 from bayeslora.system.console import text_table
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
@@ -82,7 +83,7 @@ class HeadRun(Run):
         progress: bool = True,
     ) -> Prediction:
         """Predictions with `variance` and `novelty`; without draws, so `num_samples` and `seed` change nothing."""
-        check_value(None if is_adaptive(num_samples) else num_samples, Draws | None, "num_samples")
+        check_value(num_samples, NumSamples, "num_samples")
         started = time.perf_counter()
         found = self.head.predict(self.features(items, progress=progress))
         require_finite(found.predictive, items)
@@ -129,7 +130,7 @@ def train_head(
         if not splits.train:
             raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
         logger.info("%s", describe_splits(config.task.name, splits, "items"))
-        check_config(config, has_dev=bool(splits.dev))
+        check_config(config, len(splits.dev))
         config = replace(config, task=with_chat_template(config.task, config.model))
         check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
         run = fit_run(config, splits.train, output, reader or open_reader(config, output))
@@ -267,8 +268,6 @@ def summary(chosen: dict[str, Any]) -> str:
 
 def write_head_run(run: HeadRun, output: Path) -> None:
     """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none."""
-    from bayeslora.runs.training import RUN_PARTS
-
     with replaced_together(output, RUN_PARTS) as aside:
         save_state(run.state, aside)
         write_config(run.config, aside / "config.yaml")

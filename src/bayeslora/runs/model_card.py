@@ -205,7 +205,7 @@ def _base_sentence(name: str) -> str:
 
 def _draws(metrics: Mapping[str, Any]) -> str:
     count = metrics.get("num_samples", 0)
-    return f"{count} samples" if count else "point estimate"
+    return f"{_cell(count)} samples" if count else "point estimate"
 
 
 def _cell(value: Any) -> str:

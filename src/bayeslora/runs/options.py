@@ -22,7 +22,10 @@ from bayeslora.options.ranges import (
 )
 from bayeslora.options.registry import NameIn
 
-__all__ = ["DistillConfig", "HeadConfig", "ModelConfig", "RunOptions", "TaskConfig", "TrainConfig"]
+__all__ = ["USUAL_DRAWS", "DistillConfig", "HeadConfig", "ModelConfig", "RunOptions", "TaskConfig", "TrainConfig"]
+
+USUAL_DRAWS = 10
+"""Posterior draws where nothing is said, and at most where it is "auto"."""
 
 
 @dataclass
@@ -222,7 +225,8 @@ class RunOptions:
         head: Heads over adapters, with scoring "options".
         distill: Labels from another run.
         seed: Seed of initialisation, data order and posterior draws.
-        num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean.
+        num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean; "auto": of each item until its
+            answer is settled, at most 10 (docs/guides/adaptive_samples.md).
         temperature_scaling: Divide the log-probabilities, of a Gaussian over scores its mean, by a temperature that is
             fitted on the dev split; for any method.
         batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
@@ -235,6 +239,6 @@ class RunOptions:
     head: HeadConfig = field(default_factory=HeadConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     seed: Seed = 0
-    num_samples: Draws = 10
+    num_samples: Literal["auto"] | Draws = USUAL_DRAWS
     temperature_scaling: bool = False
     batch_size: Size = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ class Prediction:
     """Items whose questions were too long and lost their middle."""
     further: Mapping[str, Tensor] = field(default_factory=dict)
     """What else is known of each item, by name [items], such as novelty."""
+
+    def first(self, count: int) -> Prediction:
+        """That of the first items, at most so many."""
+        items = self.items[:count]
+        numbers = torch.arange(len(items))
+        further = {name: values[: len(items)] for name, values in self.further.items()}
+        return replace(self, items=items, predictive=self.predictive.take(numbers), further=further)
 
     def metrics(self) -> dict[str, Any]:
         """Scores on the items, which all need labels; `spread` is the mean of `Predictive.spread`."""
@@ -140,7 +147,7 @@ def predict_items(
     """
     check_value(num_samples, Draws | None, "num_samples")
     started = time.perf_counter()
-    samples = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
+    samples = config.samples_used(num_samples)
     seed = config.seed if seed is None else seed
     cuts = []
 

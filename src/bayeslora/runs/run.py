@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 from peft import PeftModel
 
 from bayeslora.methods import State
+from bayeslora.options.ranges import check_value
 from bayeslora.prediction.sequential import Adaptive, Settling
 from bayeslora.readouts.files import is_head
-from bayeslora.runs.adaptive import NumSamples, is_adaptive, settling_of
+from bayeslora.runs.adaptive import NumSamples, is_adaptive, learn_settling, settling_of
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.prediction import Prediction, predict_items
 from bayeslora.scoring import Scoring
@@ -56,18 +57,21 @@ class Run:
         (docs/guides/adaptive_samples.md).
 
         Raises:
-            ValueError: "auto", and the method's draws depend on the batch or the task has no dev items.
+            ValueError: `num_samples` is none of these; or it is "auto", and the method's draws depend on the batch or
+                the task has no dev items.
         """
         reading = getattr(self.scoring, "reads", None)
         state = self.state if reading is None else {name: self.state[name] for name in self.state if not is_head(name)}
-        settling = self.settling(num_samples) if is_adaptive(num_samples) else None
+        check_value(num_samples, NumSamples, "num_samples")
+        asked = self.config.num_samples if num_samples is None else num_samples
+        settling = self.settling(asked) if is_adaptive(asked) else None
         prediction = predict_items(
             self.config,
             self.model,
             self.scoring,
             items,
             trunk_cache=self.trunk_cache,
-            num_samples=None if is_adaptive(num_samples) else num_samples,
+            num_samples=None if is_adaptive(asked) else asked,
             settling=settling,
             state=state,
             temperature=self.temperature,
@@ -84,7 +88,16 @@ class Run:
         Raises:
             ValueError: The method's draws depend on the batch, or the task has no dev items.
         """
-        return settling_of(self.config, num_samples, self.folder, self.temperature, self.predict, self.known_settling)
+        known = self.known_settling
+        return settling_of(self.config, num_samples, self.folder, self.temperature, self.predict_with_all_draws, known)
+
+    def learn_settling(self, dev: Prediction) -> None:
+        """Learn it from the run's dev items, which were predicted with all draws."""
+        learn_settling(self.config, dev, self.temperature, self.known_settling)
+
+    def predict_with_all_draws(self, items: Sequence[Item]) -> Prediction:
+        """`predict` with the run's number of draws, of "auto" with the number that no item gets more than."""
+        return self.predict(items, self.config.most_samples)
 
     def without_cache(self) -> Self:
         """The run reading every item anew, as for the cost of a prediction."""

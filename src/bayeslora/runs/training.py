@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,51 +16,34 @@ from transformers import Trainer, TrainingArguments
 
 from bayeslora.methods import Method, TrainingResult, trainable_parameters
 from bayeslora.prediction.temperature import fit_temperature
+from bayeslora.runs.adaptive import can_stop, is_adaptive
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.building import build_model, open_trunk_cache
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.config_files import write_config
 from bayeslora.runs.cross_fitting import CrossFitting
-from bayeslora.runs.dev_predictions import keep_dev_predictions
 from bayeslora.runs.distillation.lesson import Lesson, check_place, learn_from
 from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
 from bayeslora.runs.heads import describe_head, fixed_choices, train_head
 from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
-from bayeslora.runs.kept import KEPT
 from bayeslora.runs.length_power import with_length_power
 from bayeslora.runs.loading import with_chat_template
-from bayeslora.runs.model_card import CardFacts, write_model_card
-from bayeslora.runs.prediction import Prediction, predict_items
+from bayeslora.runs.model_card import CardFacts
+from bayeslora.runs.prediction import predict_items
 from bayeslora.runs.run import Run
-from bayeslora.runs.state import save_state
+from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch, Scoring
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
-from bayeslora.system.files import save_adapter, write_json
-from bayeslora.system.folders import only_writer, replaced_together
+from bayeslora.system.folders import only_writer
 from bayeslora.system.memory import peak_memory
-from bayeslora.system.processes import all_reduce_max, barrier, is_main, world_size
+from bayeslora.system.processes import all_reduce_max, world_size
 from bayeslora.tasks import Splits
 from bayeslora.training.progress import training_shown
 from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = [
-    "Trained",
-    "planned_steps",
-    "train",
-    "training_fields",
-    "training_metrics",
-    "write_run",
-]
+__all__ = ["Trained", "planned_steps", "train", "training_fields", "training_metrics"]
 
 logger = logging.getLogger("bayeslora")
-
-RUN_PARTS = (
-    *("adapter", "config.yaml", "metrics.json", "posterior.safetensors"),
-    *("predictions.jsonl", "texts.jsonl", "reliability.png", "explanations.jsonl", "evaluation", "diagnosis"),
-    *KEPT,
-)
-"""What belongs to one run in its folder; what was measured of an earlier run goes with it."""
 
 
 @dataclass(kw_only=True)
@@ -138,7 +119,7 @@ def _train(
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
     logger.info("%s", describe_splits(config.task.name, splits, "items"))
-    check_config(config, has_dev=bool(splits.dev))
+    check_config(config, len(splits.dev))
     task = with_chat_template(with_classes(config.task, splits.items), config.model)
     if task.scoring == "options":
         task = replace(task, classes=fixed_choices(splits.train))
@@ -195,17 +176,21 @@ def _train(
         trunk_cache=trunk_cache,
         splits=splits,
     )
-    prediction = None
+    prediction = draws = None
     if splits.dev and (evaluate_dev or config.temperature_scaling):
-        prediction = trained.predict(splits.dev)
+        prediction = trained.predict_with_all_draws(splits.dev)
         if config.temperature_scaling:
             labels = torch.tensor([item.label for item in splits.dev])
             temperature = fit_temperature(prediction.predictive, labels)
             trained.temperature = temperature.value
             metrics |= temperature.record
             prediction = replace(prediction, predictive=prediction.predictive.tempered(trained.temperature))
+        if is_adaptive(config.num_samples) and can_stop(config):
+            draws = prediction
+            trained.learn_settling(draws)
+            prediction = trained.predict(splits.dev)
         metrics |= prediction.metrics() | {"split": "dev"}
-    write_run(trained, output, CardFacts(classes=width), prediction)
+    write_run(trained, output, CardFacts(classes=width), prediction, draws)
     return trained
 
 
@@ -226,32 +211,6 @@ def training_metrics(
         "trainable_parameters": trainable_parameters(model),
         "history": [entry for entry in trainer.state.log_history if "nll" in entry],
     }
-
-
-def write_run(run: Run, output: Path, facts: CardFacts | None = None, dev_prediction: Prediction | None = None) -> None:
-    """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none.
-
-    All processes must call it; the main one writes.
-
-    Args:
-        run: The run, which is told its folder.
-        output: That folder.
-        facts: For the model card.
-        dev_prediction: To be kept.
-    """
-    with replaced_together(output, RUN_PARTS) if is_main() else nullcontext(output) as aside:
-        save_adapter(run.model, aside / "adapter")
-        if is_main():
-            save_state(run.state, aside)
-            write_config(run.config, aside / "config.yaml")
-            write_model_card(aside / "adapter", run.config, run.metrics, facts)
-            write_json(aside / "metrics.json", run.metrics)
-            if dev_prediction is not None:
-                keep_dev_predictions(aside, dev_prediction, run.temperature)
-    run.folder = output
-    if is_main():
-        shutil.rmtree(output / "checkpoints.previous", ignore_errors=True)
-    barrier()
 
 
 def _training(

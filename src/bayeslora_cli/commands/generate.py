@@ -26,7 +26,8 @@ class Generate(Command):
         add("--input", type=str | None, default=None, help='JSONL, CSV or Parquet file with a column "prompt".')
         add("--output", type=str | None, default=None, help="JSONL file to write; default: print the texts.")
         add("--picture", type=str | None, default=None, help=f"PNG of the first {_PICTURED} texts, coloured by token.")
-        add("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's; 0: the mean.")
+        said = "Posterior draws, a number; default: the run's; 0: the mean."
+        add("--num_samples", type=int | Literal["auto"] | None, default=None, help=said)
         add("--max_new_tokens", type=int, default=64, help="Tokens to generate at most.")
         add_switch(parser, "--do_sample", "Draw tokens instead of taking the most probable one.")
         add("--temperature", type=float, default=1.0, help="With do_sample: divides the logits.")

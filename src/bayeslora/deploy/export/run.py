@@ -101,7 +101,7 @@ def _say_temperature(run: Run, *, drawn: bool) -> None:
     """A word where predictions of the run have one, which weights cannot have; `drawn`: draws are exported."""
     if run.temperature == 1:
         return
-    whole = run.config.method.effective_num_samples(run.config.num_samples)
+    whole = run.config.samples_used()
     if whole and not (drawn and run.config.method.forwards_used(whole) == whole):
         logger.warning(
             "the run's temperature %.4g was fitted to predictions by its whole posterior, not to what is exported; the "

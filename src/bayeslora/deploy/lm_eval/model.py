@@ -278,7 +278,7 @@ def _samples_of(run: Run, num_samples: int | None) -> int:
             f"this run has a {run.scoring.kind} head and no likelihoods of text; the harness needs a run that was "
             "trained with task.scoring cloze or letter."
         )
-    return run.config.method.effective_num_samples(run.config.num_samples if num_samples is None else num_samples)
+    return run.config.samples_used(num_samples)
 
 
 def _drawn(model: nn.Module, samples: int) -> int:

@@ -37,13 +37,13 @@ class Predictor:
 
     def __init__(self, run: Run, settings: Settings):
         config = run.config
-        asked_for = settings.num_samples
-        samples = config.num_samples if asked_for is None or asked_for == "auto" else asked_for
+        asked_for = config.num_samples if settings.num_samples is None else settings.num_samples
+        samples = config.most_samples if asked_for == "auto" else asked_for
         self.run = replace(
             run, config=replace(config, num_samples=samples, batch_size=settings.batch_size or config.batch_size)
         )
         self.settings = settings
-        self.default = Draws(self._used(samples if asked_for is None else asked_for), config.seed)
+        self.default = Draws(self._used(asked_for), config.seed)
         asked: Literal["auto"] | None = None
         if self.default.num_samples == "auto":
             asked = "auto"
@@ -57,8 +57,8 @@ class Predictor:
         if num_samples == "auto":
             if can_stop(config):
                 return "auto"
-            num_samples = config.num_samples
-        return config.method.effective_num_samples(num_samples)
+            return config.samples_used()
+        return config.samples_used(num_samples)
 
     @property
     def batch_size(self) -> int:

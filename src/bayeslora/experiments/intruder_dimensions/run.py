@@ -91,7 +91,7 @@ def diagnose(
         check_absent(target / "diagnosis.json", overwrite)
         config = run.config
         seed = config.seed if seed is None else seed
-        draws = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
+        draws = config.samples_used(num_samples)
         if scoring is not None:
             _read_by(run, scoring)
         layers = layer_spectra(run.model, draws, seed, top=top, threshold=threshold)

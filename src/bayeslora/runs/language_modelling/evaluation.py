@@ -78,7 +78,7 @@ def predict_texts(run: Run, rows: Sequence[TextRow], num_samples: int | None = N
         ValueError: There are no texts, or none with a target token.
     """
     config = run.config
-    samples = config.method.effective_num_samples(config.num_samples if num_samples is None else num_samples)
+    samples = config.samples_used(num_samples)
     data = _prepared(run, rows)
     if not len(data):
         raise ValueError(f"none of the {len(rows)} texts has a target token; raise task.max_length, or check the rows.")

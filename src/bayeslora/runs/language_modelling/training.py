@@ -19,12 +19,8 @@ from bayeslora.runs.language_modelling.quiet import quiet_datasets
 from bayeslora.runs.language_modelling.texts import TextRow, text_dataset, text_splits
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
-from bayeslora.runs.training import (
-    planned_steps,
-    training_fields,
-    training_metrics,
-    write_run,
-)
+from bayeslora.runs.training import planned_steps, training_fields, training_metrics
+from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.system.folders import only_writer
 from bayeslora.system.memory import peak_memory
@@ -60,7 +56,7 @@ def _train(config: RunConfig, output: Path, resume: bool, overwrite: bool, evalu
     splits = text_splits(config.task)
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training texts.")
-    check_config(config, has_dev=bool(splits.dev))
+    check_config(config, len(splits.dev))
     check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
     set_seed(config.seed)
     base, tokenizer, scoring = load_model(merge_resolved(config.model, output), config.task)
