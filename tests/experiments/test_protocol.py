@@ -14,11 +14,15 @@ from bayeslora.experiments.comparison import Cell, Results
 from bayeslora.experiments.comparison.config import CompareConfig, ProtocolConfig, RowConfig
 from bayeslora.experiments.comparison.derived import NOISE_SCALES
 from bayeslora.experiments.comparison.growth import grown
+from bayeslora.experiments.comparison.report.rows import task_rows
+from bayeslora.experiments.comparison.report.tables import cost_table
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.experiments.comparison.selection import next_rate
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.methods.ivon import Ivon
+from bayeslora.methods.laplace import LaplaceLora
+from bayeslora.methods.mc_dropout import MonteCarloDropout
 from bayeslora.metrics import nll
 from bayeslora.runs import load_run, task_items
 from bayeslora.runs.config import TaskConfig, TrainConfig, describe
@@ -103,7 +107,7 @@ def compared(tmp_path_factory, tiny_base, data) -> tuple[Path, Results]:  # noqa
             "bayesian_lora": {
                 "method": {"class_path": "BayesianLora", "init_args": {"prior_std": 0.3}},
                 "temperature": True,
-                "controls": ["one_pass"],
+                "controls": ["one_pass", "adaptive_draws"],
             },
         },
         "train": {"epochs": 2, "batch_size": 6, "logging_steps": 1},
@@ -122,7 +126,7 @@ def compared(tmp_path_factory, tiny_base, data) -> tuple[Path, Results]:  # noqa
 def test_the_rows_are_those_of_the_config_the_base_and_what_is_derived(compared):
     _, results = compared
     own = {"base", "lora", "bayesian_lora"}
-    readings = {*own, "bayesian_lora, one pass", "lora, score noise"}
+    readings = {*own, "bayesian_lora, one pass", "bayesian_lora, adaptive draws", "lora, score noise"}
     readings |= {f"{title}, mean per token" for title in (*own, "bayesian_lora, one pass")}
     assert set(results.methods("final")) == {*readings, *(f"{title} + temperature" for title in readings)}
     assert [cell.derived_from is None for cell in results.cells("final")].count(True) == 3
@@ -176,6 +180,28 @@ def test_one_pass_is_the_prediction_without_draws(compared):
     expected = by_hand(folder, "plants-bayesian_lora-0.01-0", power, 0)
     numpy.testing.assert_allclose(probabilities(cell), expected, rtol=2e-3, atol=1e-5)
     assert not any(cell.predictions["test"].mutual_information)
+
+
+def test_adaptive_draws_are_those_that_an_item_needs_and_the_table_has_their_mean(compared):
+    folder, results = compared
+    (cell,) = results.cells("final", method="bayesian_lora, adaptive draws")
+    run = load_run(folder / "runs" / "plants-bayesian_lora-0.01-0", device="cpu")
+    expected = run.predict(task_items(run.config.task).test, "auto")
+    numpy.testing.assert_allclose(probabilities(cell), expected.predictive.probabilities.numpy(), rtol=2e-3, atol=1e-5)
+    assert cell.num_samples == pytest.approx(expected.num_samples, abs=1e-4) and 1 <= cell.num_samples <= 3
+    own = results.cells("final", method="bayesian_lora")[0]
+    assert cell.predict_seconds not in (own.predict_seconds, own.deterministic_seconds)
+    table = cost_table(task_rows(results, "plants"))
+    draws = table.rows["bayesian_lora, adaptive draws"][table.heads.index("draws") - 1]
+    assert draws.text == f"{round(cell.num_samples, 2):g}"
+
+
+@pytest.mark.parametrize(
+    ("method", "draws"), [(Lora(), 3), (MonteCarloDropout(), 3), (LaplaceLora(), 3), (BayesianLora(), 1)]
+)
+def test_adaptive_draws_of_a_method_without_independent_ones_are_refused(method, draws):
+    with pytest.raises(ValueError, match=r"rows\.a\.controls: adaptive_draws needs predictions of several independent"):
+        CompareConfig(rows={"a": RowConfig(method, controls=["adaptive_draws"])}, num_samples=draws)
 
 
 def test_score_noise_flattens_short_answers_more(compared):

@@ -122,7 +122,8 @@ def settling_of(
 def learn_settling(
     config: RunConfig, dev: Prediction, temperature: float, known: dict[tuple[Adaptive, int, float], Settling]
 ) -> None:
-    """Add to `known` what the run's dev items, predicted with all draws, say of "auto"."""
+    """Add to `known` what the run's dev items, predicted with all draws, say of "auto"; see `check_adaptive`."""
+    check_adaptive(config, len(dev.items))
     known[Adaptive(), config.most_samples, temperature] = _settling(Adaptive(), _draws(dev.first(_DEV_ITEMS)))
 
 

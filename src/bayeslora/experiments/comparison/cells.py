@@ -23,6 +23,7 @@ from bayeslora.metrics import summary
 from bayeslora.prediction.length_power import choose_length_power
 from bayeslora.prediction.temperature import Temperature, bound_of
 from bayeslora.runs import Prediction, Run, load_run, train
+from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.beginning import check_finished
 from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import RunConfig
@@ -119,11 +120,11 @@ class CellComputer:
         cell = replace(cell, details=cell.details | details)
         if not final:
             return [cell], _scores(predictions["dev"])
-        sampled, deterministic = self._cost(trained, splits.test)
+        sampled, deterministic = self._seconds(trained, splits.test), self._seconds(trained, splits.test, 0)
         items = len(splits.test[: self.config.cost_examples])
         cell = replace(cell, predict_seconds=sampled, deterministic_seconds=deterministic, predict_items=items)
         # The row's own cell comes last: where it is there, the derived ones are.
-        derived = [_derived(cell, reading) for reading in self._readings(planned, trained, predictions)]
+        derived = [_derived(cell, reading) for reading in self._readings(planned, trained, predictions, deterministic)]
         return [*derived, cell], _scores(predictions["test"])
 
     def _at_chosen_length_power(
@@ -142,14 +143,21 @@ class CellComputer:
     def _powers(self, planned: PlannedCell) -> list[float]:
         return self.config.length_powers(planned.task)
 
-    def _readings(self, planned: PlannedCell, trained: Run, predictions: Mapping[str, Prediction]) -> Iterator[Reading]:
+    def _readings(
+        self, planned: PlannedCell, trained: Run, predictions: Mapping[str, Prediction], one_pass_seconds: float
+    ) -> Iterator[Reading]:
         """What is derived from a final cell: its controls, the mean per token, and a temperature for each."""
         row, own = self.config.rows[planned.title], Reading(planned.title, predictions, own=True)
         power, lengths = planned.length_power, _lengths(trained, predictions)
         readings = [own]
         if "one_pass" in row.controls:
             means = {name: trained.predict(part.items, 0) for name, part in predictions.items()}
-            readings.append(Reading(f"{planned.title}, one pass", means))
+            readings.append(Reading(f"{planned.title}, one pass", means, seconds=one_pass_seconds))
+        if "adaptive_draws" in row.controls:
+            trained.learn_settling(predictions["dev"])
+            settled = {name: trained.predict(part.items, "auto") for name, part in predictions.items()}
+            seconds = self._seconds(trained, predictions["test"].items, "auto")
+            readings.append(Reading(f"{planned.title}, adaptive draws", settled, seconds=seconds))
         if self.config.protocol.mean_per_token and lengths is not None and power not in (None, 1):
             assert power is not None
             readings += [found for reading in readings for found in per_token(reading, lengths, power)]
@@ -199,11 +207,9 @@ class CellComputer:
             return load_run(folder, device=run.model.device)
         return train(run, folder, resume=True, evaluate_dev=False)
 
-    def _cost(self, trained: Run, items: Sequence[Item]) -> tuple[float, float]:
-        """Seconds for a few items without the trunk cache, with the method's draws and for one deterministic pass."""
-        few, plain = items[: self.config.cost_examples], trained.without_cache()
-        sampled, deterministic = plain.predict(few), plain.predict(few, 0)
-        return sampled.seconds, deterministic.seconds
+    def _seconds(self, trained: Run, items: Sequence[Item], num_samples: NumSamples = None) -> float:
+        """Of a prediction of a few items without the trunk cache."""
+        return trained.without_cache().predict(items[: self.config.cost_examples], num_samples).seconds
 
 
 def cell_of(
@@ -259,15 +265,13 @@ def _diverged(planned: PlannedCell, error: NonFiniteLossError, seconds: float) -
 
 def _derived(cell: Cell, reading: Reading) -> Cell:
     """The cell of another reading of the same trained adapter."""
-    first = next(iter(reading.predictions.values()))
-    # A reading without the draws of the row's own costs one pass.
-    cost = cell.predict_seconds if first.num_samples == cell.num_samples else cell.deterministic_seconds
+    draws = float(reading.predictions["test"].num_samples)
     return replace(
         cell,
         method=reading.title,
         derived_from=cell.method,
-        num_samples=int(first.num_samples),
-        predict_seconds=cell.predict_seconds if cost is None else cost,
+        num_samples=int(draws) if draws.is_integer() else round(draws, 4),
+        predict_seconds=cell.predict_seconds if reading.seconds is None else reading.seconds,
         details={**cell.details, **reading.details},
         predictions={name: _stored(part) for name, part in reading.predictions.items()},
     )

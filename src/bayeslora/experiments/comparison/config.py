@@ -54,7 +54,7 @@ class CompareConfig(CompareOptions):
 
         Raises:
             ValueError: A value is out of its range or of another type, also in the training of a row, a list is empty
-                or has a value twice, a row's training has an unknown field, a control is for another scoring,
+                or has a value twice, a row's training has an unknown field, a control is for another scoring or method,
                 `out_of_distribution_from` names no task, or parts of the protocol exclude each other or something else.
         """
         check_options(self)
@@ -106,6 +106,14 @@ class CompareConfig(CompareOptions):
                     f"rows.{title}.controls: score_noise is for scoring cloze, whose choices have a length, but the "
                     f"row has {scoring!r} on task {task!r}; leave it out of the controls."
                 )
+
+        stops = row.method.draws_in_turn and not row.method.draws_depend_on_batch and self.num_samples > 1
+        if "adaptive_draws" in row.controls and not stops:
+            raise ValueError(
+                f"rows.{title}.controls: adaptive_draws needs predictions of several independent draws, of which an "
+                f"item could have fewer, but with num_samples {self.num_samples} the method {row.method.name!r} has "
+                "none; leave it out of the controls."
+            )
 
     def scoring(self, task: str, title: str) -> str:
         """How a row reads the items of a task."""

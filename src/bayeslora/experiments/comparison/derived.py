@@ -38,12 +38,14 @@ class Reading:
         predictions: For each split.
         details: What was chosen for it.
         own: Whether it is the row's own one, from which the others are derived.
+        seconds: What its prediction of the items of which the cost is measured takes; None: as long as the row's own.
     """
 
     title: str
     predictions: Mapping[str, Prediction]
     details: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False
+    seconds: float | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -55,7 +57,7 @@ class Reading:
         predictions = {
             split: replace(part, predictive=change(split, part.predictive)) for split, part in self.predictions.items()
         }
-        return Reading(title, predictions, {**self.details, **details})
+        return replace(self, title=title, predictions=predictions, details={**self.details, **details}, own=False)
 
 
 def tempered(reading: Reading, say: Callable[[Temperature], None]) -> Reading:

@@ -14,7 +14,7 @@ from bayeslora.runs.options import ModelConfig, TaskConfig, TrainConfig
 
 __all__ = ["AdapterConfig", "CompareOptions", "Control", "ProtocolConfig", "RowOptions"]
 
-Control = Literal["one_pass", "score_noise"]
+Control = Literal["one_pass", "adaptive_draws", "score_noise"]
 """Further rows from the same trained adapters."""
 
 
@@ -49,9 +49,10 @@ class RowOptions:
         learning_rates: A grid of its own; default: the comparison's.
         temperature: Whether a further row "<title> + temperature" has a temperature fitted on dev; it costs nothing.
         controls: Further rows from the same trained adapters, each with a temperature too where this row has one:
-            "one_pass" is the method's prediction without draws ("<title>, one pass"); "score_noise" (scoring cloze)
-            adds Gaussian noise of standard deviation a / length to the scores of the choices, a chosen on dev
-            ("<title>, score noise"): what noise gains without any posterior.
+            "one_pass" is the method's prediction without draws ("<title>, one pass"); "adaptive_draws" gives each item
+            draws until its answer is settled ("<title>, adaptive draws"; docs/guides/adaptive_samples.md);
+            "score_noise" (scoring cloze) adds Gaussian noise of standard deviation a / length to the scores of the
+            choices, a chosen on dev ("<title>, score noise"): what noise gains without any posterior.
         scoring: How this row reads the tasks; default: as they say. With "options" heads are read, over the adapters of
             the method, which lie below the layer that is read (docs/guides/readout.md); BayesianHead always has it.
     """

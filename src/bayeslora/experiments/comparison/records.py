@@ -205,7 +205,8 @@ class Cell:
         seed: Seed of initialisation, data order and draws.
         learning_rate: Peak learning rate of the training.
         stage: "selection" or "final".
-        num_samples: Posterior draws of a prediction; 0 for a deterministic one.
+        num_samples: Posterior draws of a prediction; 0 for a deterministic one; the mean over the test items where they
+            have different numbers.
         train_seconds: Training alone.
         predict_seconds: Prediction of `predict_items` items, all draws included.
         deterministic_seconds: One deterministic pass over the same items; None where it was not measured.
@@ -225,7 +226,7 @@ class Cell:
     seed: int
     learning_rate: float
     stage: Stage
-    num_samples: int
+    num_samples: float
     train_seconds: float
     predict_seconds: float
     deterministic_seconds: float | None = None

@@ -209,7 +209,7 @@ def cost_table(task: TaskRows) -> Table:
             _significant(row.mean(_memory)),
             f"{row.first.trainable_parameters:,}",
             f"{row.first.extra_parameters:,}",
-            str(row.first.num_samples) if row.first.num_samples else MISSING,
+            f"{draws:g}" if (draws := round(row.mean(_draws) or 0, 2)) else MISSING,
             _significant(row.mean(_milliseconds_per_item)),
             _significant(row.mean(passes)),
         ]
@@ -223,6 +223,10 @@ def cost_table(task: TaskRows) -> Table:
 def _milliseconds_per_item(cell: Cell) -> float | None:
     """Prediction time of an item, all draws included; None where the number of items is not known."""
     return 1000 * cell.predict_seconds / cell.predict_items if cell.predict_items else None
+
+
+def _draws(cell: Cell) -> float:
+    return cell.num_samples
 
 
 def _train_seconds(cell: Cell) -> float:
