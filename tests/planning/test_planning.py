@@ -37,7 +37,7 @@ from bayeslora.planning.plan import as_options
 from bayeslora.planning.tracing import peak_bytes
 from bayeslora.prediction.predictive import predict
 from bayeslora.readouts.hidden import differentiable_vectors
-from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import below_head
 from bayeslora.scoring import get_scoring
 from bayeslora.scoring.options import Options
@@ -336,7 +336,7 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_sharing_is_a_way_to_launch_a_run() -> None:
-    words = as_options(Change(devices=4), Setting(8, 8), 1)["launch"].split()
+    words = as_options(Change(devices=4), Setting(8, 8), TrainConfig())["launch"].split()
     assert words[:3] == ["accelerate", "launch", "--config_file"] and words[4:] == ["--num_processes", "4"]
     assert (ROOT / words[3]).is_file()
 
@@ -359,6 +359,30 @@ def test_the_options_proposed_make_it_fit(config: Path, tmp_path: Path) -> None:
     plan = make_plan(again, PlanOptions(budget, architecture))
     assert proposal and plan.fits, (proposal, as_text(plan))
     assert plan.passes is not None and plan.passes.optimizer_steps == 20
+
+
+def test_what_train_arguments_win_over_is_planned_as_it_will_be_trained(config: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+
+    def planned(train: dict[str, object], memory: int = 10**9) -> Any:
+        config.write_text(yaml.safe_dump(content | {"train": train}), encoding="utf-8")
+        options = PlanOptions(Budget(memory), tmp_path / "config.json")
+        return make_plan(parse_run_or_comparison(config), options)
+
+    fields = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_train_epochs": 3}
+    by_fields, by_options = planned({"arguments": fields}), planned({"batch_size": 16, "epochs": 3})
+    assert by_fields.rows == by_options.rows and by_fields.passes.optimizer_steps == 15
+    assert planned({"arguments": {**fields, "max_steps": 4}}).passes.optimizer_steps == 4
+    assert planned({"arguments": {**fields, "max_steps": -1}, "max_steps": 4}).passes.optimizer_steps == 15
+    checkpointed = planned({"arguments": {**fields, "gradient_checkpointing": True}})
+    assert checkpointed.setting.checkpointing and checkpointed.rows[0].training.total < by_fields.rows[0].training.total
+    # What is proposed would change nothing under a name that the arguments win over.
+    need = checkpointed.rows[0].training
+    memory = int((need.weights + 0.45 * need.activations) / 0.9)
+    proposal = planned({"arguments": {**fields, "gradient_checkpointing": True}}, memory).proposals[0]
+    assert set(proposal) == {f"train.arguments.{name}" for name in [*fields][:2]}
+    changed = {name.rpartition(".")[2]: value for name, value in proposal.items()}
+    assert planned({"arguments": {**fields, "gradient_checkpointing": True, **changed}}, memory).fits
 
 
 def test_unknown_architectures(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bayeslora.planning.arguments import as_trained
 from bayeslora.planning.published import TASK_SIZES
 from bayeslora.runs import task_items
 from bayeslora.runs.config import RunConfig, TaskConfig
@@ -62,7 +63,7 @@ class Passes:
                 f"how many items task {run.task.name!r} has is not known without its data; set train_examples, or "
                 "use a source that can be read here."
             )
-        options = run.train
+        options = as_trained(run).train
         micro_batches = math.ceil(sizes.train / options.batch_size)
         steps_per_epoch = math.ceil(micro_batches / options.gradient_accumulation_steps)
         steps = options.max_steps or math.ceil(options.epochs * steps_per_epoch)

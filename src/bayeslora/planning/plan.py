@@ -17,12 +17,13 @@ from bayeslora.models.heads import new_head
 from bayeslora.models.missing import weights_to_draw
 from bayeslora.planning.advice import Change, advise
 from bayeslora.planning.architecture import base_on_meta, find_architecture
+from bayeslora.planning.arguments import as_trained, option_name
 from bayeslora.planning.estimate import Estimator, Setting
 from bayeslora.planning.extent import Extent, extent_of
 from bayeslora.planning.memory import Budget, Memory
 from bayeslora.planning.passes import Passes, read_locally, sizes_of
 from bayeslora.planning.shape import Shape
-from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import get_scoring
 from bayeslora.tasks import Item
 
@@ -230,7 +231,7 @@ def _make_plans(
             note(f"{title} is left out: a head in closed form trains no weights")
             continue
         note(title)
-        rows.append(_Row(title, run, [estimator(run, extent.shape) for extent in extents], passes))
+        rows.append(_Row(title, as_trained(run), [estimator(run, extent.shape) for extent in extents], passes))
     if not rows:
         raise ValueError(
             "there is nothing to plan: a head in closed form trains no weights. It needs the base model in memory, one "
@@ -253,8 +254,7 @@ def _make_plans(
         # The command that compares takes one process.
         shareable = isinstance(config, RunConfig)
         changes = [Change()] if plan.fits else _changes(rows, plan.rows, budget, shareable=shareable)
-        accumulation = config.train.gradient_accumulation_steps
-        proposals = [as_options(change, plan.setting, accumulation) for change in changes]
+        proposals = [as_options(change, plan.setting, rows[0].run.train) for change in changes]
         plans.append(dataclasses.replace(plan, proposals=proposals))
     return plans
 
@@ -279,14 +279,15 @@ def _changes(rows: list[_Row], finished: list[RowPlan], budget: Budget, *, share
     return advise(rows[0].setting(), training_fits, prediction_fits, shareable=shareable)
 
 
-def as_options(change: Change, setting: Setting, accumulation: int) -> dict[str, Any]:
+def as_options(change: Change, setting: Setting, train: TrainConfig) -> dict[str, Any]:
     """A change as the options of the config, or of the launcher, that make it."""
     new, found = change.of(setting), dict[str, Any]()
     if change.checkpointing:
         found["model.gradient_checkpointing"] = True
     if change.accumulation > 1:
-        found["train.batch_size"] = new.batch_size
-        found["train.gradient_accumulation_steps"] = accumulation * change.accumulation
+        found[option_name("batch_size", train)] = new.batch_size
+        accumulation = train.gradient_accumulation_steps * change.accumulation
+        found[option_name("gradient_accumulation_steps", train)] = accumulation
     if change.smaller_forwards > 1:
         found["batch_size"] = new.predict_batch_size
     if change.four_bit:
