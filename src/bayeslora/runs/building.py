@@ -55,6 +55,9 @@ def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | N
     # Batches of classification do not say where an item's tokens lie, and most encoders have dropout at the bottom.
     if not (options.cache_trunk and get_scoring(config.task.scoring).shares_trunk):
         return None
+    # Prompts of which none comes again would only fill it.
+    if config.task.scoring == "codes" and config.task.shuffles is None:
+        return None
     if shared is not None:
         return shared.rebind(model)
     cache = TrunkCache(model, options.cache_trunk_limit, options.cache_trunk_folder)

@@ -67,7 +67,7 @@ def load_run(
     recover_parts(folder)
     recover_folder(folder / "adapter")
     adapter = Path(adapter_folder(folder))
-    if (folder / "decision.json").is_file():
+    if (folder / "decision.json").is_file() and not (folder / "config.yaml").is_file():
         raise ValueError(
             f"{run} is a decision model, which has no items: ask it by `bayeslora decide` or `serve`, calibrate it by "
             "`bayeslora calibrate`, or load it by bayeslora.DecisionModel.load."

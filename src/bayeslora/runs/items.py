@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from bayeslora.runs.config import TaskConfig
 from bayeslora.scoring import get_scoring
-from bayeslora.tasks import Item, LocalFile, Splits, Task, get_task
+from bayeslora.tasks import Item, LocalFile, Splits, Task, TaskError, get_task
 from bayeslora.tasks.classes import class_texts
+from bayeslora.tasks.decisions import is_decision_file
+from bayeslora.tasks.decisions.items import items_of, read_splits, train_file
 
 __all__ = [
     "FILE_OPTIONS",
@@ -70,6 +72,8 @@ def with_file_options(config: TaskConfig, options: Mapping[str, Any]) -> TaskCon
 
 def task_items(config: TaskConfig) -> Splits:
     """The splits of a config's task, cut to the numbers of examples it asks for."""
+    if config.scoring == "codes":
+        return _decisions(config)
     splits = build_task(config).splits(source=config.source)
     parts = {
         name: subset(getattr(splits, name), getattr(config, f"{name}_examples"), config.subset_seed)
@@ -77,6 +81,22 @@ def task_items(config: TaskConfig) -> Splits:
     }
     available = {name: len(getattr(splits, name)) for name in parts}
     return Splits(**parts, origin=splits.origin, available=available)
+
+
+def _decisions(config: TaskConfig) -> Splits:
+    """Questions of records; the numbers of examples are of records."""
+    file = train_file(config.name)
+    if not is_decision_file(file):
+        raise TaskError(
+            f"task.scoring codes is for records of typed decisions (state, questions, labels), but task.name "
+            f"{config.name!r} is no file of them; name one, or use scoring letter or cloze."
+        )
+    parts: dict[str, list[Item]] = {}
+    available = {}
+    for name, records in read_splits(config.name).items():
+        some = subset(records, getattr(config, f"{name}_examples"), config.subset_seed)
+        parts[name], available[name] = [*items_of(some)], sum(len(record.targets) for record in records)
+    return Splits(**parts, origin=f"questions of records from {file}", available=available)
 
 
 def describe_splits(name: str, splits: Any, unit: str) -> str:

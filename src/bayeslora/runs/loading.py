@@ -22,9 +22,12 @@ from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
+from bayeslora.scoring.codes import CodeScoring, Template
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
+
+_NO_LIMIT = 1 << 30
 
 __all__ = [
     "head_width",
@@ -67,9 +70,16 @@ def load_model(
     )
     model: Any = merge_adapters(base, config.merge)
     readable = readable_tokens(model)
-    reader = scoring_of(task, tokenizer, min(task.max_length, readable or task.max_length))
+    reader = scoring_of(task, tokenizer, _longest(task, readable))
     reader.extensible = readable is None or task.max_length < readable
     return model, tokenizer, reader
+
+
+def _longest(task: TaskConfig, readable: int | None) -> int:
+    """Tokens of a prompt; where nothing is cut, the default is no limit."""
+    if task.scoring == "codes" and task.max_length == TaskConfig.max_length:
+        return readable or _NO_LIMIT
+    return min(task.max_length, readable or task.max_length)
 
 
 def load_adapted(
@@ -106,6 +116,16 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
     chat = uses_chat_template(task, tokenizer)
     if scoring.takes_classes:
         return scoring(tokenizer, max_length, classes=task.classes or task.choices)  # type: ignore[call-arg]
+    if issubclass(scoring, CodeScoring):
+        return scoring(
+            tokenizer,
+            max_length,
+            chat_template=chat,
+            template=Template.of(task.template),
+            orders=task.orders,
+            shuffles=task.shuffles,
+            ranked=task.ranked,
+        )
     if task.length_power == 1:
         return scoring(tokenizer, max_length, chat_template=chat)
     if task.scoring != "cloze":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,9 +11,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
-from bayeslora.methods import Method, TrainingResult, trainable_parameters
+from bayeslora.methods import TrainingResult, trainable_parameters
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.adaptive import can_stop, is_adaptive
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
@@ -22,26 +21,26 @@ from bayeslora.runs.building import build_model, open_trunk_cache
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.runs.distillation.lesson import Lesson, check_place, learn_from
-from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer, epoch_record
+from bayeslora.runs.epochs import epoch_record
 from bayeslora.runs.heads import describe_head, fixed_choices, train_head
 from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
 from bayeslora.runs.length_power import with_length_power
 from bayeslora.runs.loading import with_chat_template
 from bayeslora.runs.model_card import CardFacts
-from bayeslora.runs.prediction import predict_items
 from bayeslora.runs.run import Run
+from bayeslora.runs.trainer import item_trainer, planned_steps
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch, Scoring
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.folders import only_writer
 from bayeslora.system.memory import peak_memory
-from bayeslora.system.processes import all_reduce_max, world_size
+from bayeslora.system.processes import all_reduce_max
 from bayeslora.tasks import Splits
 from bayeslora.training.progress import training_shown
 from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = ["Trained", "planned_steps", "train", "training_fields", "training_metrics"]
+__all__ = ["Trained", "train", "training_metrics"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -63,6 +62,8 @@ def train(
     trunk_cache: TrunkCache | None = None,
     prepare: Callable[[PeftModel], None] | None = None,
     lesson: Lesson | None = None,
+    splits: Splits | None = None,
+    also: Callable[[Trained, Path], None] | None = None,
 ) -> Trained:
     """Train an adapter and write it to `output_dir`; on texts: `bayeslora.runs.language_modelling.train_texts`.
 
@@ -82,6 +83,8 @@ def train(
         prepare: Changes the adapted model before it is trained, such as where a procedure freezes a part.
         lesson: Items to train on in the place of the task's own; default: those, or where the config names a teacher
             (`distill.teacher`) what that says of them.
+        splits: The items; default: those of the config's task.
+        also: Writes further parts of the finished run, into the folder that it is given.
 
     Raises:
         FileExistsError: There is a run in `output_dir`, and neither `resume` nor `overwrite`.
@@ -99,20 +102,22 @@ def train(
         check_place(config.distill.teacher, output, resume=resume, overwrite=overwrite)
         lesson = learn_from(config, output)
     with only_writer(output):
-        return _train(config, output, resume, overwrite, evaluate_dev, trunk_cache, prepare, lesson)
+        splits = task_items(config.task) if splits is None else splits
+        return _train(config, output, splits, resume, overwrite, evaluate_dev, trunk_cache, prepare, lesson, also)
 
 
 def _train(
     config: RunConfig,
     output: Path,
+    splits: Splits,
     resume: bool,
     overwrite: bool,
     evaluate_dev: bool,
     trunk_cache: TrunkCache | None,
     prepare: Callable[[PeftModel], None] | None,
     lesson: Lesson | None,
+    also: Callable[[Trained, Path], None] | None,
 ) -> Trained:
-    splits = task_items(config.task)
     if lesson is not None:
         splits = replace(splits, train=lesson.items)
         trunk_cache = lesson.trunk_cache if trunk_cache is None else trunk_cache
@@ -135,7 +140,7 @@ def _train(
     if lesson is not None:
         lesson.begin(model)
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
-    trainer = _trainer(config, output, model, scoring, splits, trunk_cache)
+    trainer = item_trainer(config, output, model, scoring, splits, trunk_cache)
     heads = None
     if isinstance(scoring, Options):
         heads = CrossFitting(config, model, scoring, splits.train, trunk_cache)
@@ -190,7 +195,7 @@ def _train(
             trained.learn_settling(draws)
             prediction = trained.predict(splits.dev)
         metrics |= prediction.metrics() | {"split": "dev"}
-    write_run(trained, output, CardFacts(classes=width), prediction, draws)
+    write_run(trained, output, CardFacts(classes=width), prediction, draws, also)  # type: ignore[arg-type]
     return trained
 
 
@@ -224,85 +229,3 @@ def _training(
 
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return TrainingResult(batches, len(splits.train), optimizer, trunk_cache, config.seed)
-
-
-def planned_steps(arguments: TrainingArguments, rows: int) -> int:
-    """Optimizer steps of a training on so many rows."""
-    if arguments.max_steps > 0:
-        return arguments.max_steps
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()
-    return max(1, math.ceil(arguments.num_train_epochs * math.ceil(rows / per_step)))
-
-
-def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
-    """What a run's config says about the fields of TrainingArguments, its `train.arguments` left out."""
-    options = config.train
-    return {
-        "output_dir": str(output / "checkpoints"),
-        "num_train_epochs": options.epochs,
-        "max_steps": options.max_steps or -1,
-        "per_device_train_batch_size": options.batch_size,
-        "gradient_accumulation_steps": options.gradient_accumulation_steps,
-        "learning_rate": options.learning_rate,
-        "lr_scheduler_type": options.lr_scheduler,
-        "warmup_steps": options.warmup,
-        "weight_decay": options.weight_decay,
-        "max_grad_norm": options.max_grad_norm,
-        "logging_steps": options.logging_steps,
-        "save_strategy": "epoch" if options.save_steps is None else "steps",
-        "save_steps": options.save_steps or 500,
-        "save_total_limit": 2,
-        **(EPOCH_FIELDS if options.choose_epoch else {}),
-        "report_to": options.report_to,
-        "seed": config.seed,
-        "use_cpu": next(model.parameters()).device.type == "cpu",
-        # All parameters have a gradient in each step, those that only the KL reads too; a search along the graph of
-        # the model's output would not find these, and DDP would fail on them.
-        "ddp_find_unused_parameters": False,
-        # Items are not columns of tensors: the scoring reads them whole.
-        "remove_unused_columns": False,
-    }
-
-
-def _trainer(
-    config: RunConfig,
-    output: Path,
-    model: PeftModel,
-    scoring: Scoring,
-    splits: Splits,
-    trunk_cache: TrunkCache | None,
-) -> BayesianLoraTrainer:
-    options = config.train
-    own = config.method.training_arguments()
-    arguments = TrainingArguments(**training_fields(config, output, model) | own | options.arguments)
-    steps = planned_steps(arguments, len(splits.train))
-    arguments.logging_steps = min(arguments.logging_steps, steps)
-    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    fields: dict[str, Any] = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": splits.train,
-        "data_collator": scoring,
-        "trunk_cache": trunk_cache,
-        "label_smoothing": options.label_smoothing,
-        "optimizer": options.optimizer,
-        "optimizer_options": options.optimizer_options,
-        "prior_std": options.prior_std,
-        **config.method.trainer_options(arguments.learning_rate, steps, len(splits.train)),
-    }
-    if not options.choose_epoch:
-        return BayesianLoraTrainer(**fields)
-
-    # A posterior that is fitted after training is not there yet: until then the method predicts with the mean.
-    samples = None if type(config.method).fit_posterior is Method.fit_posterior else 0
-    cached: Any = {"trunk_cache": trunk_cache, "num_samples": samples, "progress": False}
-
-    def dev_nll() -> float:
-        found = predict_items(config, model, scoring, splits.dev, **cached)
-        return float(found.metrics()["nll"])
-
-    return EpochTrainer(**fields, eval_dataset=splits.dev, dev_nll=dev_nll)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = ["RUN_PARTS", "write_run"]
 RUN_PARTS = (
     *("adapter", "config.yaml", "metrics.json", "posterior.safetensors"),
     *("predictions.jsonl", "texts.jsonl", "reliability.png", "explanations.jsonl", "evaluation", "diagnosis"),
+    *("decision.json", "heads.safetensors", "calibration.json"),
     *KEPT,
 )
 """What belongs to one run in its folder; what was measured of an earlier run goes with it."""
@@ -34,6 +36,7 @@ def write_run(
     facts: CardFacts | None = None,
     dev_prediction: Prediction | None = None,
     dev_draws: Prediction | None = None,
+    also: Callable[[Run, Path], None] | None = None,
 ) -> None:
     """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none.
 
@@ -45,6 +48,7 @@ def write_run(
         facts: For the model card.
         dev_prediction: To be kept.
         dev_draws: That with all draws, to be kept where `dev_prediction` does not have all of them.
+        also: Writes further parts into the folder that it is given.
     """
     with replaced_together(output, RUN_PARTS) if is_main() else nullcontext(output) as aside:
         save_adapter(run.model, aside / "adapter")
@@ -57,6 +61,8 @@ def write_run(
                 keep_dev_predictions(aside, dev_prediction, run.temperature)
             if dev_draws is not None:
                 keep_dev_draws(aside, dev_draws, run.temperature)
+            if also is not None:
+                also(run, aside)
     run.folder = output
     if is_main():
         shutil.rmtree(output / "checkpoints.previous", ignore_errors=True)

@@ -145,6 +145,10 @@ class Scoring(ABC):
     def __call__(self, items: Sequence[ChoiceItem]) -> ChoiceBatch:
         """The batch of `items`."""
 
+    def dataset(self, items: Sequence[ChoiceItem], seed: int) -> Any:
+        """What a training draws its batches from: here the items as they are."""
+        return items
+
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
         """The text that is read: here the item's question, or `question` in its place."""
         return item.question if question is None else question

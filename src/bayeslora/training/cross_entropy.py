@@ -5,7 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["smoothed_cross_entropy"]
+from bayeslora.scoring import ChoiceBatch
+
+__all__ = ["item_losses", "ranked_probability_scores", "smoothed_cross_entropy"]
+
+
+def item_losses(batch: ChoiceBatch, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """What training minimises for each row of a batch [rows], nats: the cross-entropy, as `smoothed_cross_entropy`.
+
+    Where the batch has `ranked` [batch], so many times the ranked probability score is added; where it has `weights`
+    [batch], an item's loss counts so often.
+
+    Args:
+        batch: Of items.
+        logits: Of their choices [rows, choices]; rows is batch, or draws * batch.
+        targets: As `labels` of `smoothed_cross_entropy`.
+        smoothing: As there.
+    """
+    losses = smoothed_cross_entropy(logits, targets, smoothing)
+    copies = len(logits) // batch.batch_size
+    if "ranked" in batch:
+        losses = losses + batch["ranked"].repeat(copies) * ranked_probability_scores(logits, targets)
+    return losses * batch["weights"].repeat(copies) if "weights" in batch else losses
+
+
+def ranked_probability_scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """As `bayeslora.metrics.ranked_probability_score`, of each row [rows] and with a gradient.
+
+    Args:
+        logits: Of the levels, lowest first [rows, levels], -inf where an item has no such level.
+        targets: Right levels [rows], or distributions over them [rows, levels].
+    """
+    if targets.dim() == 1:
+        targets = nn.functional.one_hot(targets, logits.shape[-1])
+    below, right = torch.softmax(logits, -1).cumsum(-1), targets.to(logits.dtype).cumsum(-1)
+    borders = (logits > -torch.inf).sum(-1) - 1
+    # From the last level on both sums are 1, and add nothing.
+    return (below.square() - 2 * below * right + right).sum(-1) / borders.clamp_min(1)
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

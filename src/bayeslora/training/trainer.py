@@ -17,7 +17,7 @@ from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.files import last_complete_checkpoint, sort_sets
 from bayeslora.training.checkpoints import NamedCheckpoints
-from bayeslora.training.cross_entropy import smoothed_cross_entropy
+from bayeslora.training.cross_entropy import item_losses
 from bayeslora.training.elbo import kl_divergence, kl_weight, negative_elbo, weight_penalty
 from bayeslora.training.log_sums import LogSums
 from bayeslora.training.non_finite import NonFiniteLossError, likely_cause
@@ -190,13 +190,13 @@ class ELBOTrainerMixin(ParameterGroups, NamedCheckpoints):
         copies = logits.shape[0] // targets.shape[0]
         shared = num_items is not None and model.training and self._is_scaled(num_items)
         rows = copies * num_items if shared else None
-        loss = self._row_loss(logits, torch.cat([targets] * copies), rows, model.training)
+        loss = self._row_loss(batch, logits, torch.cat([targets] * copies), rows, model.training)
         if shared and self.args.average_tokens_across_devices:
             # num_items counts all processes, and DDP averages the gradients over them.
             loss = loss * self.accelerator.num_processes
         return loss, {"loss": loss, "logits": logits}
 
-    def _row_loss(self, logits: Tensor, labels: Tensor, rows: Any, training: bool) -> Tensor:
+    def _row_loss(self, batch: ChoiceBatch, logits: Tensor, labels: Tensor, rows: Any, training: bool) -> Tensor:
         """The mean loss of logits [rows, choices], or where `rows` counts those of the whole step their share of it."""
         if self.compute_loss_func is not None:
             loss: Tensor = self.compute_loss_func(
@@ -204,7 +204,7 @@ class ELBOTrainerMixin(ParameterGroups, NamedCheckpoints):
             )
             return loss
         smoothing = self.label_smoothing or self.args.label_smoothing_factor
-        losses = smoothed_cross_entropy(logits, labels, smoothing if training else 0.0)
+        losses = item_losses(batch, logits, labels, smoothing if training else 0.0)
         return losses.mean() if rows is None else losses.sum() / rows
 
     def _is_scaled(self, num_items_in_batch: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,22 +39,21 @@ class Train(ConfigCommand):
         from bayeslora.runs.decisions import is_decision_task
 
         config = self.config(options, parser)
-        if is_decision_task(config.task):
+        if is_decision_task(config.task) and config.task.scoring != "codes":
             self._decisions(options, config)
             return
         if options.extend is not None:
-            raise ValueError("--extend is for decision models: expected records of decisions as --task.name.")
-        if config.task.scoring == "text":
-            from bayeslora.runs.language_modelling import train_texts as train
-        else:
-            from bayeslora.runs import train
+            raise ValueError(
+                "--extend refits heads: expected records of decisions as --task.name, and not task.scoring codes. An "
+                "adapter goes on from another one by --method.init_from RUN."
+            )
         from bayeslora.runs.beginning import note_batches
         from bayeslora.system.console import duration
 
         if config.method.adapts:
             note_batches(config)
         chosen = {"resume": options.resume, "overwrite": options.overwrite}
-        metrics = train(config, options.output_dir, **chosen).metrics
+        metrics = _training(config.task.scoring)(config, options.output_dir, **chosen).metrics
         folder = Path(options.output_dir)
         adapter = folder / "adapter"
         # A head on frozen features has none.
@@ -66,7 +65,7 @@ class Train(ConfigCommand):
             f"\n{scores_table(metrics)}\n" if "split" in metrics else "",
             *(f"{name:<7}  {place}" for name, place in places.items()),
             f"scores   {folder / 'metrics.json'}",
-            f"next     bayeslora evaluate {shlex.quote(options.output_dir)}",
+            _next(config, shlex.quote(options.output_dir)),
         )
 
     def _decisions(self, options: Namespace, config: RunConfig) -> None:
@@ -84,6 +83,27 @@ class Train(ConfigCommand):
         print_result(
             options, metrics, said, *lines, f"next     bayeslora decide {here} < request.json, or calibrate, or serve"
         )
+
+
+def _training(scoring: str) -> Callable[..., Any]:
+    """What trains a run with this scoring."""
+    if scoring == "codes":
+        from bayeslora.runs.decisions import train_codes
+
+        return train_codes
+    if scoring == "text":
+        from bayeslora.runs.language_modelling import train_texts
+
+        return train_texts
+    from bayeslora.runs import train
+
+    return train
+
+
+def _next(config: RunConfig, here: str) -> str:
+    if config.task.scoring != "codes":
+        return f"next     bayeslora evaluate {here}"
+    return f"next     bayeslora decide {here} < request.json, or evaluate, calibrate, or serve"
 
 
 def _what_was_done(metrics: Mapping[str, Any]) -> str:

@@ -109,9 +109,12 @@ def _vectors(batch: ChoiceBatch, states: Tensor) -> Tensor:
         return by_choice(batch, states.unsqueeze(2))[:, 1:, 0, 0]
     mask: Tensor | None = batch.get("attention_mask")
     if mask is None or mask.shape != states.shape[:2]:
-        return states.float().mean(1, keepdim=True)
-    weights = mask.float().unsqueeze(-1)
-    return (states.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        means = states.float().mean(1, keepdim=True)
+    else:
+        weights = mask.float().unsqueeze(-1)
+        means = (states.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    # Codes ask an item in several orders of its options.
+    return means.unflatten(0, (-1, batch.rows_per_item)).mean(1)
 
 
 @dataclass(frozen=True)

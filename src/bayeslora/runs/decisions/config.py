@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bayeslora.models.kinds import DtypeName
+from bayeslora.options.ranges import Draws, check_value
 
 __all__ = ["DecisionConfig"]
 
@@ -19,12 +20,16 @@ class DecisionConfig:
         dtype: Number type of its weights; "auto" as in `bayeslora.runs.config.ModelConfig`.
         device: "auto", "cpu", "cuda", ...
         revision: Branch, tag or commit of a Hub id.
-        readout: "codes" (no training), "heads" (one for each question that has labels), or "auto": heads for questions
-            with 25 labels or more, codes for the others.
+        readout: "codes" (zero-shot, or over an adapter that a method trains), "heads" (one for each question that has
+            labels), or "auto": heads for questions with 25 labels or more, codes for the others.
         orders: Rotations of the options that codes average over.
+        shuffles: Orders of an item's options in an adapter's training, one each epoch; default: always a new one.
+        ranked: Weight of the ranked probability score in the loss of its score questions.
         max_length: Longest prompt in tokens; default: what the model has positions for.
         label_noise: Whether heads estimate a share of wrong labels.
-        seed: Of the labels that are drawn from soft ones where a temperature is fitted.
+        seed: Of the labels that are drawn from soft ones where a temperature is fitted, of an adapter's training, and
+            of its posterior draws.
+        num_samples: Posterior draws of an answer by codes over an adapter; 0 answers with the posterior mean.
 
     Raises:
         ValueError: A field is out of its range.
@@ -36,12 +41,16 @@ class DecisionConfig:
     revision: str | None = None
     readout: Literal["auto", "codes", "heads"] = "auto"
     orders: int = 2
+    shuffles: int | None = None
+    ranked: float = 0.0
     max_length: int | None = None
     label_noise: bool = True
     seed: int = 0
+    num_samples: Draws = 10
 
     def __post_init__(self) -> None:
         if self.readout not in ("auto", "codes", "heads"):
             raise ValueError(f"readout must be auto, codes or heads, got {self.readout!r}.")
+        check_value(self.num_samples, Draws, "num_samples")
         if self.orders < 1:
             raise ValueError(f"orders must be at least 1, got {self.orders}.")

@@ -10,11 +10,14 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bayeslora.runs.decisions.adapted import AdaptedCodes
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.head_files import head_fields, heads_tensors, restored_heads
 from bayeslora.runs.decisions.model import DecisionModel
+from bayeslora.runs.finished import load_run
+from bayeslora.runs.writing import write_run
 from bayeslora.scoring.codes import Template
 from bayeslora.system.devices import kept_device
 from bayeslora.system.files import atomic_folder, recover_folder, write_json
@@ -55,25 +58,32 @@ def save_decision_model(
 def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> None:
     """The model's folder, in the place of one that is there; for who holds `only_replacer`."""
     with atomic_folder(folder) as aside:
-        write_json(
-            aside / FILE,
-            {
-                "format": _FORMAT,
-                "config": asdict(model.config),
-                "template": model.reader.template.to_dict(),
-                "questions": {name: question.to_dict() for name, question in model.questions.items()},
-                "trained_states": sorted(model.trained_states),
-                "heads": [head_fields(head) for head in model.heads.by_signature.values()],
-            }
-            | ({} if model.examples is None else {"examples": model.examples.to_dict()}),
-        )
+        if model.adapted is not None:
+            write_run(replace(model.adapted.run), aside)
         if metrics is not None:
             write_json(aside / "metrics.json", dict(metrics))
-        save_calibration(model, aside)
-        if model.heads.by_signature:
-            save_file(heads_tensors(model.heads), aside / TENSORS)
-        if model.examples is not None:
-            save_file(model.examples.tensors(), aside / EXAMPLES)
+        write_parts(model, aside)
+
+
+def write_parts(model: DecisionModel, folder: Path) -> None:
+    """What makes a folder that of a decision model, an adapter's run apart, into one that nobody reads yet."""
+    content = {
+        "format": _FORMAT,
+        "config": asdict(model.config),
+        "template": model.reader.template.to_dict(),
+        "questions": {name: question.to_dict() for name, question in model.questions.items()},
+        "trained_states": sorted(model.trained_states),
+        "heads": [head_fields(head) for head in model.heads.by_signature.values()],
+    }
+    if model.examples is not None:
+        content["examples"] = model.examples.to_dict()
+        save_file(model.examples.tensors(), folder / EXAMPLES)
+    if model.adapted is not None:
+        content["adapter"] = True
+    if model.heads.novelty is not None:
+        save_file(heads_tensors(model.heads), folder / TENSORS)
+    save_calibration(model, folder)
+    write_json(folder / FILE, content)
 
 
 def save_calibration(model: DecisionModel, folder: Path) -> None:
@@ -91,14 +101,20 @@ def load_decision_model(folder: Path, device: str | None = None) -> DecisionMode
         )
     content = read_json(folder / FILE)
     with restoring(folder / FILE):
-        config = _known(DecisionConfig, content["config"])
+        config, adapted = _known(DecisionConfig, content["config"]), bool(content.get("adapter"))
         template = _known(Template, content["template"])
         questions = {name: parse_question(value) for name, value in content["questions"].items()}
-    model = DecisionModel(replace(config, device=device or kept_device(config.device)), template=template)
+    config = replace(config, device=device or kept_device(config.device))
+    if adapted:
+        run = load_run(folder, device=config.device)
+        model = DecisionModel(config, template=template, method=run.config.method, train=run.config.train)
+        model.adapted = AdaptedCodes(run)
+    else:
+        model = DecisionModel(config, template=template)
     model.questions = questions
     # Models of before kept none.
     model.trained_states = frozenset(map(str, content.get("trained_states") or ()))
-    if content.get("heads"):
+    if content.get("heads") or adapted:
         tensors = _tensors(folder / TENSORS)
         with restoring(f"{folder / TENSORS} (or {FILE} beside it)"):
             model.heads = restored_heads(content["heads"], tensors)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bayeslora.models import load_base_model
-from bayeslora.models.number_type import number_type
+import torch
+
+from bayeslora.methods import Method
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.readouts.novelty import Novelty
+from bayeslora.runs.config import TrainConfig
+from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains, trained_on
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.examples import Examples, counts_of_labels
 from bayeslora.runs.decisions.heads import Heads, check_enough
-from bayeslora.runs.decisions.reading import HiddenReader, Vectors
-from bayeslora.runs.decisions.requests import Request
+from bayeslora.runs.decisions.reading import HiddenReader, Vectors, open_reader
+from bayeslora.runs.decisions.requests import Request, as_questions
+from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, Template
+from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
-from bayeslora.tasks.decisions.records import check_state
+from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_states
+from bayeslora.tasks.decisions.records import check_state, key_of
 
 __all__ = ["DecisionModel"]
-
 
 logger = logging.getLogger("bayeslora")
 
@@ -37,9 +45,12 @@ class DecisionModel:
     Args:
         model: Hub id, local folder, or "offline:smollm2"; or a whole `DecisionConfig`.
         template: The prompt.
+        method: Of `bayeslora.methods`, with readout "codes": what `fit` trains below them.
+        train: Options of that training (`bayeslora.runs.config.TrainConfig`).
         **options: Fields of `DecisionConfig`.
 
     Attributes:
+        adapted: What answers by codes over a trained adapter; None where none was trained.
         questions: Those that it was fitted on, by their ids.
         trained_states: Digests of the states that it was fitted on.
         examples: Features and labels that it was fitted on, for `extend`; None where it was not, or by an earlier
@@ -47,25 +58,50 @@ class DecisionModel:
     """
 
     def __init__(
-        self, model: str | DecisionConfig = "offline:smollm2", *, template: Template | None = None, **options: Any
+        self,
+        model: str | DecisionConfig = "offline:smollm2",
+        *,
+        template: Template | None = None,
+        method: Method | None = None,
+        train: TrainConfig | None = None,
+        **options: Any,
     ):
         config = model if isinstance(model, DecisionConfig) else DecisionConfig(model)
         self.config = replace(config, **options)
-        base, tokenizer = load_base_model(
-            self.config.model,
-            dtype=number_type(self.config.dtype, self.config.model, self.config.device),
-            revision=self.config.revision,
-            device=self.config.device,
-        )
-        self.reader = CodeReader(
-            base, tokenizer, template=template, orders=self.config.orders, max_length=self.config.max_length
-        )
-        self.hidden = HiddenReader(self.reader)
+        self.template, self.method, self.train = template or Template(), method, train
+        self.adapted: AdaptedCodes | None = None
+        if method is None:
+            self._open()
+        elif self.config.readout != "codes":
+            raise ValueError(
+                f"a method trains an adapter below codes, but readout is {self.config.readout!r}, whose heads read the "
+                "frozen model: set readout='codes', or leave the method out."
+            )
+        else:
+            check_trains(method)
         self.questions: dict[str, Question] = {}
         self.heads = Heads()
         self.calibration: Calibration | None = None
         self.trained_states: frozenset[str] = frozenset()
         self.examples: Examples | None = None
+
+    @cached_property
+    def reader(self) -> CodeReader:
+        """What reads prompts; with a method to train the base model is loaded when it is first asked, or trained."""
+        if self.adapted is not None:
+            return self.adapted.reader()
+        return open_reader(self.config, self.template)
+
+    @cached_property
+    def hidden(self) -> HiddenReader:
+        """What reads hidden states."""
+        return HiddenReader(self.reader)
+
+    def _open(self) -> None:
+        """Read anew with the base model or what was trained on it."""
+        for name in ("reader", "hidden"):
+            self.__dict__.pop(name, None)
+        _ = self.reader
 
     def fit(
         self,
@@ -75,6 +111,8 @@ class DecisionModel:
         progress: bool = True,
     ) -> DecisionModel:
         """Learn from records; what was learned before is forgotten, a calibration too.
+
+        With a method it trains an adapter below codes on all of them, their options in another order each epoch.
 
         Args:
             records: A file of them, or what `read_records` gave.
@@ -86,11 +124,27 @@ class DecisionModel:
             ValueError: There is too little to learn from.
             TooLongError: A state does not fit; nothing is cut.
         """
+        name = "records"
         if isinstance(records, str | Path):
             shared = None if questions is None else parse_questions(questions)
-            records = read_records(records, shared, require_labels=True)
+            name, records = str(records), read_records(records, shared, require_labels=True)
+        if self.method is not None:
+            items = items_of(records)
+            self.take(trained_on(items, self.config, self.method, self.train, self.template, name), items, progress)
+            return self
         self.questions = self._learn(records, Examples(), progress)
         return self
+
+    def take(self, run: Run, items: Sequence[DecisionItem], progress: bool = True) -> None:
+        """Answer by codes of a run that was trained on these items, in the place of what was learned before."""
+        self.adapted = AdaptedCodes(run)
+        self._open()
+        states = {key_of(item.state): item.state for item in items}
+        shown = track([*states.values()], "read", "states", show=progress)
+        means = [self.hidden(state, []).state[-1] for state in shown]
+        self.heads, self.trained_states = Heads({}, Novelty.of(torch.stack(means))), frozenset(states)
+        self.questions = {item.name: item.asked for item in items}
+        self.examples, self.calibration = None, None
 
     def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
         """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.
@@ -109,8 +163,8 @@ class DecisionModel:
         """
         if self.examples is None:
             raise ValueError(
-                "expected a model that was fitted and holds what it was fitted on, which zero-shot models and those of "
-                "earlier versions do not; fit one on all records together."
+                "expected a model that was fitted and holds what it was fitted on, which zero-shot models, trained "
+                "adapters and models of earlier versions do not; fit one on all records together."
             )
         if isinstance(records, str | Path):
             records = read_records(records, self.questions or None, require_labels=True)
@@ -130,7 +184,10 @@ class DecisionModel:
     def _learn(self, records: Sequence[Record], before: Examples, progress: bool) -> dict[str, Question]:
         """Fit heads; what the model has learned before is replaced at the end. Gives the questions of the records."""
         if self.config.readout == "codes":
-            raise ValueError("readout='codes' learns nothing: take readout='auto' or 'heads', or decide without fit.")
+            raise ValueError(
+                "readout='codes' without a method learns nothing: give one, such as method=bayeslora.methods.Lora(), "
+                "take readout='auto' or 'heads', or decide without fit."
+            )
         fewest = FEWEST if self.config.readout == "auto" else 2
         counts = Counter({key: len(labels.states) for key, labels in before.labels.items()})
         counts.update(counts_of_labels(records))
@@ -142,21 +199,26 @@ class DecisionModel:
         self.examples, self.calibration = examples, None
         return {name: question for record in records for name, question in record.questions.items()}
 
-    def decide(self, state: Any, questions: Mapping[str, Any] | None = None) -> dict[str, Answer]:
+    def decide(
+        self, state: Any, questions: Mapping[str, Any] | None = None, *, num_samples: int | None = None
+    ) -> dict[str, Answer]:
         """Answers by the ids of the questions.
 
         Args:
             state: A text, an object or an array.
             questions: By id, `Question` objects or maps as in a System One request; default: those it was fitted on.
+            num_samples: Posterior draws of codes over an adapter, 0 for its mean; default: as the model was trained.
 
         Raises:
             QuestionError: The state is empty or a question is wrong.
             TooLongError: They do not fit into what the model reads.
-            ValueError: A question has more options than there are codes.
+            ValueError: A question has more options than there are codes, or there cannot be so many draws.
         """
-        return self.answers([self.request(state, questions)])[0]
+        return self.answers([self.request(state, questions, num_samples)])[0]
 
-    def request(self, state: Any, questions: Mapping[str, Any] | None = None) -> Request:
+    def request(
+        self, state: Any, questions: Mapping[str, Any] | None = None, num_samples: int | None = None
+    ) -> Request:
         """A state and questions in tokens, for `answers`; arguments and errors as of `decide`."""
         check_state(state)
         asked = dict(self.questions) if questions is None else as_questions(questions)
@@ -168,7 +230,7 @@ class DecisionModel:
         by_code = {
             name: self.reader.prompts(tokens, question) for name, question in asked.items() if name not in by_head
         }
-        return Request(asked, tokens, by_head, hidden, by_code)
+        return Request(asked, tokens, by_head, hidden, by_code, num_samples)
 
     def answers(self, requests: Sequence[Request]) -> list[dict[str, Answer]]:
         """Answers to each request by the ids of its questions, the same whatever stands beside it.
@@ -186,11 +248,18 @@ class DecisionModel:
             novelty = self.heads.novelty_of(vectors)
             found |= self.heads.answers(vectors, request.by_head, novelty)
         if request.by_code:
-            asked = [(request.questions[name], rows) for name, rows in request.by_code.items()]
-            for (name, _), score in zip(request.by_code.items(), self.reader.read(request.state, asked), strict=True):
-                found[name] = Answer(request.questions[name], tuple(score.exp().tolist()), novelty=novelty)
+            for name, predictive in zip(request.by_code, self._by_code(request), strict=True):
+                probabilities = tuple(predictive.probabilities[0].tolist())
+                information = float(predictive.mutual_information[0])
+                found[name] = Answer(request.questions[name], probabilities, information, novelty)
         answers = {name: found[name] for name in request.questions}
         return answers if self.calibration is None else self.calibration.apply(answers)
+
+    def _by_code(self, request: Request) -> list[Predictive]:
+        asked = [(request.questions[name], rows) for name, rows in request.by_code.items()]
+        if self.adapted is not None:
+            return self.adapted.read(self.reader, request.state, asked, request.num_samples)
+        return [Predictive(score[None, None]) for score in self.reader.read(request.state, asked)]
 
     def calibrate(
         self,
@@ -279,25 +348,3 @@ class DecisionModel:
         from bayeslora.runs.decisions.files import load_decision_model
 
         return load_decision_model(Path(folder), device)
-
-
-def without_states(records: Sequence[Record], states: Iterable[str], what: str) -> list[Record]:
-    """Records whose state is none of these; how many are left out is said."""
-    known = frozenset(states)
-    fresh = [record for record in records if record.state_key not in known]
-    if len(fresh) < len(records):
-        left_out = len(records) - len(fresh)
-        logger.warning("%d of %d %s records have a state of training, and are left out", left_out, len(records), what)
-    return fresh
-
-
-def as_questions(questions: Mapping[str, Any]) -> dict[str, Question]:
-    """Questions by id, whether they are parsed already or not.
-
-    Raises:
-        QuestionError: One of them is wrong.
-    """
-    return {
-        name: question if isinstance(question, Question) else parse_questions({name: question})[name]
-        for name, question in questions.items()
-    }

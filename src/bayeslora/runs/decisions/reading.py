@@ -11,15 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bayeslora.models import load_base_model
 from bayeslora.models.layers import base_model, evaluating
+from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.readouts.hidden import hidden_states, read_layers
 from bayeslora.readouts.row import Row
-from bayeslora.scoring.codes import CodeReader, TooLongError
-from bayeslora.scoring.codes.reading import KNOWN_QUESTIONS, Prefix
+from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.scoring.codes import CodeReader, Template, TooLongError
+from bayeslora.scoring.codes.prompts import KNOWN_QUESTIONS
+from bayeslora.scoring.codes.reading import Prefix
 from bayeslora.tasks.decisions import Question
 
-__all__ = ["DEPTHS", "HiddenReader", "Prompt", "Vectors"]
+__all__ = ["DEPTHS", "HiddenReader", "Prompt", "Vectors", "open_reader"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -57,6 +61,17 @@ class Vectors(NamedTuple):
 
     state: Tensor
     questions: Tensor
+
+
+def open_reader(config: DecisionConfig, template: Template) -> CodeReader:
+    """The base model of a decision model, with the prompt in which it is read."""
+    base, tokenizer = load_base_model(
+        config.model,
+        dtype=number_type(config.dtype, config.model, config.device),
+        revision=config.revision,
+        device=config.device,
+    )
+    return CodeReader(base, tokenizer, template=template, orders=config.orders, max_length=config.max_length)
 
 
 class HiddenReader:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bayeslora.runs.decisions.reading import Prompt
-from bayeslora.tasks.decisions import Question
+from bayeslora.tasks.decisions import Question, parse_questions
 
-__all__ = ["Request"]
+__all__ = ["Request", "as_questions"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Request:
         by_head: The questions that heads answer.
         hidden: What is read for these, and for the novelty of the state; None where nothing was fitted.
         by_code: Tokens of the other questions behind the state, one row for each order of the options.
+        num_samples: Posterior draws of the answers by code; None: as many as the model takes.
     """
 
     questions: dict[str, Question]
@@ -27,9 +30,22 @@ class Request:
     by_head: dict[str, Question]
     hidden: Prompt | None
     by_code: dict[str, list[list[int]]]
+    num_samples: int | None = None
 
     @property
     def num_tokens(self) -> int:
         """Of the state and of all questions behind it."""
         heads = 0 if self.hidden is None else sum(map(len, self.hidden.questions))
         return len(self.state) + heads + sum(len(row) for rows in self.by_code.values() for row in rows)
+
+
+def as_questions(questions: Mapping[str, Any]) -> dict[str, Question]:
+    """Questions by id, whether they are parsed already or not.
+
+    Raises:
+        QuestionError: One of them is wrong.
+    """
+    return {
+        name: question if isinstance(question, Question) else parse_questions({name: question})[name]
+        for name, question in questions.items()
+    }

@@ -14,12 +14,13 @@ from scipy.stats import rankdata
 
 from bayeslora.runs.decisions.calibration import name_of
 from bayeslora.runs.decisions.drift import Drift
-from bayeslora.runs.decisions.model import DecisionModel, without_states
+from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.system.console import track
 from bayeslora.system.files import atomic_file
 from bayeslora.system.folders import to_be_written
 from bayeslora.tasks.decisions import Answer, Question, Record, read_records
+from bayeslora.tasks.decisions.items import without_states
 from bayeslora.tasks.decisions.splits import groups_of_states
 
 __all__ = ["Candidate", "Review", "review", "review_file"]

@@ -13,17 +13,19 @@ import numpy as np
 
 from bayeslora.metrics import ranked_probability_score
 from bayeslora.runs.config import RunConfig, TaskConfig
+from bayeslora.runs.decisions.adapted import check_trains, decision_config
 from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
-from bayeslora.runs.decisions.files import is_decision_folder, write_model
+from bayeslora.runs.decisions.files import is_decision_folder, write_model, write_parts
 from bayeslora.runs.decisions.heads import signature
-from bayeslora.runs.decisions.model import DecisionModel, without_states
+from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.items import subset
+from bayeslora.runs.training import Trained, train
 from bayeslora.system.folders import only_replacer, to_be_written
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
-from bayeslora.tasks.reading.rows import READERS
+from bayeslora.tasks.decisions.items import DecisionItem, train_file, without_states
 
-__all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_decisions"]
+__all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_codes", "train_decisions"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -33,7 +35,7 @@ _READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length")
 
 def is_decision_task(task: TaskConfig) -> bool:
     """Whether a task's name is a file of decision records, or a folder with one as train.jsonl."""
-    return is_decision_file(_train_file(task.name))
+    return is_decision_file(train_file(task.name))
 
 
 def train_decisions(
@@ -66,6 +68,31 @@ def train_decisions(
         model, metrics = _trained(config, extend)
         write_model(model, output, metrics)
     return metrics
+
+
+def train_codes(config: RunConfig, output_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Trained:
+    """Train an adapter below codes, as `bayeslora.runs.train`, into a folder that is a decision model's as well.
+
+    The splits are those of `bayeslora.tasks.decisions.items.read_splits`.
+
+    Args:
+        config: The run, with task.scoring "codes".
+        output_dir: The folder.
+        resume: As of `train`.
+        overwrite: As of `train`.
+
+    Raises:
+        TaskError: A record is wrong.
+        ValueError: The method trains no adapter, a question has more options than there are codes, or as of `train`.
+    """
+    check_trains(config.method)
+
+    def also(run: Trained, folder: Path) -> None:
+        model = DecisionModel(decision_config(run.config), method=config.method, train=config.train)
+        model.take(run, [item for item in run.splits.train if isinstance(item, DecisionItem)])
+        write_parts(model, folder)
+
+    return train(config, output_dir, resume=resume, overwrite=overwrite, also=also)
 
 
 def calibrate_folder(
@@ -104,10 +131,10 @@ def calibrate_folder(
 
 
 def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionModel, dict[str, Any]]:
-    train = _train_file(config.task.name)
+    train = train_file(config.task.name)
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
-    logger.info("heads on frozen features: the method and the options train.* of an adapter are not used")
+    logger.info("heads on frozen features: method and train.* are of an adapter below codes (--task.scoring codes)")
     if unread := _unread(config):
         logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
     task, settings = config.task, _settings(config)
@@ -212,11 +239,3 @@ def _leave_one_out(model: DecisionModel) -> dict[str, Any]:
         }
         for key, head in model.heads.by_signature.items()
     }
-
-
-def _train_file(name: str) -> Path:
-    path = Path(name)
-    if not path.is_dir():
-        return path
-    found = (path / f"train{ending}" for ending in READERS)
-    return next((file for file in found if file.is_file()), path / "train.jsonl")

@@ -19,7 +19,8 @@ from bayeslora.runs.language_modelling.quiet import quiet_datasets
 from bayeslora.runs.language_modelling.texts import TextRow, text_dataset, text_splits
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
-from bayeslora.runs.training import planned_steps, training_fields, training_metrics
+from bayeslora.runs.trainer import planned_steps, training_fields
+from bayeslora.runs.training import training_metrics
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.system.folders import only_writer

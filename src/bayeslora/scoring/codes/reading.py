@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,41 +14,20 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from bayeslora.models.layers import base_model, evaluating
 from bayeslora.models.positions import readable_tokens
 from bayeslora.scoring.base import forward_options
-from bayeslora.scoring.chat import chat_frame
-from bayeslora.scoring.codes.template import Template
-from bayeslora.scoring.codes.tokens import single_token_codes
+from bayeslora.scoring.codes.prompts import CodePrompts, rotations
 from bayeslora.scoring.top_layer import head_at_ends
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["KNOWN_QUESTIONS", "CodeReader", "Prefix", "TooLongError", "rotations"]
+__all__ = ["CodeReader", "Prefix"]
 
 _ROWS = 16_384
 """Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
-
-KNOWN_QUESTIONS = 1024
-"""Questions whose tokens are kept: programs ask the same ones about every state."""
 
 _LONG = 1024
 """Tokens of a question from which on attention with a mask costs more than to read a shorter state again."""
 
 
-class TooLongError(ValueError):
-    """A state and a question do not fit into what the model reads; nothing is ever cut.
-
-    Args:
-        tokens: Of the prompt.
-        room: That can be read.
-    """
-
-    def __init__(self, tokens: int, room: int):
-        super().__init__(
-            f"the state and a question have {tokens} tokens, but the model reads {room}; shorten the state, or ask "
-            "about parts of it."
-        )
-        self.tokens, self.room = tokens, room
-
-
-class CodeReader:
+class CodeReader(CodePrompts):
     """Reads probabilities of options off a causal language model, zero-shot or adapted.
 
     The state is read once: its keys and values are kept while the questions are read, each in a forward of its own, so
@@ -57,32 +35,17 @@ class CodeReader:
 
     Args:
         model: A causal language model.
-        tokenizer: Its tokenizer; its chat template is used if it has one.
-        template: The prompt.
-        orders: Cyclic rotations of the options over which log-probabilities are averaged (arXiv 2610.00831); two at
-            most are used for a noul, and no more than there are options.
+        tokenizer: Its tokenizer.
         max_length: Longest prompt in tokens; default: what the model has positions for.
+        **options: Of `CodePrompts`; log-probabilities are averaged over the orders.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        template: Template | None = None,
-        orders: int = 1,
-        max_length: int | None = None,
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, **options: Any
     ):
-        if orders < 1:
-            raise ValueError(f"orders must be at least 1, got {orders}.")
-        self.model, self.tokenizer, self.orders = model, tokenizer, orders
-        self.template = template or Template()
-        readable = readable_tokens(model)
-        self.max_length = min(filter(None, (max_length, readable)), default=1 << 30)
-        self._frame = chat_frame(tokenizer) if tokenizer.chat_template else None
-        separator = " " if self._frame is None else self._frame.separator
-        self.codes = single_token_codes(tokenizer, self.end, separator)
-        self._rows = lru_cache(KNOWN_QUESTIONS)(self._question_rows)
+        longest = min(filter(None, (max_length, readable_tokens(model))), default=1 << 30)
+        super().__init__(tokenizer, max_length=longest, **options)
+        self.model = model
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> list[Tensor]:
         """Log-probabilities [options] of each question, nats, in float64.
@@ -105,42 +68,6 @@ class CodeReader:
             before = Prefix(self.model, state)
             return [self._averaged(before, question, rows) for question, rows in asked]
 
-    def state_tokens(self, state: Any) -> list[int]:
-        """Tokens of what all questions about a state share."""
-        shown = self.template.show_state(state)
-        if self._frame is not None:
-            return list(self.tokenizer(self._frame.before + shown, add_special_tokens=False)["input_ids"])
-        ids = list(self.tokenizer(shown)["input_ids"])
-        end = self.tokenizer.eos_token_id
-        return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
-
-    def prompts(self, state: list[int], question: Question) -> list[list[int]]:
-        """Tokens of a question behind those of a state, one row for each order of its options.
-
-        Raises:
-            TooLongError: With the state they do not fit.
-            ValueError: There are too few codes.
-        """
-        self.codes.check(len(question.options))
-        rows = self._rows(question)
-        longest = len(state) + max(map(len, rows))
-        if longest > self.max_length:
-            raise TooLongError(longest, self.max_length)
-        return rows
-
-    def _question_rows(self, question: Question) -> list[list[int]]:
-        rows = []
-        for order in rotations(len(question.options), self.orders):
-            text = self.template.show_question(question, self.codes.labels, order) + self.end
-            rows.append(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
-        return rows
-
-    @property
-    def end(self) -> str:
-        """What stands behind a question, before its answer."""
-        template = self.template
-        return template.answer if self._frame is None else template.request + self._frame.behind
-
     def _averaged(self, before: Prefix, question: Question, rows: list[list[int]]) -> Tensor:
         count = len(question.options)
         logits = before.next_logits(rows, self.codes.tokens[:count])
@@ -149,17 +76,6 @@ class CodeReader:
         orders = torch.tensor(rotations(count, self.orders))
         by_option = torch.empty_like(placed).scatter_(1, orders, placed)
         return torch.log_softmax(by_option.mean(0), -1)
-
-
-def rotations(options: int, orders: int) -> list[list[int]]:
-    """Cyclic rotations of so many options, evenly spread: which option stands in each place.
-
-    >>> rotations(4, 2)
-    [[0, 1, 2, 3], [2, 3, 0, 1]]
-    """
-    count = min(orders, options)
-    starts = [options * number // count for number in range(count)]
-    return [[(start + place) % options for place in range(options)] for start in starts]
 
 
 class Prefix:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bayeslora.tasks.decisions.questions import Option, Question, text_of
@@ -58,6 +59,26 @@ class Template:
         key = _NOUL[option.key] if question.kind == "noul" else option.key
         return key if option.text is None else self.description.format(key=key, text=option.text)
 
+    @classmethod
+    def of(cls, texts: Mapping[str, str]) -> Template:
+        """With these texts in the place of its own.
+
+        Raises:
+            ValueError: There is no such text, or one lacks a gap or has another.
+        """
+        gaps = {each.name: _gaps(str(each.default)) for each in fields(cls)}
+        for name, text in texts.items():
+            if name not in gaps:
+                raise ValueError(f"a template has the texts {', '.join(gaps)}, got {name!r}; correct the name.")
+            if _gaps(text) != gaps[name]:
+                wanted = ", ".join(f"{{{gap}}}" for gap in sorted(gaps[name])) or "no gap"
+                raise ValueError(f"the template's {name} should have {wanted}, but it is {text!r}; correct it.")
+        return cls(**texts)
+
     def to_dict(self) -> dict[str, str]:
         """As it is stored."""
         return asdict(self)
+
+
+def _gaps(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}

@@ -53,12 +53,17 @@ class Record:
     @property
     def state_key(self) -> str:
         """The same for equal states, whatever the order of an object's fields."""
-        text = self.state.strip() if isinstance(self.state, str) else json.dumps(self.state, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return key_of(self.state)
 
     def label(self, question: str) -> int:
         """Index of the most probable option of a question whose answer is known."""
         return hard_label(self.targets[question])
+
+
+def key_of(state: Any) -> str:
+    """What `Record.state_key` is for a state."""
+    text = state.strip() if isinstance(state, str) else json.dumps(state, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_state(state: Any) -> None:

@@ -97,8 +97,8 @@ def asking(path: Sequence[str | int], parse: Callable[[], Any]) -> Any:
 def check_extensions(body: Mapping[str, Any]) -> bool:
     """Whether a request wants fields beginning with `x_`; null is as absent.
 
-    `x_num_samples` and `x_seed` are only checked: the posterior of a head is integrated by quadrature and codes have
-    none, so nothing is drawn and no answer depends on them.
+    `x_num_samples` and `x_seed` are only checked, and no answer depends on them: the posterior of a head is integrated
+    by quadrature, and codes over an adapter draw as their run says.
 
     Raises:
         Refused: An extension is of another type or out of its range (422).

@@ -1,0 +1,152 @@
+"""Codes over a trained adapter: a run whose items are questions about states, and its predictions for requests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bayeslora.methods import Method
+from bayeslora.options.ranges import Draws, check_value
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.run import Run
+from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
+from bayeslora.tasks import Splits
+from bayeslora.tasks.decisions import Question
+from bayeslora.tasks.decisions.items import DecisionItem
+
+__all__ = ["AdaptedCodes", "check_trains", "decision_config", "trained_on"]
+
+
+@dataclass(frozen=True)
+class AdaptedCodes:
+    """Predictions by codes of the method that has trained the adapter.
+
+    Draws are those of the run's seed, and each question is predicted by itself: an answer hangs on its state, its
+    question and the number of draws, and on nothing beside it.
+
+    Args:
+        run: With scoring codes.
+    """
+
+    run: Run
+
+    @property
+    def scoring(self) -> CodeScoring:
+        """What reads the run's items."""
+        assert isinstance(self.run.scoring, CodeScoring)
+        return self.run.scoring
+
+    def reader(self) -> CodeReader:
+        """What writes and reads prompts as the training did."""
+        prompts = self.scoring.prompts
+        options: Any = {"template": prompts.template, "orders": prompts.orders, "max_length": prompts.max_length}
+        return CodeReader(self.run.model, prompts.tokenizer, chat=self.scoring.chat_template, **options)
+
+    def read(
+        self,
+        reader: CodeReader,
+        state: list[int],
+        asked: Sequence[tuple[Question, list[list[int]]]],
+        num_samples: int | None = None,
+    ) -> list[Predictive]:
+        """Predictives [draws, 1, options] of questions.
+
+        Args:
+            reader: Of `reader`.
+            state: Its tokens.
+            asked: The questions, each with its `prompts` behind that state.
+            num_samples: Draws, or 0 for the mean; default: the run's, of "auto" all.
+        """
+        check_value(num_samples, Draws | None, "num_samples")
+        config = self.run.config
+        samples = config.method.effective_num_samples(config.most_samples if num_samples is None else num_samples)
+        if samples == 0 and type(config.method).predict is Method.predict:
+            # One pass, in which the state is read once for all questions.
+            found = [Predictive(score[None, None]) for score in reader.read(state, asked)]
+        else:
+            found = [self._drawn(state, question, rows, samples) for question, rows in asked]
+        return [predictive.tempered(self.run.temperature) for predictive in found]
+
+    def _drawn(self, state: list[int], question: Question, rows: list[list[int]], samples: int) -> Predictive:
+        run, item = self.run, DecisionItem("request", "state", question.keys, None, state=None, asked=question)
+        orders = rotations(len(question.options), self.scoring.prompts.orders)
+        batch = self.scoring.batch([item], [[state + row for row in rows]], [orders])
+        on_device = batch.to(next(run.model.parameters()).device)
+        return run.config.method.predict(run.model, on_device, samples, run.config.seed, None, run.state).cpu()
+
+
+def trained_on(
+    items: Sequence[DecisionItem],
+    settings: DecisionConfig,
+    method: Method,
+    options: TrainConfig | None,
+    template: Template,
+    name: str,
+) -> Run:
+    """A run that was trained on all of `items`; nothing is set aside, and no folder is left.
+
+    Args:
+        items: Questions with labels.
+        settings: Of the decision model.
+        method: What is trained below the codes.
+        options: Of the training.
+        template: The prompt.
+        name: Of the task, for the run's config.
+    """
+    from bayeslora.runs.training import train
+
+    asked: Any = {option: getattr(settings, option) for option in ("orders", "shuffles", "ranked")}
+    task = TaskConfig(name=name, scoring="codes", template=_own_texts(template), **asked)
+    if settings.max_length is not None:
+        task.max_length = settings.max_length
+    config = RunConfig(
+        model=ModelConfig(settings.model, settings.dtype, settings.device, settings.revision),
+        task=task,
+        method=method,
+        train=options or TrainConfig(),
+        seed=settings.seed,
+        num_samples=settings.num_samples,
+    )
+    with tempfile.TemporaryDirectory(prefix="bayeslora-") as folder:
+        run = train(config, folder, splits=Splits(list(items), [], []))
+    run.folder = None
+    return run
+
+
+def decision_config(config: RunConfig) -> DecisionConfig:
+    """That of the decision model of a run."""
+    base, task = config.model, config.task
+    longest = None if task.max_length == TaskConfig().max_length else task.max_length
+    return DecisionConfig(
+        *(base.name, base.dtype, base.device, base.revision),
+        readout="codes",
+        orders=task.orders,
+        shuffles=task.shuffles,
+        ranked=task.ranked,
+        max_length=longest,
+        seed=config.seed,
+        num_samples=config.most_samples,
+    )
+
+
+def check_trains(method: Method) -> None:
+    """Whether a method can be trained below codes.
+
+    Raises:
+        ValueError: It trains no adapter.
+    """
+    if not method.adapts:
+        raise ValueError(
+            f"{type(method).__name__} trains no adapter, so there is nothing to train below codes; take Lora, "
+            "BayesianLora or another method with adapters, or leave scoring codes out: heads on the frozen model are "
+            "the default for records of decisions."
+        )
+
+
+def _own_texts(template: Template) -> dict[str, str]:
+    usual: Mapping[str, str] = Template().to_dict()
+    return {name: text for name, text in template.to_dict().items() if text != usual[name]}
