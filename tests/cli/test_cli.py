@@ -474,6 +474,6 @@ def test_a_full_disk_is_an_error_with_a_remedy(capsys, config, tmp_path, monkeyp
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "adapter_config.json")
 
-    monkeypatch.setattr("bayeslora.runs.training.save_adapter", full)
+    monkeypatch.setattr("bayeslora.runs.writing.save_adapter", full)
     said = fails(capsys, "train", "--config", config, "--output_dir", tmp_path / "run")
     assert "the disk is full" in said and "adapter_config.json" in said and "--resume" in said

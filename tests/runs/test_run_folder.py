@@ -253,7 +253,7 @@ def test_a_failure_at_any_write_leaves_the_older_run(moment, finished, monkeypat
     def fail(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(f"bayeslora.runs.training.{moment}", fail)
+    monkeypatch.setattr(f"bayeslora.runs.writing.{moment}", fail)
     arguments = ("train", "--config", config, "--output_dir", run, "--overwrite", "true", "--seed", 1)
     assert "No space left" in fails(capsys, *arguments)
     after = {name: value for name, value in contents(run).items() if not name.startswith("checkpoints")}
