@@ -6,10 +6,9 @@
 # scorecard holds every answered row.
 # Seen: `decision-value` names the columns of all probabilities after the options of the first row. Where another row has
 # them in another order its answer is charged as a wrong one, without a word: a model that is right on every item, and
-# sure, costs as much as one that guesses, and its "value of calibration" is negative or positive by chance. `score` keeps the
-# rows that have as many options as the first row, for calibration, selective metrics and temperature, and leaves out the
-# others; its accuracy is of all rows, so the two lines of one card are of different items. Which ones depends on the
-# row that stands first.
+# sure, is charged more than 1 for each decision, where its true cost is 0. `score` keeps the rows that have as many
+# options as the first row, for calibration, selective metrics and temperature, and leaves out the others; its accuracy is
+# of all rows, so two numbers of one card are of different items. Which ones depends on the row that stands first.
 #
 # Output seen (400 generated support tickets, a model that puts 0.95 on the right option of each):
 #   options in one order: accuracy 1.000, cost per 10k decisions 0

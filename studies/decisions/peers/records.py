@@ -1,0 +1,102 @@
+"""The records: of natural texts, from tasks that are read offline, and of two generators of sys1bench."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bayeslora.tasks import get_task
+from bayeslora.tasks.base import Item
+from bayeslora.tasks.decisions import Record, read_records
+from bayeslora.tasks.decisions.records import parse_record
+
+GENERATED = {
+    "support_tickets": ("queue", "is_angry", "priority"),
+    "phishing_email": ("is_phishing", "attack_class", "urgency"),
+}
+NATURAL = ("sst2", "boolq", "openbookqa")
+FIXED = ("sst2", *GENERATED)
+"""Tasks that ask every record the same questions."""
+POOL = 200
+"""Records that draws are made from."""
+
+
+def load(
+    folder: Path, task: str, condition: str, size: int, draw: int, tests: int
+) -> tuple[list[Record], list[Record]]:
+    """Records to learn from, and test records whose state is none of theirs.
+
+    Args:
+        folder: Where `studies/decisions/sys1bench/generate.sh` wrote.
+        task: Of `GENERATED` or `NATURAL`.
+        condition: "clean", or "noise" or "unknowable" of generated records.
+        size: Records to learn from.
+        draw: Which of them.
+        tests: Test records.
+    """
+    pool, test = _natural(task) if task in NATURAL else _generated(folder, task, condition)
+    train = random.Random(draw).sample(pool[:POOL], size)
+    seen = {record.state_key for record in train}
+    return train, [record for record in test if record.state_key not in seen][:tests]
+
+
+def reversed_options(records: Sequence[Record]) -> list[Record]:
+    """The choice questions of records with their options in the opposite order."""
+    turned = []
+    for record in records:
+        asked: dict[str, Any] = {name: record.questions[name].to_dict() for name in record.targets}
+        chosen = {name: question for name, question in asked.items() if question["type"] == "choice"}
+        labels = {name: record.questions[name].keys[record.label(name)] for name in chosen}
+        for question in chosen.values():
+            question["criteria"] = dict(reversed(question["criteria"].items()))
+        if chosen:
+            turned.append(parse_record({"state": record.state, "questions": chosen, "labels": labels}, name=record.id))
+    return turned
+
+
+def _generated(folder: Path, task: str, condition: str) -> tuple[list[Record], list[Record]]:
+    test = "unknowable_test" if condition == "unknowable" else "clean_test"
+    return tuple(_kept(read_records(folder / f"{task}_{name}.jsonl"), GENERATED[task]) for name in (condition, test))
+
+
+def _kept(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
+    return [
+        Record(
+            record.state,
+            {name: record.questions[name] for name in names},
+            {name: record.targets[name] for name in names},
+            record.id,
+        )
+        for record in records
+    ]
+
+
+def _natural(task: str) -> tuple[list[Record], list[Record]]:
+    splits = get_task(task).splits(source="offline")
+    made = {"sst2": _sst2, "boolq": _boolq, "openbookqa": _openbookqa}[task]
+    return [made(item) for item in splits.train], [made(item) for item in splits.test]
+
+
+def _sst2(item: Item) -> Record:
+    question = {"type": "noul", "instructions": "Is this review of a film positive?"}
+    return _record(item, item.question, question, bool(item.label))
+
+
+def _boolq(item: Item) -> Record:
+    passage, question = item.question.rsplit("\n", 1)
+    return _record(item, passage, {"type": "noul", "instructions": question}, bool(item.label))
+
+
+def _openbookqa(item: Item) -> Record:
+    question = {
+        "type": "choice",
+        "instructions": "Which answer or continuation is right?",
+        "criteria": dict.fromkeys(item.choices),
+    }
+    return _record(item, item.question, question, item.choices[item.label])
+
+
+def _record(item: Item, state: str, question: dict[str, Any], label: Any) -> Record:
+    return parse_record({"state": state, "questions": {"answer": question}, "labels": {"answer": label}}, name=item.id)

@@ -1,0 +1,134 @@
+"""bayeslora beside sysone and decisionformer: the same base model, records, questions and machine.
+
+    bash studies/decisions/sys1bench/generate.sh data
+    python -m studies.decisions.peers.run data studies/decisions/peers/cells.jsonl
+
+One line for each finished cell: a task, a condition, a number of records, a draw of them, and a system. Cells that are
+there are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora.models.base_model import _smollm2_folder
+from bayeslora.runs.decisions import DecisionModel
+from studies.decisions.peers.records import FIXED, load, reversed_options
+from studies.decisions.peers.scores import scores
+from studies.decisions.peers.systems import Codes, Decisionformer, OnVectors, Read, Sysone, System, TfIdf
+
+TESTS = {"sst2": 100, "boolq": 100, "openbookqa": 100, "support_tickets": 34, "phishing_email": 34}
+"""Test records: the generated ones have three questions each."""
+GRID: tuple[dict[str, Any], ...] = ({},)
+"""Of sysone's settings; the first is its own."""
+STEPS = 45
+TURNED = 25
+"""Test records whose options are turned around."""
+ALL = ("tf-idf", "heads", "sysone head", "sysone", "codes", "decisionformer")
+VARYING = ("codes", "sysone", "decisionformer")
+CELLS = [
+    ("sst2", "clean", 50, 0),
+    ("support_tickets", "clean", 50, 0),
+    ("sst2", "clean", 200, 0),
+    ("sst2", "clean", 25, 0),
+    ("support_tickets", "clean", 25, 0),
+    ("openbookqa", "clean", 50, 0),
+    ("phishing_email", "clean", 50, 0),
+    ("sst2", "clean", 50, 1),
+    ("boolq", "clean", 50, 0),
+    ("support_tickets", "noise", 50, 0),
+    ("support_tickets", "clean", 200, 0),
+    ("phishing_email", "clean", 25, 0),
+    ("sst2", "clean", 25, 1),
+    ("support_tickets", "clean", 50, 1),
+    ("support_tickets", "unknowable", 50, 0),
+    ("sst2", "clean", 50, 2),
+    ("sst2", "clean", 25, 2),
+]
+
+
+def systems() -> dict[str, Callable[[], System]]:
+    """How each row is made."""
+    folder = _smollm2_folder()
+    model = DecisionModel("offline:smollm2", readout="heads")
+    hidden, codes = Read(model.hidden), Read(model.reader)
+    return {
+        "tf-idf": lambda: TfIdf(model),
+        "codes": lambda: Codes(codes),
+        "heads": lambda: OnVectors(model, hidden),
+        "sysone": lambda: Sysone(folder, GRID, tuning="lora"),
+        "sysone head": lambda: Sysone(folder, GRID[:1], tuning="head"),
+        "decisionformer": lambda: Decisionformer(folder, STEPS),
+    }
+
+
+def measured(system: System, train: list[Any], test: list[Any]) -> dict[str, Any]:
+    """Scores of one system, and processor seconds."""
+    labels = [record.label(name) for record in test for name in record.targets]
+    started = time.process_time()
+    system.fit(train)
+    fitted, owed = time.process_time(), system.owed
+    answers = system.predict(test)
+    row = scores(answers, labels)
+    row["fit_seconds"] = fitted - started + owed
+    row["predict_seconds"] = time.process_time() - fitted + system.owed - owed
+    row["test_answers"] = len(labels)
+    row["chosen"] = system.chosen
+    few = [record for record in test[:TURNED] if any(q.kind == "choice" for q in record.questions.values())]
+    if few and not isinstance(system, OnVectors):  # Heads know a question whatever the order of its options.
+        row["flips"] = flips(system, few)
+    if isinstance(system, Decisionformer):
+        system.plain()
+        plain = scores(system.predict(test), labels)
+        row |= {f"{name}_without_temperature": plain[name] for name in ("nll", "ece", "aurc")}
+    return row
+
+
+def flips(system: System, records: list[Any]) -> float:
+    """Share of choices whose answer changes when the options stand in the opposite order."""
+    turned = reversed_options(records)
+    asked = [record.questions[name] for record in records for name in record.targets]
+    first = [_best(p) for p, q in zip(system.predict(records), asked, strict=True) if q.kind == "choice"]
+    second = [len(p) - 1 - _best(p) for p in system.predict(turned)]
+    return sum(a != b for a, b in zip(first, second, strict=True)) / len(first)
+
+
+def _best(probabilities: tuple[float, ...]) -> int:
+    return max(range(len(probabilities)), key=probabilities.__getitem__)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="How many, from the first.")
+    parser.add_argument("--systems", nargs="+", default=ALL)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("bayeslora").setLevel(logging.ERROR)
+    made = systems()
+    lines = options.output.read_text(encoding="utf-8").splitlines() if options.output.exists() else []
+    done = [list(json.loads(line).values())[:5] for line in lines]
+    for task, condition, size, draw in CELLS[: options.cells]:
+        train, test = load(options.data, task, condition, size, draw, TESTS[task])
+        for name in options.systems:
+            cell = [task, condition, size, draw, name]
+            if cell in done or (task not in FIXED and name not in VARYING):
+                continue
+            row = dict(zip(("task", "condition", "records", "draw", "system"), cell, strict=True))
+            row |= measured(made[name](), train, test)
+            with options.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The table of finished cells, with seconds over those of sysone in the same cell.
+
+python -m studies.decisions.peers.table studies/decisions/peers/cells.jsonl studies/decisions/peers/table.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CELL = ("task", "condition", "records", "draw")
+SCORES = ("accuracy", "nll", "ece", "ece_floor", "aurc", "coverage_at_5")
+SECONDS = ("fit_seconds", "predict_seconds")
+PEER = "sysone"
+
+
+def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines of the table, in the order of the cells."""
+    peers = {tuple(row[name] for name in CELL): row for row in rows if row["system"] == PEER}
+    ratios = [f"{name} over sysone's" for name in SECONDS]
+    yield "| " + " | ".join([*CELL, "system", *SCORES, *SECONDS, *ratios, "flips"]) + " |"
+    yield "|---" * (len(CELL) + len(SCORES) + 2 * len(SECONDS) + 2) + "|"
+    for row in rows:
+        peer = peers.get(tuple(row[name] for name in CELL))
+        cells = [str(row[name]) for name in (*CELL, "system")]
+        cells += [f"{row[name]:.3f}" for name in SCORES] + [f"{row[name]:.2f}" for name in SECONDS]
+        cells += ["" if peer is None else f"{row[name] / peer[name]:.3f}" for name in SECONDS]
+        yield "| " + " | ".join([*cells, f"{row['flips']:.3f}" if "flips" in row else ""]) + " |"
+
+
+def main() -> None:
+    source, output = map(Path, sys.argv[1:])
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    output.write_text("\n".join(lines(rows)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
