@@ -12,12 +12,12 @@ import yaml
 from test_cli import data, items, tiny_base, write_items  # noqa: F401
 
 from bayeslora.experiments.comparison import Results
-from bayeslora.experiments.comparison import cells as computing
 from bayeslora.experiments.comparison.config import CompareConfig, RowConfig
 from bayeslora.methods import Lora
 from bayeslora.metrics import nll
 from bayeslora.options.parsing import config_parser, instantiate
 from bayeslora.prediction.temperature import PRIOR_STD
+from bayeslora.runs import going_on as computing
 from bayeslora.runs import load_run, task_items
 from bayeslora.runs.config import TaskConfig
 from bayeslora_cli.main import main

@@ -11,7 +11,7 @@ from peft import PeftModel
 from test_cli import data, fails, tiny_base  # noqa: F401
 from torch import nn
 
-from bayeslora.experiments.comparison import Results, cells
+from bayeslora.experiments.comparison import Results
 from bayeslora.experiments.comparison.cells import cell_folder
 from bayeslora.experiments.intruder_dimensions.layers import layer_spectra
 from bayeslora.experiments.learning_rates import SweepConfig
@@ -19,6 +19,7 @@ from bayeslora.experiments.ranks import RankStudyConfig
 from bayeslora.experiments.ranks.explanations import reference_texts, text_overlap
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.options.parsing import config_parser, instantiate
+from bayeslora.runs import going_on
 from bayeslora.runs.config import TaskConfig
 from bayeslora.system.console import aligned
 from bayeslora_cli.main import main
@@ -185,9 +186,9 @@ def test_a_study_has_its_ranks_and_the_full_row_and_is_not_repeated(config, tmp_
     assert set(four["text_overlap"]) == {"chrf", "bleu", "rouge_l"}
     # Again: nothing is trained or generated; another rank is added.
     monkeypatch.setattr("bayeslora.runs.generate.generate_records", lambda *_, **__: pytest.fail("generated again"))
-    trained_now, original = [], cells.train
+    trained_now, original = [], going_on.train
     monkeypatch.setattr(
-        cells, "train", lambda run, folder, **o: trained_now.append(run.method.r) or original(run, folder, **o)
+        going_on, "train", lambda run, folder, **o: trained_now.append(run.method.r) or original(run, folder, **o)
     )
     assert study(config, output) == record and trained_now == []
     more = study(config, output, "--ranks", "[1, 2, 4]", "--explanation_column", "null")
@@ -211,7 +212,7 @@ def test_a_study_that_would_fail_later_fails_at_once(change, message):
 
 
 def test_a_wrong_column_is_said_before_the_training(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cells, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(going_on, "train", lambda *_, **__: pytest.fail("trained"))
     error = fails(
         capsys, "rank-study", "--config", config, "--output_dir", tmp_path / "out", "--explanation_column", "why"
     )

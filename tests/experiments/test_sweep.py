@@ -11,13 +11,14 @@ import yaml
 from test_cli import data, fails, tiny_base  # noqa: F401
 from torch import nn
 
-from bayeslora.experiments.comparison import Results, cells
+from bayeslora.experiments.comparison import Results
 from bayeslora.experiments.comparison.selection import best_rate
 from bayeslora.experiments.learning_rates import SweepConfig, log_grid
 from bayeslora.experiments.learning_rates.curvature import largest_eigenvalue, largest_hessian_eigenvalue
 from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
 from bayeslora.metrics import nll
+from bayeslora.runs import going_on
 from bayeslora.runs.config_files import parse_config
 from bayeslora.system.console import aligned
 from bayeslora.training.trainer import NonFiniteLossError
@@ -117,7 +118,7 @@ def sweep(config: Path, output: Path, *options: str) -> dict:
 
 
 def test_a_sweep_diverges_resumes_extends_and_writes_its_winners(config, tmp_path, monkeypatch, capsys):
-    trained, original = [], cells.train
+    trained, original = [], going_on.train
 
     def train(run, folder, **options):
         trained.append((run.method.name, run.train.learning_rate))
@@ -125,7 +126,7 @@ def test_a_sweep_diverges_resumes_extends_and_writes_its_winners(config, tmp_pat
             raise NonFiniteLossError("the loss became nan at step 1")
         return original(run, folder, **options)
 
-    monkeypatch.setattr(cells, "train", train)
+    monkeypatch.setattr(going_on, "train", train)
     output = tmp_path / "out"
     record = sweep(config, output)
     printed = capsys.readouterr().out
@@ -154,7 +155,7 @@ def test_a_sweep_diverges_resumes_extends_and_writes_its_winners(config, tmp_pat
 
 
 def test_another_training_is_refused(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cells, "train", lambda *_, **__: (_ for _ in ()).throw(NonFiniteLossError("nan")))
+    monkeypatch.setattr(going_on, "train", lambda *_, **__: (_ for _ in ()).throw(NonFiniteLossError("nan")))
     record = sweep(config, tmp_path / "out", "--hint", "false")
     assert [row["best"] for row in record["rows"]] == [None, None]
     assert "every rate diverged" in capsys.readouterr().out

@@ -20,10 +20,9 @@ from bayeslora.methods.laplace_approximation import (
     LowRankGaussian,
     ScoreCovariance,
     Subspace,
-    best_prior_precision,
     covariance_root,
+    fit_prior,
     leading_directions,
-    log_evidence,
     lora_maps,
     low_rank_curvature,
 )
@@ -99,12 +98,8 @@ class GaussNewton(BayesianLora):
             float(one.weight.detach().double().square().sum()) / subspace.units[name] ** 2 for name, one in maps.items()
         )
         curvature = values.double().cpu()
-        if self.prior_scale == "evidence":
-            precision = best_prior_precision(squared_norm, curvature, "prior_scale")
-        else:
-            precision = float(self.prior_scale) ** -2
-        evidence = log_evidence(log_likelihood, squared_norm, curvature, precision)
-        learned = curvature / (curvature + precision)
+        given = None if self.prior_scale == "evidence" else float(self.prior_scale) ** -2
+        precision, evidence, learned = fit_prior(given, log_likelihood, squared_norm, curvature, "prior_scale")
         message = "Gauss-Newton posterior: prior scale %.3g, log evidence %.1f nats, %.0f effective parameters of %d"
         logger.info(message, precision**-0.5, evidence, float(learned.sum()), len(vectors))
         kept = int((learned > _NEGLIGIBLE).sum())

@@ -15,11 +15,10 @@ from bayeslora.methods.laplace_approximation import (
     LOGIT_DRAWS,
     GaussianLogits,
     KroneckerBlock,
-    best_prior_precision,
     covariance_root,
     eigenvalues,
+    fit_prior,
     kronecker_blocks,
-    log_evidence,
     logit_covariance,
     lora_maps,
     record,
@@ -89,14 +88,10 @@ class LaplaceLora(Method):
         )
         curvature = eigenvalues(blocks.values())
         squared_norm = sum(float(module.weight.detach().double().square().sum()) for module in maps.values())
-        if self.prior_precision == "evidence":
-            precision = best_prior_precision(squared_norm, curvature)
-        else:
-            precision = float(self.prior_precision)
-        evidence = log_evidence(log_likelihood, squared_norm, curvature, precision)
-        determined = float((curvature / (curvature + precision)).sum())
+        given = None if self.prior_precision == "evidence" else float(self.prior_precision)
+        precision, evidence, learned = fit_prior(given, log_likelihood, squared_norm, curvature, "prior_precision")
         message = "prior precision %.4g, log evidence %.2f nats; the data determine %.1f of the weights' directions"
-        logger.info(message, precision, evidence, determined)
+        logger.info(message, precision, evidence, float(learned.sum()))
         return _state(blocks, precision, evidence)
 
     def predict(

@@ -11,7 +11,7 @@ from transformers import set_seed
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.cross_fitting import below_head, read_above_adapters, read_by_heads, reading_of
 from bayeslora.runs.items import with_classes
-from bayeslora.runs.loading import load_model, merge_resolved
+from bayeslora.runs.loading import features_folder, load_model, merge_resolved
 from bayeslora.scoring import Scoring, get_scoring
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
@@ -31,8 +31,7 @@ def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftMo
     method = config.method
     if isinstance(scoring, Options):
         method = below_head(method, base)
-        folder = config.train.cache_trunk_folder or output / "features"
-        read_by_heads(config, base, scoring, folder if config.train.cache_trunk else None)
+        read_by_heads(config, base, scoring, features_folder(config.train, output))
     set_seed(config.seed)
     model = method.adapt(base, scoring.kind)  # type: ignore[arg-type]
     if reading := reading_of(scoring):

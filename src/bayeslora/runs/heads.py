@@ -24,7 +24,7 @@ from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import describe_splits, task_items
-from bayeslora.runs.loading import load_model, merge_resolved, with_chat_template
+from bayeslora.runs.loading import features_folder, load_model, merge_resolved, with_chat_template
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
@@ -148,9 +148,7 @@ def open_reader(config: RunConfig, output: Path) -> FeatureReader:
     """
     _method(config)
     model, _, scoring = load_model(merge_resolved(config.model, output), config.task)
-    folder = config.train.cache_trunk_folder or output / "features"
-    kept = folder if config.train.cache_trunk else None
-    return _reader(config, model, scoring, kept)
+    return _reader(config, model, scoring, features_folder(config.train, output))
 
 
 def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: FeatureReader) -> HeadRun:

@@ -20,7 +20,7 @@ from bayeslora.adapters.starts import open_adapter
 from bayeslora.models import load_base_model, load_tokenizer
 from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
-from bayeslora.runs.config import ModelConfig, TaskConfig
+from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
 from bayeslora.scoring.codes import CodeScoring, Template
 from bayeslora.system.devices import choose_device
@@ -30,6 +30,7 @@ from bayeslora.system.reading import naming_file
 _NO_LIMIT = 1 << 30
 
 __all__ = [
+    "features_folder",
     "head_width",
     "load_adapted",
     "load_model",
@@ -185,6 +186,11 @@ def merge_adapters(model: nn.Module, adapters: Iterable[str | Path]) -> nn.Modul
             )
         model = merged(open_adapter(model, folder))
     return model
+
+
+def features_folder(train: TrainConfig, output: Path) -> str | Path | None:
+    """Where a run in the folder `output` keeps the features that heads read; None: in memory."""
+    return (train.cache_trunk_folder or output / "features") if train.cache_trunk else None
 
 
 def merge_resolved(config: ModelConfig, run: Path) -> ModelConfig:

@@ -22,11 +22,10 @@ from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.prediction.length_power import choose_length_power
 from bayeslora.prediction.temperature import Temperature, bound_of
-from bayeslora.runs import Prediction, Run, load_run, train
+from bayeslora.runs import Prediction, Run
 from bayeslora.runs.adaptive import NumSamples
-from bayeslora.runs.beginning import check_finished
-from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import RunConfig
+from bayeslora.runs.going_on import train_or_load
 from bayeslora.scoring import Cloze
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
@@ -185,27 +184,12 @@ class CellComputer:
         # The base model is read in another way before the length power is chosen.
         title = f"{planned.title}, unread" if planned.chooses_length_power else planned.title
         folder = cell_folder(self.output, planned.task, title, rate, planned.seed)
-        if not run.method.adapts:
-            return self._fitted_head(run, folder)
         # Adapters below a head have another trunk.
         layers = (run.task.scoring == "options", self.config.adapter.last_layers)
-        cache, done = self._caches.get(layers), (folder / "metrics.json").is_file()
-        if done:
-            check_finished(run, folder)
-            trained = load_run(folder, device=run.model.device)
-            trained.trunk_cache = open_trunk_cache(run, trained.model, cache)
-        else:
-            trained = train(run, folder, resume=True, evaluate_dev=False, trunk_cache=cache)
+        trained = train_or_load(run, folder, self._caches.get(layers))
         if trained.trunk_cache is not None:
             self._caches[layers] = trained.trunk_cache
         return trained
-
-    def _fitted_head(self, run: RunConfig, folder: Path) -> Run:
-        """A head, which has no layers to share; each one reads its items itself, so that its time is its own."""
-        if (folder / "metrics.json").is_file():
-            check_finished(run, folder)
-            return load_run(folder, device=run.model.device)
-        return train(run, folder, resume=True, evaluate_dev=False)
 
     def _seconds(self, trained: Run, items: Sequence[Item], num_samples: NumSamples = None) -> float:
         """Of a prediction of a few items without the trunk cache."""

@@ -16,11 +16,10 @@ from bayeslora.deploy.export import export_merged
 from bayeslora.experiments.sequences.config import ChainConfig
 from bayeslora.experiments.sequences.sketch import draw_sketch
 from bayeslora.report.text import markdown_table, plus_minus
-from bayeslora.runs import Prediction, Run, load_run, task_items, train, write_evaluation
-from bayeslora.runs.beginning import check_finished
-from bayeslora.runs.building import open_trunk_cache
+from bayeslora.runs import Prediction, Run, load_run, task_items, write_evaluation
 from bayeslora.runs.config import describe
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
+from bayeslora.runs.going_on import train_or_load
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.console import headlines, progress
@@ -109,16 +108,11 @@ def load_chain(model: nn.Module, folder: str | Path, blocks: int | None = None) 
 def _trained(config: ChainConfig, output: Path, block: int, cache: TrunkCache | None) -> Run:
     """The run of a block, trained or, where its folder is finished already, loaded."""
     folder, run = output / f"block{block}", config.block(block)
-    if (folder / "metrics.json").is_file():
-        check_finished(run, folder)
-        loaded = load_run(folder, device=run.model.device)
-        loaded.trunk_cache = open_trunk_cache(run, loaded.model, cache)
-        return loaded
     prepare = None
     if config.sketch is not None:
         number = block if config.redraw else 0
         prepare = partial(draw_sketch, side=config.sketch, seed=config.seed, number=number)
-    return train(run, folder, resume=True, trunk_cache=cache, prepare=prepare)
+    return train_or_load(run, folder, cache, evaluate_dev=True, prepare=prepare)
 
 
 def _record(run: Run, output: Path, block: int) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.sequences.config import ContinualConfig
 from bayeslora.methods import Method
 from bayeslora.methods.sd_lora import SdLoraConfig
-from bayeslora.runs import Run, load_run, task_items, train
-from bayeslora.runs.beginning import check_finished
-from bayeslora.runs.building import open_trunk_cache
+from bayeslora.runs import Run, task_items
 from bayeslora.runs.differences import at_defaults
+from bayeslora.runs.going_on import train_or_load
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.console import Progress, headlines, progress
 from bayeslora.tasks import Item
@@ -134,13 +133,8 @@ class _Continual:
         done = (folder / "metrics.json").is_file()
         start = None if previous is None or done else _start(previous, self.config.rows[row])
         run = self.config.run(row, title, seed, start)
-        if done:
-            check_finished(run, folder, apart_from=["method.init_from"])
-            trained = load_run(folder, device=run.model.device)
-            trained.trunk_cache = open_trunk_cache(run, trained.model, self.cache)
-        else:
-            prepare = _freeze_head if self.config.head == "first" and previous is not None else None
-            trained = train(run, folder, resume=True, evaluate_dev=False, trunk_cache=self.cache, prepare=prepare)
+        prepare = _freeze_head if self.config.head == "first" and previous is not None else None
+        trained = train_or_load(run, folder, self.cache, prepare=prepare, apart_from=["method.init_from"])
         self.cache = trained.trunk_cache
         return trained
 

@@ -1,7 +1,7 @@
 """Laplace approximation over LoRA weights: Kronecker-factored curvature, evidence, and the linearised predictive."""
 
-from bayeslora.methods.laplace_approximation.curvature import hessian_root, kronecker_blocks
-from bayeslora.methods.laplace_approximation.evidence import best_prior_precision, eigenvalues, log_evidence
+from bayeslora.methods.laplace_approximation.curvature import kronecker_blocks, leading_root, output_hessian
+from bayeslora.methods.laplace_approximation.evidence import best_prior_precision, eigenvalues, fit_prior, log_evidence
 from bayeslora.methods.laplace_approximation.gaussian import LOGIT_DRAWS, GaussianLogits, normal_points
 from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock, KroneckerSum, OuterProductSum
 from bayeslora.methods.laplace_approximation.low_rank import (
@@ -9,7 +9,6 @@ from bayeslora.methods.laplace_approximation.low_rank import (
     ScoreCovariance,
     contrasts,
     leading_directions,
-    leading_root,
     low_rank_curvature,
 )
 from bayeslora.methods.laplace_approximation.predictive import covariance_root, logit_covariance
@@ -30,7 +29,7 @@ __all__ = [
     "contrasts",
     "covariance_root",
     "eigenvalues",
-    "hessian_root",
+    "fit_prior",
     "kronecker_blocks",
     "leading_directions",
     "leading_root",
@@ -39,5 +38,6 @@ __all__ = [
     "lora_maps",
     "low_rank_curvature",
     "normal_points",
+    "output_hessian",
     "record",
 ]

@@ -12,22 +12,19 @@ from bayeslora.methods.laplace_approximation.recording import record
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["hessian_root", "kronecker_blocks"]
+__all__ = ["kronecker_blocks", "leading_root", "output_hessian"]
 
 
-def hessian_root(probabilities: Tensor) -> Tensor:
-    """R with R R^T = diag(p) - p p^T, the Hessian of the categorical NLL by its logits.
+def leading_root(matrices: Tensor, count: int) -> Tensor:
+    """R [..., n, count] with R R^T the `count` leading eigenvectors of positive semidefinite matrices [..., n, n]."""
+    values, vectors = torch.linalg.eigh(matrices.detach().double())
+    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2))[..., -count:]
 
-    Column k is sqrt(p_k) (e_k - p); it is zero where choice k does not exist.
 
-    Args:
-        probabilities: p [batch, choices].
-
-    Returns:
-        [batch, choices, choices].
-    """
-    roots = probabilities.sqrt()
-    return torch.diag_embed(roots) - probabilities.unsqueeze(-1) * roots.unsqueeze(-2)
+def output_hessian(logits: Tensor) -> Tensor:
+    """diag(p) - p p^T [batch, choices, choices]: that of the categorical NLL by its logits."""
+    p = logits.detach().double().softmax(-1)
+    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
 
 
 def kronecker_blocks(
@@ -59,7 +56,8 @@ def kronecker_blocks(
     for batch in batches:
         logits, recording = record(model, batch, maps, trunk_cache)
         log_likelihood -= float(nn.functional.cross_entropy(logits.detach(), batch["labels"], reduction="sum"))
-        roots = hessian_root(logits.detach().softmax(-1))
+        # The Hessian has one direction less than there are choices: their scores' common shift.
+        roots = leading_root(output_hessian(logits), logits.shape[-1] - 1).to(logits.dtype)
         rows: dict[str, list[Tensor]] = {name: [] for name in maps}
         reached: dict[str, Tensor] = {}
         for root in roots.unbind(-1):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock
 
-__all__ = ["best_prior_precision", "eigenvalues", "log_evidence"]
+__all__ = ["best_prior_precision", "eigenvalues", "fit_prior", "log_evidence"]
 
 
 def eigenvalues(blocks: Iterable[KroneckerBlock]) -> Tensor:
@@ -34,6 +34,23 @@ def log_evidence(log_likelihood: float, squared_norm: float, curvature: Tensor, 
     """
     penalty = prior_precision * squared_norm + float(torch.log1p(curvature / prior_precision).sum())
     return log_likelihood - penalty / 2
+
+
+def fit_prior(
+    given: float | None, log_likelihood: float, squared_norm: float, curvature: Tensor, option: str
+) -> tuple[float, float, Tensor]:
+    """The prior precision, the log evidence (nats), and of each direction the share that the data determine.
+
+    Args:
+        given: The precision; None: that of the largest evidence.
+        log_likelihood: As the others in `log_evidence`.
+        squared_norm: |theta|^2.
+        curvature: Eigenvalues.
+        option: As in `best_prior_precision`, whose error it raises.
+    """
+    precision = best_prior_precision(squared_norm, curvature, option) if given is None else given
+    evidence = log_evidence(log_likelihood, squared_norm, curvature, precision)
+    return precision, evidence, curvature / (curvature + precision)
 
 
 def best_prior_precision(squared_norm: float, curvature: Tensor, option: str = "prior_precision") -> float:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bayeslora.methods.laplace_approximation.curvature import leading_root, output_hessian
 from bayeslora.methods.laplace_approximation.low_rank import (
     ScoreCovariance,
     contrasts,
-    leading_root,
     learned_share,
-    output_hessian,
 )
 from bayeslora.models.layers import descendants, evaluating, outermost_layers, tokens_first
 from bayeslora.readouts.hidden import by_choice, hidden_states

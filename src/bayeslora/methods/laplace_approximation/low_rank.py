@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bayeslora.methods.laplace_approximation.curvature import leading_root, output_hessian
 from bayeslora.methods.laplace_approximation.kronecker import OuterProductSum
 from bayeslora.methods.laplace_approximation.recording import record
 from bayeslora.methods.laplace_approximation.subspace import Subspace, weighted_gradients, wide_first
@@ -19,24 +20,11 @@ __all__ = [
     "ScoreCovariance",
     "contrasts",
     "leading_directions",
-    "leading_root",
     "learned_share",
     "low_rank_curvature",
 ]
 
 Maps = Mapping[str, nn.Linear]
-
-
-def leading_root(matrices: Tensor, count: int) -> Tensor:
-    """R [..., n, count] with R R^T the `count` leading eigenvectors of positive semidefinite matrices [..., n, n]."""
-    values, vectors = torch.linalg.eigh(matrices.detach().double())
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2))[..., -count:]
-
-
-def output_hessian(logits: Tensor) -> Tensor:
-    """diag(p) - p p^T [batch, choices, choices]: that of the categorical NLL by its logits."""
-    p = logits.detach().double().softmax(-1)
-    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
 
 
 def contrasts(mask: Tensor) -> Tensor:
