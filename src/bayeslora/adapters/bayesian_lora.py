@@ -8,8 +8,9 @@ from typing import Annotated, Literal, TypeVar
 
 from torch import nn
 
-from bayeslora.adapters.config import Part, RandomLoraConfig, register
+from bayeslora.adapters.config import Part, RandomLoraConfig
 from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters.registration import register
 from bayeslora.options.plain import Plain
 from bayeslora.options.ranges import Positive, Range, Size, StandardDeviation
 from bayeslora.posteriors import get_posterior

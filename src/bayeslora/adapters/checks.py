@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-if TYPE_CHECKING:
-    from bayeslora.adapters.config import RandomLoraConfig
 
 __all__ = ["check_targets"]
 
@@ -30,7 +27,7 @@ _REMEDY = (
 _ROUTED = "an expert sees the tokens routed to it, in which those of several draws cannot be told apart"
 
 
-def check_targets(model: nn.Module, config: RandomLoraConfig) -> None:
+def check_targets(model: nn.Module, config: LoraConfig) -> None:
     """Refuse adapters on routed experts, on routers, and on bare parameters.
 
     Without this, targets such as `down_proj` would adapt what few linear layers of that name a mixture has and leave

@@ -1,21 +1,18 @@
-"""Configs of PEFT adapters with random modules, and how PEFT learns of them."""
+"""Configs of PEFT adapters with random modules."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-import peft.mapping
 from peft import LoraConfig
 from torch import nn
 
-from bayeslora.adapters.model import RandomLoraModel
 from bayeslora.adapters.random_module import RandomModule
 from bayeslora.adapters.starts import check_start
 
-__all__ = ["FORMAT_VERSION", "Part", "RandomLoraConfig", "register"]
+__all__ = ["FORMAT_VERSION", "Part", "PeftType", "RandomLoraConfig"]
 
 FORMAT_VERSION = 2
 """Version of the adapter file format that this package writes; 1 is read too (docs/reference/file_format.md)."""
@@ -24,11 +21,12 @@ Part = Literal["lora_A", "lora_B", "lora_dropout"]
 """What of a LoRA layer can be random."""
 
 
-class _PeftType(str):
+class PeftType(str):
     """A PEFT type outside PEFT's own enum; transformers asks for `.value`."""
 
     @property
     def value(self) -> str:
+        """Its name."""
         return str(self)
 
 
@@ -56,7 +54,7 @@ class RandomLoraConfig(LoraConfig):
             of LoRA that cannot be combined with draws.
     """
 
-    registered_type: ClassVar[_PeftType]
+    registered_type: ClassVar[PeftType]
 
     format_version: int = FORMAT_VERSION
     base_fingerprint: dict[str, Any] | None = None
@@ -81,23 +79,3 @@ class RandomLoraConfig(LoraConfig):
     @abstractmethod
     def randomised(self, part: Part, module: nn.Module) -> RandomModule | None:
         """What takes the place of `module`, which PEFT made as this part of a layer; None: it stays as it is."""
-
-
-Config = TypeVar("Config", bound=type[RandomLoraConfig])
-
-
-def register(name: str) -> Callable[[Config], Config]:
-    """Class decorator: PEFT saves and loads adapters of this config as type `name`.
-
-    PEFT's own `register_peft_method` refuses names outside its enum.
-    """
-
-    def decorate(config: Config) -> Config:
-        kind: Any = _PeftType(name)
-        config.registered_type = kind
-        peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config
-        peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] = RandomLoraModel
-        peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = RandomLoraModel.prefix
-        return config
-
-    return decorate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraModel
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.base_model_check import check_fingerprint, fingerprint
 from bayeslora.adapters.checks import check_targets
+from bayeslora.adapters.config import Part, RandomLoraConfig
 from bayeslora.adapters.draws import Draws
 from bayeslora.adapters.merging import separate, untie
 from bayeslora.adapters.random_factor import RandomFactor
@@ -19,9 +20,6 @@ from bayeslora.adapters.random_module import RandomModule
 from bayeslora.adapters.targets import default_targets
 from bayeslora.models.modalities import leave_out
 from bayeslora.posteriors.weights.base import Noise
-
-if TYPE_CHECKING:
-    from bayeslora.adapters.config import Part, RandomLoraConfig
 
 __all__ = ["RandomLoraModel"]
 
