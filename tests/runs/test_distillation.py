@@ -220,13 +220,16 @@ def test_the_config_of_a_student_distils_again(root, tmp_path):
     assert again.metrics["teacher"]["start"] == first.metrics["teacher"]["start"]
 
 
-def test_items_without_labels_are_learned(root, tmp_path):
+def test_items_without_labels_are_read_once_and_learned(root, tmp_path, monkeypatch):
     layout = {"question_column": "text"}
+    read, own = [], lesson.load_items
+    monkeypatch.setattr(lesson, "load_items", lambda *path, **options: read.append(path) or own(*path, **options))
     options: Any = {"epochs": 1, "start": "fresh"}
     plain = distill(teacher(root, "DeepEnsemble"), tmp_path / "plain", **options)
     options |= {"unlabelled": root / "more.jsonl", "file_layout": layout}
     more = distill(root / "DeepEnsemble", tmp_path / "more", **options)
     assert (plain.metrics["train_examples"], more.metrics["train_examples"]) == (24, 32)
+    assert len(read) == 1
     soft = [item for item in more.splits.train if item.label is None]
     expected = load_run(root / "DeepEnsemble").predict(soft).predictive.probabilities
     for item, row in zip(soft, expected.tolist(), strict=True):

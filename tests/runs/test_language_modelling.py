@@ -293,7 +293,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("method", ["Lora", "Ivon"])
+@pytest.mark.parametrize("method", ["Lora", "Ivon", "Snapshots"])
 def test_other_methods_and_sft_options(method: str, world: Path, command: Callable[..., None], tmp_path: Path) -> None:
     if method == "Ivon":
         pytest.importorskip("ivon")
@@ -301,7 +301,13 @@ def test_other_methods_and_sft_options(method: str, world: Path, command: Callab
     command(*arguments(world, tmp_path, *options, method=method))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["train_rows"] < metrics["train_examples"] == 12
-    assert metrics["num_samples"] == (0 if method == "Lora" else 3)
+    assert metrics["num_samples"] == {"Lora": 0, "Ivon": 3, "Snapshots": 4}[method]
+    if method == "Snapshots":  # Its schedule and what takes them are the method's, as with choices.
+        from safetensors.torch import load_file
+
+        taken = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        ends = [tensor for name, tensor in taken.items() if "lora_B" in name and "snapshots" in name]
+        assert ends and all(end.flatten(1).any(1).all() for end in ends)
 
 
 @pytest.mark.parametrize(

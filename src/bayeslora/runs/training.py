@@ -102,7 +102,8 @@ def train(
         check_place(config.distill.teacher, output, resume=resume, overwrite=overwrite)
         lesson = learn_from(config, output)
     with only_writer(output):
-        splits = task_items(config.task) if splits is None else splits
+        if splits is None:
+            splits = task_items(config.task) if lesson is None else lesson.splits
         return _train(config, output, splits, resume, overwrite, evaluate_dev, trunk_cache, prepare, lesson, also)
 
 
@@ -119,7 +120,7 @@ def _train(
     also: Callable[[Trained, Path], None] | None,
 ) -> Trained:
     if lesson is not None:
-        splits = replace(splits, train=lesson.items)
+        splits = lesson.splits
         trunk_cache = lesson.trunk_cache if trunk_cache is None else trunk_cache
     if not splits.train:
         raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")

@@ -15,14 +15,14 @@ from bayeslora.adapters.lora_file import lora_tensors, saved_tensors, start_at
 from bayeslora.runs.adaptive import draws_in_words
 from bayeslora.runs.beginning import check_beginning
 from bayeslora.runs.building import open_trunk_cache
-from bayeslora.runs.config import RunConfig
+from bayeslora.runs.config import DistillConfig, RunConfig, TaskConfig
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.items import file_options, task_items, with_file_options
 from bayeslora.runs.kept import kept_or_computed, run_key
 from bayeslora.runs.run import Run
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.locating import run_folder
-from bayeslora.tasks import Item, SoftItem, load_items
+from bayeslora.tasks import Item, SoftItem, Splits, load_items
 
 __all__ = ["Lesson", "check_place", "learn_from", "open_teacher", "taught", "unlabelled_items"]
 
@@ -37,13 +37,13 @@ class Lesson:
     """What a student is trained with.
 
     Attributes:
-        items: The training items, with the teacher's probabilities.
+        splits: The items; those of the training with the teacher's probabilities.
         start: The teacher's mean (`lora_tensors`, `saved_tensors`); empty: a fresh adapter.
         trunk_cache: The items' outputs of the layers below the first adapter, without a model.
         record: What metrics.json says of it.
     """
 
-    items: list[Item]
+    splits: Splits
     start: dict[str, Tensor]
     trunk_cache: TrunkCache | None
     record: dict[str, Any]
@@ -90,35 +90,30 @@ def check_place(teacher: str | Path, output: Path, *, resume: bool = False, over
         check_beginning(RunConfig(), output, (), resume=resume, overwrite=overwrite)
 
 
-def learn_from(config: RunConfig, output: Path, run: Run | None = None) -> Lesson:
-    """What the teacher that `config` names says of the training items and of those without labels.
-
-    Args:
-        config: The student's.
-        output: Its folder.
-        run: The teacher, if it is loaded.
+def learn_from(config: RunConfig, output: Path) -> Lesson:
+    """What the teacher that the student's `config` names says of the training items and of those without labels.
 
     Raises:
         ValueError: As `open_teacher`.
     """
-    items = [*task_items(config.task).train, *unlabelled_items(config)]
-    teacher = run or open_teacher(str(config.distill.teacher), config.model.device)
-    return taught(teacher, config, items, output)
+    splits, further = task_items(config.task), unlabelled_items(config.distill, config.task)
+    return taught(open_teacher(str(config.distill.teacher), config.model.device), config, splits, further, output)
 
 
-def unlabelled_items(config: RunConfig) -> list[Item]:
-    """The items of the file `distill.unlabelled`, as if they had no labels."""
-    if config.distill.unlabelled is None:
+def unlabelled_items(distill: DistillConfig, task: TaskConfig) -> list[Item]:
+    """The items of the file that is named, as if they had no labels."""
+    if distill.unlabelled is None:
         return []
-    options = file_options(with_file_options(config.task, config.distill.layout))
-    return [replace(item, label=None) for item in load_items(config.distill.unlabelled, **options, optional_label=True)]
+    options = file_options(with_file_options(task, distill.layout))
+    return [replace(item, label=None) for item in load_items(distill.unlabelled, **options, optional_label=True)]
 
 
-def taught(run: Run, config: RunConfig, items: Sequence[Item], output: Path) -> Lesson:
-    """`items` with the predictions of the teacher `run`, which are kept in `output/teacher`.
+def taught(run: Run, config: RunConfig, splits: Splits, further: Sequence[Item], output: Path) -> Lesson:
+    """The training items and `further` ones with the predictions of the teacher `run`, kept in `output/teacher`.
 
     Those that are kept there, of the same teacher, items and number of draws, are not predicted again.
     """
+    items = [*splits.train, *further]
     if run.trunk_cache is None:
         run.trunk_cache = open_trunk_cache(config, run.model)
     folder, seconds, soft = output / "teacher", 0.0, list[Item]()
@@ -130,7 +125,7 @@ def taught(run: Run, config: RunConfig, items: Sequence[Item], output: Path) -> 
     shared = None if run.trunk_cache is None else run.trunk_cache.items_alone()
     labelled = sum(item.label is not None for item in items)
     record = {"method": run.config.method.name, "predict_seconds": round(seconds, 2), "labelled_items": labelled}
-    return Lesson(soft, start, shared, record | {"unlabelled_items": len(items) - labelled})
+    return Lesson(replace(splits, train=soft), start, shared, record | {"unlabelled_items": len(items) - labelled})
 
 
 def _predicted(run: Run, config: RunConfig, part: Sequence[Item], folder: Path, number: int) -> dict[str, Any]:

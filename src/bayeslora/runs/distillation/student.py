@@ -10,12 +10,13 @@ from typing import Any
 from bayeslora.methods import Lora
 from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.config import DistillConfig, RunConfig, TrainConfig
-from bayeslora.runs.distillation.lesson import check_place, learn_from, open_teacher, unlabelled_items
+from bayeslora.runs.distillation.lesson import check_place, open_teacher, taught, unlabelled_items
 from bayeslora.runs.items import task_items
 from bayeslora.runs.loading import merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.training import Trained, train
 from bayeslora.system.locating import run_folder
+from bayeslora.tasks import Splits
 
 __all__ = ["distill", "student_config"]
 
@@ -63,32 +64,43 @@ def distill(
     run = open_teacher(teacher, device)
     told: Any = {"num_samples": num_samples, "start": start, "layout": dict(file_layout or {})}
     options = DistillConfig(teacher=str(teacher), unlabelled=None if unlabelled is None else str(unlabelled), **told)
-    config = student_config(run, options, epochs, learning_rate)
-    lesson = learn_from(config, output, run)
+    splits, further = task_items(run.config.task), unlabelled_items(options, run.config.task)
+    config = student_config(run, options, splits, len(further), epochs, learning_rate)
+    lesson = taught(run, config, splits, further, output)
     del run
     return train(config, output, resume=resume, overwrite=overwrite, lesson=lesson)
 
 
 def student_config(
-    teacher: Run, options: DistillConfig, epochs: float | None = None, learning_rate: float | None = None
+    teacher: Run,
+    options: DistillConfig,
+    splits: Splits,
+    unlabelled: int,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
 ) -> RunConfig:
-    """The config of a plain LoRA of the teacher's shape; the arguments are those of `distill`."""
+    """The config of a plain LoRA of the teacher's shape.
+
+    Args:
+        teacher: Its teacher.
+        options: What is told of the teaching.
+        splits: The teacher's items.
+        unlabelled: How many further items there are.
+        epochs: As the last, that of `distill`.
+        learning_rate: See there.
+    """
     config, folder = teacher.config, run_folder(str(options.teacher))
     shape = {name: getattr(config.method, name) for name in Lora.argument_names()}
-    draft = replace(
+    share = len(splits.train) / max(1, len(splits.train) + unlabelled)
+    rate = _learning_rate(config) if learning_rate is None else learning_rate
+    length = _length(config.train, share, epochs)
+    return replace(
         config,
         model=merge_resolved(config.model, folder),
         method=Lora(**shape),
         distill=options,
-        train=replace(config.train, label_smoothing=0.0, choose_epoch=False),
-    )
-    items = task_items(draft.task)
-    share = len(items.train) / max(1, len(items.train) + len(unlabelled_items(draft)))
-    rate = _learning_rate(config) if learning_rate is None else learning_rate
-    return replace(
-        draft,
-        train=replace(draft.train, learning_rate=rate, **_length(config.train, share, epochs)),
-        temperature_scaling=bool(items.dev),
+        train=replace(config.train, label_smoothing=0.0, choose_epoch=False, learning_rate=rate, **length),
+        temperature_scaling=bool(splits.dev),
     )
 
 

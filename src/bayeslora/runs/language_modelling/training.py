@@ -120,7 +120,7 @@ def _trainer(
         "gradient_checkpointing": config.model.gradient_checkpointing,
         "label_smoothing_factor": options.label_smoothing,
     }
-    arguments = SFTConfig(**fields | options.arguments)
+    arguments = SFTConfig(**fields | config.method.training_arguments() | options.arguments)
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.
     arguments._n_gpu = min(1, arguments.n_gpu)
     with quiet_datasets():
@@ -137,7 +137,10 @@ def _trainer(
     steps = planned_steps(arguments, len(data))
     arguments.logging_steps = min(arguments.logging_steps, steps)
     # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().
-    for name, value in config.method.trainer_options(arguments.learning_rate, steps, trainer.num_observations).items():
+    later = config.method.trainer_options(arguments.learning_rate, steps, trainer.num_observations)
+    for callback in later.pop("callbacks", ()):
+        trainer.add_callback(callback)
+    for name, value in later.items():
         assert hasattr(trainer, name), name
         setattr(trainer, name, value)
     return trainer
