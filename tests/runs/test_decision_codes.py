@@ -18,6 +18,7 @@ from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.methods.ensemble import DeepEnsemble
 from bayeslora.methods.one_pass import OnePass
+from bayeslora.methods.snapshots import Snapshots
 from bayeslora.metrics import ranked_probability_score
 from bayeslora.models import load_base_model
 from bayeslora.runs import load_run
@@ -116,11 +117,12 @@ def test_options_stand_in_another_order_each_epoch_the_same_for_a_seed() -> None
     assert orders(0, 2.0, shuffles=2) == orders(0, 0) != orders(0, 1.0, shuffles=2)
 
 
-def test_a_training_sees_every_epoch_of_the_orders(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [Lora(r=2), Snapshots(r=2, snapshots=2)])
+def test_a_training_sees_every_epoch_of_the_orders(method: Method, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     own = CodeScoring.__call__
     monkeypatch.setattr(CodeScoring, "__call__", lambda self, items: (seen.extend(items), own(self, items))[1])
-    fitted(base, Lora(r=2), records(3), train={"epochs": 2, "batch_size": 6})
+    fitted(base, method, records(3), train={"epochs": 2, "batch_size": 6})
     found = {(item.id, epoch): item.order for epoch in range(2) for item in seen[6 * epoch :][:6]}
     dataset = ShuffledItems(items_of(records(3)), 0)
     for dataset.epoch in range(2):

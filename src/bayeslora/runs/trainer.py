@@ -80,10 +80,12 @@ def item_trainer(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     dataset = scoring.dataset(splits.train, config.seed)
+    own_fields = config.method.trainer_options(arguments.learning_rate, steps, len(splits.train))
+    callbacks = [*own_fields.pop("callbacks", ()), *([dataset] if isinstance(dataset, TrainerCallback) else ())]
     fields: dict[str, Any] = {
         "model": model,
         "args": arguments,
-        "callbacks": [dataset] if isinstance(dataset, TrainerCallback) else [],
+        "callbacks": callbacks,
         "train_dataset": dataset,
         "data_collator": scoring,
         "trunk_cache": trunk_cache,
@@ -91,7 +93,7 @@ def item_trainer(
         "optimizer": options.optimizer,
         "optimizer_options": options.optimizer_options,
         "prior_std": options.prior_std,
-        **config.method.trainer_options(arguments.learning_rate, steps, len(splits.train)),
+        **own_fields,
     }
     if not options.choose_epoch:
         return BayesianLoraTrainer(**fields)
