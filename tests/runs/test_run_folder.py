@@ -53,6 +53,12 @@ def trained(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+def test_a_training_of_one_step_learns(trained: Path, tmp_path: Path) -> None:
+    train(trained / "config.yaml", tmp_path / "run", "--train.max_steps", 1, "--method", "Lora")
+    learned = dict(load_run(tmp_path / "run").model.named_parameters())
+    assert all(value.any() for name, value in learned.items() if "lora_B" in name)
+
+
 @pytest.fixture
 def finished(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
     """The config, and a run folder of its own."""

@@ -19,7 +19,7 @@ from bayeslora.system.processes import world_size
 from bayeslora.tasks import Splits
 from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = ["item_trainer", "planned_steps", "training_fields"]
+__all__ = ["item_trainer", "planned_steps", "suited", "training_fields"]
 
 
 def planned_steps(arguments: TrainingArguments, rows: int) -> int:
@@ -28,6 +28,16 @@ def planned_steps(arguments: TrainingArguments, rows: int) -> int:
         return arguments.max_steps
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world_size()
     return max(1, math.ceil(arguments.num_train_epochs * math.ceil(rows / per_step)))
+
+
+def suited(arguments: TrainingArguments, rows: int) -> int:
+    """`planned_steps`; what a training as short as that would not reach is changed in `arguments`."""
+    steps = planned_steps(arguments, rows)
+    arguments.logging_steps = min(arguments.logging_steps, steps)
+    if steps == 1:
+        # A warm-up begins at a learning rate of 0: the only step would change nothing.
+        arguments.warmup_steps = 0
+    return steps
 
 
 def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
@@ -72,8 +82,7 @@ def item_trainer(
     options = config.train
     own = config.method.training_arguments()
     arguments = TrainingArguments(**training_fields(config, output, model) | own | options.arguments)
-    steps = planned_steps(arguments, len(splits.train))
-    arguments.logging_steps = min(arguments.logging_steps, steps)
+    steps = suited(arguments, len(splits.train))
     # One process drives one device: DataParallel's replicas would have no parameters to draw from.
     arguments._n_gpu = min(1, arguments.n_gpu)
     if config.model.gradient_checkpointing:

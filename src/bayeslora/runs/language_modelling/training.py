@@ -19,7 +19,7 @@ from bayeslora.runs.language_modelling.quiet import quiet_datasets
 from bayeslora.runs.language_modelling.texts import TextRow, text_dataset, text_splits
 from bayeslora.runs.loading import load_model, merge_resolved
 from bayeslora.runs.run import Run
-from bayeslora.runs.trainer import planned_steps, training_fields
+from bayeslora.runs.trainer import planned_steps, suited, training_fields
 from bayeslora.runs.training import training_metrics
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch
@@ -134,8 +134,7 @@ def _trainer(
             prior_std=options.prior_std,
         )
     data: Any = trainer.train_dataset
-    steps = planned_steps(arguments, len(data))
-    arguments.logging_steps = min(arguments.logging_steps, steps)
+    steps = suited(arguments, len(data))
     # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().
     later = config.method.trainer_options(arguments.learning_rate, steps, trainer.num_observations)
     for callback in later.pop("callbacks", ()):

@@ -52,8 +52,8 @@ function facts(answer, options) {
   const list = element("dl"), most = Math.log(options.length), byCodes = answer.x_readout === "codes";
   const { entropy, mutual_information: information } = answer.x_uncertainty;
   fact(list, "Doubt", inWords(entropy / most, DOUBT), `entropy ${nats(entropy)}, of at most ${most.toFixed(3)}`);
-  if (byCodes) {
-    fact(list, "Would labels help?", "not known", "no head was fitted to this question: it is read by codes, without a posterior");
+  if (byCodes && !information) {
+    fact(list, "Would labels help?", "not known", "this question is read by codes, without draws of a posterior");
   } else if (entropy / most >= DOUBT[0][0]) {
     fact(list, "Would labels help?", inWords(information / entropy, LABELS), `mutual information ${nats(information)}: the part of the entropy that more labels would take away`);
   }
