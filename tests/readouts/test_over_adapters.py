@@ -20,8 +20,9 @@ from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.methods.laplace import LaplaceLora
 from bayeslora.methods.tfb import Tfb
 from bayeslora.readouts.contrasts import Contrasts
-from bayeslora.readouts.head import fit_head
+from bayeslora.readouts.head import Head, fit_head
 from bayeslora.readouts.linear import LinearHeads, cross_fitted
+from bayeslora.readouts.reading import over_adapters
 from bayeslora.runs import load_run, train, training
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import folds_of, reading_of
@@ -187,3 +188,21 @@ def test_what_is_exported_published_and_said_on_the_card(deep_base: Path, data: 
     with pytest.raises(ValueError, match="no thing to publish"):
         write_hub_folder(tmp_path / "run", tmp_path / "hub", "user/name")
     assert "read by a head" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def test_what_adapters_learned_by_heart_is_trusted_no_more_than_the_frozen_layer() -> None:
+    (features, labels), (others, their_labels) = made_up(60), made_up(200, seed=1)
+    right = torch.nn.functional.one_hot(labels, features.mask.shape[1]).unsqueeze(-1)
+    learned = features.hidden["useless"] + 3 * right  # Others' labels are in none of its numbers.
+    seen = replace(features, hidden={**features.hidden, "adapted useless": learned})
+    unseen = replace(others, hidden={**others.hidden, "adapted useless": others.hidden["useless"]})
+    frozen, by_evidence = fit_head(features, labels), fit_head(seen, labels)
+    moved = over_adapters(frozen, seen, labels)
+    assert list(moved.scaling.scales) == ["useful", "adapted useless", "constant"]
+    assert moved.scales is frozen.scales and moved.noise is frozen.noise
+
+    def nll(head: Head) -> float:
+        chosen = head.predict(unseen).predictive.log_probabilities.gather(-1, their_labels.unsqueeze(-1))
+        return -float(chosen.mean())
+
+    assert nll(moved) - nll(frozen) < 0.3 * (nll(by_evidence) - nll(frozen))

@@ -61,7 +61,7 @@ def heads_state(heads: Sequence[Head]) -> dict[str, Tensor]:
             state |= (
                 {f"{_HEAD}.{number}.{_SAME}.{name}": torch.tensor(0)}
                 if shared
-                else {f"{_HEAD}.{number}.{name}": tensor}
+                else {f"{_HEAD}.{number}.{name}": tensor.clone()}  # A scale that they share under another name.
             )
     return state
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.readouts.blocks import OptionFeatures
-from bayeslora.readouts.head import Head
+from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
+from bayeslora.readouts.head import Head, given
 from bayeslora.readouts.hidden import POOLINGS, differentiable_vectors
 from bayeslora.readouts.linear import LinearHeads
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["ReadBatch", "Reading", "without_adapted"]
+__all__ = ["ReadBatch", "Reading", "over_adapters", "without_adapted"]
 
 _NO_FOLD = -1
 
@@ -36,6 +36,23 @@ def without_adapted(features: OptionFeatures) -> OptionFeatures:
     """Those of the frozen model alone."""
     kept = {name: block for name, block in features.hidden.items() if not name.startswith(_ADAPTED)}
     return replace(features, hidden=kept)
+
+
+def over_adapters(frozen: Head, features: OptionFeatures, labels: Tensor) -> Head:
+    """The head of the frozen model moved onto its adapted layers: its prior and temperature, and a posterior of theirs.
+
+    Adapters have learned from the labels of all items, so what they hold of these looks better than it is: evidence
+    and leave-one-out predictions of it would trust it too much.
+
+    Args:
+        frozen: Fitted to the same items in the model without adapters.
+        features: Of the items, with the adapted layers.
+        labels: [items].
+    """
+    read = {name: f"{_ADAPTED}{name}" for name in features.hidden if f"{_ADAPTED}{name}" in features.hidden}
+    scales = {read.get(name, name): scale for name, scale in frozen.scaling.scales.items()}
+    kept = replace(features, hidden={name: features.hidden[name] for name in scales if name in features.hidden})
+    return given(replace(frozen, scaling=BlockScaling(scales)), kept, labels, frozen.precision)
 
 
 class Reading:

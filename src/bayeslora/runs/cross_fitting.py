@@ -2,8 +2,9 @@
 
 Adapters lie below the layer that is read, at two thirds of the depth. An item's loss is that of a head which was fitted
 to the folds without it, in closed form on features that are detached; the heads are fitted again at every epoch, and
-the gradient goes through the features into the adapters alone. After the training one head is fitted to all items,
-and by default another one to all items on the frozen model, whose probabilities are averaged with it.
+the gradient goes through the features into the adapters alone. Their prior and temperature are those of a head on the
+frozen model (`bayeslora.readouts.reading.over_adapters`). After the training one head is fitted to all items, whose
+probabilities are by default averaged with those of the frozen model's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import logging
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,10 @@ from bayeslora.models.layers import descendants, evaluating, outermost_layers
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.features import FeatureReader, read_together
 from bayeslora.readouts.files import heads_state
-from bayeslora.readouts.head import fit_head
+from bayeslora.readouts.head import Head, fit_head
 from bayeslora.readouts.hidden import read_layers
 from bayeslora.readouts.linear import LinearHeads, cross_fitted
-from bayeslora.readouts.reading import Reading, without_adapted
+from bayeslora.readouts.reading import Reading, over_adapters, without_adapted
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.heads import choice_indicators, describe_head, labels_of, summary
 from bayeslora.runs.prediction import in_chunks, original_order
@@ -163,11 +165,16 @@ class CrossFitting(TrainerCallback):
 
     def refit(self) -> None:
         """Heads of the folds, on the adapters as they are."""
-        features = self.features()
-        head = fit_head(features, self.labels)
+        head = over_adapters(self.frozen, features := self.features(), self.labels)
         self.reading.heads = [head]
         self.reading.cross_fitted = cross_fitted(head, features, self.labels, self.folds)
-        logger.info("%s", summary(describe_head(head)))
+
+    @cached_property
+    def frozen(self) -> Head:
+        """The head of the training items in the model without adapters."""
+        head = fit_head(without_adapted(self.features()), self.labels)
+        logger.info("the head of the frozen model: %s", summary(describe_head(head)))
+        return head
 
     def require(self) -> None:
         """Fit the heads of the folds where no epoch did."""
@@ -197,8 +204,7 @@ class CrossFitting(TrainerCallback):
 
     def finish(self) -> State:
         """Fit the heads of all items, which from now on read every item; their tensors."""
-        features = self.features()
-        parts = [features, without_adapted(features)] if self.config.head.average else [features]
-        self.reading.heads = [fit_head(part, self.labels) for part in parts]
+        head = over_adapters(self.frozen, self.features(), self.labels)
+        self.reading.heads = [head, self.frozen] if self.config.head.average else [head]
         self.reading.folds, self.reading.cross_fitted = {}, None
         return heads_state(self.reading.heads)

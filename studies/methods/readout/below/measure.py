@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from bayeslora import methods
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.head import fit_head
+from bayeslora.readouts.reading import over_adapters, without_adapted
 from bayeslora.runs import train
 from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import CrossFitting
@@ -36,7 +36,9 @@ from bayeslora.tasks import Item, LocalFile, get_task
 RESULTS = Path(__file__).with_name("results.jsonl")
 DRAWS = 4
 LAYERS = 6
-KEY = ("task", "train_items", "draw", "method", "learning_rate", "epochs", "seed")
+KEY = ("task", "train_items", "draw", "method", "targets", "prior", "learning_rate", "epochs", "seed")
+BEFORE = {"targets": "q_proj, v_proj", "prior": "adapted"}
+"""Of cells that do not say it: their heads had the prior and temperature that evidence chose on the adapted layers."""
 
 
 def parts_of(task: str, size: int, draw: int) -> dict[str, list[Item]]:
@@ -62,7 +64,7 @@ def config_of(folder: Path, features: str, key: dict[str, Any], grouped: bool) -
     return RunConfig(
         model=ModelConfig(name="offline:smollm2", dtype="bfloat16"),
         task=TaskConfig(name=str(folder), scoring="options", labels="index", group_column="group" if grouped else None),
-        method=getattr(methods, key["method"])(last_layers=LAYERS),
+        method=getattr(methods, key["method"])(last_layers=LAYERS, target_modules=targets_of(key)),
         train=TrainConfig(
             epochs=key["epochs"],
             learning_rate=key["learning_rate"],
@@ -73,6 +75,10 @@ def config_of(folder: Path, features: str, key: dict[str, Any], grouped: bool) -
         head=HeadConfig(average=False),
         num_samples=0,
     )
+
+
+def targets_of(key: dict[str, Any]) -> list[str] | str:
+    return key["targets"] if key["targets"] == "all-linear" else key["targets"].split(", ")
 
 
 def measured(key: dict[str, Any], features: str) -> list[dict[str, Any]]:
@@ -101,34 +107,24 @@ def measured(key: dict[str, Any], features: str) -> list[dict[str, Any]]:
 def rows_of(
     read: dict[str, OptionFeatures], labels: dict[str, Tensor], draws: dict[str, Predictive]
 ) -> list[tuple[str, str, Predictive, dict[str, Any]]]:
-    rows = []
-    frozen = {}
-    for title, kept in BLOCKS.items():
-        head = fit_head(only(read["train"], kept), labels["train"])
-        chosen = {"temperature": head.noise.temperature, "leave_one_out_nll": head.noise.nll}
-        for name in ("dev", "test"):
-            found = head.predict(only(read[name], kept)).predictive
-            if title == "frozen head":
-                frozen[name] = found
-            rows.append((title, name, found, chosen))
+    """The frozen head, the head over adapters, with what its prior would be by the evidence of the adapted layers."""
+    head = fit_head(without_adapted(read["train"]), labels["train"])
+    heads = {
+        "frozen head": head,
+        "head": over_adapters(head, read["train"], labels["train"]),
+        "head, prior by evidence": fit_head(read["train"], labels["train"]),
+    }
+    rows: list[tuple[str, str, Predictive, dict[str, Any]]] = []
+    for name in ("dev", "test"):
+        frozen = head.predict(read[name]).predictive
+        found = {title: each.predict(read[name]).predictive for title, each in heads.items()}
+        found |= {f"head, {DRAWS} draws": draws[name]} if name in draws else {}
+        for title, predictive in found.items():
+            noise = heads[title].noise if title in heads else None
+            rows.append((title, name, predictive, {} if noise is None else {"temperature": noise.temperature}))
             if title != "frozen head":
-                rows.append((f"{title}, mean with frozen", name, averaged(found, frozen[name]), {}))
-            if title == "head" and name in draws:
-                rows.append((f"head, {DRAWS} draws", name, draws[name], {}))
-                rows.append((f"head, {DRAWS} draws, mean with frozen", name, averaged(draws[name], frozen[name]), {}))
+                rows.append((f"{title}, mean with frozen", name, averaged(predictive, frozen), {}))
     return rows
-
-
-BLOCKS = {
-    "frozen head": lambda name: not name.startswith("adapted"),
-    "head": lambda name: True,
-    "head, adapted in place": lambda name: name.startswith("adapted") or f"adapted {name}" not in ADAPTED,
-}
-ADAPTED = {f"adapted layer {layer}, {pooling}" for layer in (15, 20) for pooling in ("mean", "last")}
-
-
-def only(features: OptionFeatures, kept: Any) -> OptionFeatures:
-    return replace(features, hidden={name: block for name, block in features.hidden.items() if kept(name)})
 
 
 def averaged(one: Predictive, other: Predictive) -> Predictive:
@@ -144,6 +140,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=["Lora", "BayesianLora"])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 5e-4, 2e-3])
+    parser.add_argument("--targets", default=BEFORE["targets"], help="Linear layers to adapt, or all-linear.")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
@@ -151,12 +148,23 @@ def main() -> None:
     torch.set_num_threads(1)
     known = set()
     if RESULTS.exists():
-        known = {tuple(json.loads(line)[name] for name in KEY) for line in RESULTS.read_text().splitlines()}
+        rows = [BEFORE | json.loads(line) for line in RESULTS.read_text().splitlines()]
+        known = {tuple(row[name] for name in KEY) for row in rows}
     for draw in options.draws:
         for seed in options.seeds:
             for rate in options.rates:
                 for method in options.methods:
-                    values = (options.task, options.train_items, draw, method, rate, options.epochs, seed)
+                    values = (
+                        options.task,
+                        options.train_items,
+                        draw,
+                        method,
+                        options.targets,
+                        "frozen",
+                        rate,
+                        options.epochs,
+                        seed,
+                    )
                     if values in known:
                         continue
                     rows = measured(dict(zip(KEY, values, strict=True)), options.features)

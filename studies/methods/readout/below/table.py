@@ -9,12 +9,13 @@ from collections import defaultdict
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-GROUP = ("task", "train_items", "method", "learning_rate", "row")
+GROUP = ("task", "train_items", "method", "targets", "prior", "learning_rate", "row")
 FROZEN = "frozen head"
 
 
 def main() -> None:
-    cells = [json.loads(line) for line in (FOLDER / "results.jsonl").read_text().splitlines()]
+    kept = (FOLDER / "results.jsonl").read_text().splitlines()
+    cells = [{"targets": "q_proj, v_proj", "prior": "adapted"} | json.loads(line) for line in kept]
     frozen = {key(cell): cell for cell in cells if cell["row"] == FROZEN}
     groups = defaultdict(list)
     for cell in cells:
@@ -23,16 +24,18 @@ def main() -> None:
         "# Adapters below a head",
         "",
         "NLL in nats; against the frozen head on the same items (mean and z by item), below 0 is better.",
+        "The heads' prior and temperature are the frozen model's, or were chosen on the adapted layers.",
         "",
-        "| task | method, rate (cells) | row | dev NLL | against (z) | accuracy | NLL | ECE (floor) | against (z) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | method, rate | prior | row | dev NLL | against (z) | accuracy | NLL | ECE (floor) | against (z) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in dict.fromkeys(group for group, _ in groups):
-        task, items, method, rate, row = group
+        task, items, method, targets, prior, rate, row = group
         dev, test = groups[group, "dev"], groups[group, "test"]
         numbers = [
             f"{task} {items}",
-            f"{method}, {rate:g} ({len(test)})",
+            f"{method} of {targets}, {rate:g}",
+            prior,
             row,
             f"{mean(dev, 'nll'):.3f}",
             against(dev, frozen),
@@ -44,7 +47,8 @@ def main() -> None:
 
 
 def key(cell: dict) -> tuple:
-    return tuple(cell[name] for name in ("task", "train_items", "draw", "method", "learning_rate", "seed", "split"))
+    names = ("task", "train_items", "draw", "method", "targets", "prior", "learning_rate", "seed", "split")
+    return tuple(cell[name] for name in names)
 
 
 def mean(cells: list[dict], name: str) -> float:
