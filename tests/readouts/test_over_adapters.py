@@ -141,7 +141,7 @@ def test_a_killed_training_goes_on_with_the_heads_of_its_epoch(
             if state.global_step == 4:
                 raise KeyboardInterrupt
 
-    own = training._trainer
+    own = training.item_trainer
 
     def with_kill(*arguments: Any) -> Any:
         trainer = own(*arguments)
@@ -149,7 +149,7 @@ def test_a_killed_training_goes_on_with_the_heads_of_its_epoch(
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_trainer", with_kill)
+        patch.setattr(training, "item_trainer", with_kill)
         with pytest.raises(KeyboardInterrupt):
             train(killed, tmp_path / "killed")
     again = train(killed, tmp_path / "killed", resume=True)
