@@ -308,8 +308,10 @@ def test_train_evaluate_calibrate_review_and_decide(
     assert set(stored["trained_states"]) == {record.state_key for record in splits["train"]}
     dev = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert dev["split"] == "dev" and dev["num_examples"] == 2 * len(splits["dev"])
-    main(["evaluate", run, "--json"])
-    assert json.loads(capsys.readouterr().out)["num_examples"] == 2 * len(splits["test"]) > 0
+    main(["evaluate", run])
+    assert "bayeslora decide" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["num_examples"] == 2 * len(splits["test"]) > 0
     main(["calibrate", run, "--data", str(write(tmp_path / "more.jsonl", short(6, seed=4))), "--json"])
     capsys.readouterr()
     main(["review", run, "--input", str(tmp_path / "more.jsonl"), "--json"])

@@ -45,12 +45,16 @@ class Evaluate(Command):
             main_scores(metrics),
             f"{metrics['method']} on {metrics['task']}\n",
             scores_table(metrics),
-            f"\nnext     bayeslora {_next(metrics)}".replace("RUN", shlex.quote(options.run)),
+            f"\nnext     bayeslora {_next(options.run, metrics)}".replace("RUN", shlex.quote(options.run)),
         )
 
 
-def _next(metrics: Mapping[str, Any]) -> str:
-    """What a run is for: answers to new items, or texts."""
+def _next(run: str, metrics: Mapping[str, Any]) -> str:
+    """What a run is for: answers to new items or to typed questions, or texts."""
+    from bayeslora.runs.decisions.files import is_decision_folder
+
+    if is_decision_folder(run):
+        return "decide RUN < request.json"
     if "num_tokens" in metrics:
         return 'generate RUN --prompt "What is ...?"'
     return "predict RUN --input items.jsonl --output predictions.jsonl"
