@@ -13,7 +13,6 @@ import copy
 import logging
 import random
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +148,7 @@ class CrossFitting(TrainerCallback):
         self.labels = labels_of(items)
         self.folds = folds_of(items, config.head.folds, config.seed)
         self._fitted_at: int | None = None
+        self._frozen: Head | None = None
         self.reading.folds = dict(zip((item.id for item in items), self.folds.tolist(), strict=True))
 
     def features(self) -> OptionFeatures:
@@ -165,16 +165,17 @@ class CrossFitting(TrainerCallback):
 
     def refit(self) -> None:
         """Heads of the folds, on the adapters as they are."""
-        head = over_adapters(self.frozen, features := self.features(), self.labels)
+        features = self.features()
+        head = over_adapters(self.frozen(features), features, self.labels)
         self.reading.heads = [head]
         self.reading.cross_fitted = cross_fitted(head, features, self.labels, self.folds)
 
-    @cached_property
-    def frozen(self) -> Head:
-        """The head of the training items in the model without adapters."""
-        head = fit_head(without_adapted(self.features()), self.labels)
-        logger.info("the head of the frozen model: %s", summary(describe_head(head)))
-        return head
+    def frozen(self, features: OptionFeatures) -> Head:
+        """The head of the training items in the model without adapters, which no training changes."""
+        if self._frozen is None:
+            self._frozen = fit_head(without_adapted(features), self.labels)
+            logger.info("the head of the frozen model: %s", summary(describe_head(self._frozen)))
+        return self._frozen
 
     def require(self) -> None:
         """Fit the heads of the folds where no epoch did."""
@@ -204,7 +205,9 @@ class CrossFitting(TrainerCallback):
 
     def finish(self) -> State:
         """Fit the heads of all items, which from now on read every item; their tensors."""
-        head = over_adapters(self.frozen, self.features(), self.labels)
-        self.reading.heads = [head, self.frozen] if self.config.head.average else [head]
+        features = self.features()
+        frozen = self.frozen(features)
+        head = over_adapters(frozen, features, self.labels)
+        self.reading.heads = [head, frozen] if self.config.head.average else [head]
         self.reading.folds, self.reading.cross_fitted = {}, None
         return heads_state(self.reading.heads)
