@@ -23,11 +23,10 @@ from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
 from bayeslora.scoring.codes import CodeScoring, Template
+from bayeslora.scoring.codes.prompts import NO_LIMIT
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
-
-_NO_LIMIT = 1 << 30
 
 __all__ = [
     "features_folder",
@@ -79,7 +78,7 @@ def load_model(
 def _longest(task: TaskConfig, readable: int | None) -> int:
     """Tokens of a prompt; where nothing is cut, the default is no limit."""
     if task.scoring == "codes" and task.max_length == TaskConfig.max_length:
-        return readable or _NO_LIMIT
+        return readable or NO_LIMIT
     return min(task.max_length, readable or task.max_length)
 
 

@@ -9,15 +9,12 @@ from typing import Any
 
 from bayeslora.tasks import get_task
 from bayeslora.tasks.base import Item
-from bayeslora.tasks.decisions import Record, read_records
+from bayeslora.tasks.decisions import Record
 from bayeslora.tasks.decisions.records import parse_record
+from studies.decisions.sys1bench import run as sys1bench
 
-GENERATED = {
-    "support_tickets": ("queue", "is_angry", "priority"),
-    "phishing_email": ("is_phishing", "attack_class", "urgency"),
-}
 NATURAL = ("sst2", "boolq", "openbookqa")
-FIXED = ("sst2", *GENERATED)
+FIXED = ("sst2", *sys1bench.QUESTIONS)
 """Tasks that ask every record the same questions."""
 POOL = 200
 """Records that draws are made from."""
@@ -30,7 +27,7 @@ def load(
 
     Args:
         folder: Where `studies/decisions/sys1bench/generate.sh` wrote.
-        task: Of `GENERATED` or `NATURAL`.
+        task: Of `sys1bench.QUESTIONS` or `NATURAL`.
         condition: "clean", or "noise" or "unknowable" of generated records.
         size: Records to learn from.
         draw: Which of them.
@@ -58,19 +55,7 @@ def reversed_options(records: Sequence[Record]) -> list[Record]:
 
 def _generated(folder: Path, task: str, condition: str) -> tuple[list[Record], list[Record]]:
     test = "unknowable_test" if condition == "unknowable" else "clean_test"
-    return tuple(_kept(read_records(folder / f"{task}_{name}.jsonl"), GENERATED[task]) for name in (condition, test))
-
-
-def _kept(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
-    return [
-        Record(
-            record.state,
-            {name: record.questions[name] for name in names},
-            {name: record.targets[name] for name in names},
-            record.id,
-        )
-        for record in records
-    ]
+    return sys1bench.load(folder, task, condition), sys1bench.load(folder, task, test)
 
 
 def _natural(task: str) -> tuple[list[Record], list[Record]]:

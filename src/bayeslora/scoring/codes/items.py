@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from bayeslora.scoring.base import ChoiceItem, Scoring, choice_labels, choice_mask, pad_left
-from bayeslora.scoring.codes.prompts import CodePrompts, rotations
+from bayeslora.scoring.codes.prompts import NO_LIMIT, CodePrompts, rotations
 from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.letter import LetterBatch
 from bayeslora.tasks.decisions.items import DecisionItem
@@ -66,7 +66,7 @@ class CodeScoring(Scoring):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        max_length: int = 1 << 30,
+        max_length: int = NO_LIMIT,
         *,
         chat_template: bool = False,
         template: Template | None = None,

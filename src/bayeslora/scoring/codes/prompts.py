@@ -13,10 +13,13 @@ from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.codes.tokens import single_token_codes
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["KNOWN_QUESTIONS", "CodePrompts", "TooLongError", "rotations"]
+__all__ = ["KNOWN_QUESTIONS", "NO_LIMIT", "CodePrompts", "TooLongError", "rotations"]
 
 KNOWN_QUESTIONS = 1024
 """Questions whose tokens are kept: programs ask the same ones about every state."""
+
+NO_LIMIT = 1 << 30
+"""Tokens of a prompt where the model has positions for any."""
 
 
 class TooLongError(ValueError):
@@ -53,7 +56,7 @@ class CodePrompts:
         *,
         template: Template | None = None,
         orders: int = 1,
-        max_length: int = 1 << 30,
+        max_length: int = NO_LIMIT,
         chat: bool | None = None,
     ):
         if orders < 1:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from bayeslora.models.layers import base_model, evaluating
 from bayeslora.models.positions import readable_tokens
 from bayeslora.scoring.base import forward_options
-from bayeslora.scoring.codes.prompts import CodePrompts, rotations
+from bayeslora.scoring.codes.prompts import NO_LIMIT, CodePrompts, rotations
 from bayeslora.scoring.top_layer import head_at_ends
 from bayeslora.tasks.decisions.questions import Question
 
@@ -43,7 +43,7 @@ class CodeReader(CodePrompts):
     def __init__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, **options: Any
     ):
-        longest = min(filter(None, (max_length, readable_tokens(model))), default=1 << 30)
+        longest = min(filter(None, (max_length, readable_tokens(model))), default=NO_LIMIT)
         super().__init__(tokenizer, max_length=longest, **options)
         self.model = model
 
