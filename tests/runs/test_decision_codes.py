@@ -224,7 +224,8 @@ def test_answers_hang_on_state_and_question_alone(model: DecisionModel) -> None:
     assert all(answer.readout == "codes" and answer.novelty is not None for answer in first.values())
     assert all(answer.mutual_information > 1e-6 for answer in first.values())
     assert model.decide("a state", {"other": KIND})["other"] == first["kind"]
-    together = model.answers([model.request("b", asked), model.request("a state", dict(reversed(asked.items())))])
+    requests = [model.request("b", asked), model.request("a state", dict(reversed(asked.items())))]
+    together = list(model.answers(requests))
     assert together[1] == first
     mean = model.decide("a state", asked, num_samples=0)
     assert all(answer.mutual_information == 0 for answer in mean.values())

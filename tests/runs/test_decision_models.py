@@ -375,3 +375,19 @@ def test_the_package_offers_the_model_and_records_may_come_from_a_file(base: str
     assert fitted.questions == parse_questions(QUESTIONS)
     with pytest.raises(TaskError, match="line 1: questions should be a map"):
         bayeslora.DecisionModel(base, device="cpu").fit(path)
+
+
+def test_records_are_answered_together_as_each_one_alone(model: DecisionModel) -> None:
+    asked = [replace(one, targets=dict([*one.targets.items()][: n % 4])) for n, one in enumerate(records(13, seed=5))]
+    unknown = parse_question({"type": "noul", "instructions": "Is it new?"})
+    asked[3] = replace(asked[3], questions=asked[3].questions | {"new": unknown}, targets={"new": (1.0, 0.0)})
+    for order in (asked, asked[::-1]):
+        rows = iter(model.labelled(order))
+        for record in order:
+            alone = model.decide(record.state, {name: record.questions[name] for name in record.targets or ["metal"]})
+            for name in record.targets:
+                row = next(rows)
+                assert (row.state, row.target) == (record.state_key, record.targets[name])
+                assert row.answer.question == alone[name].question and row.answer.novelty == alone[name].novelty
+                assert row.answer.probabilities == pytest.approx(alone[name].probabilities, rel=1e-4)
+        assert next(rows, None) is None

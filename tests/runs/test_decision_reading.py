@@ -1,5 +1,7 @@
 """What heads read: states and questions share forwards, and have the numbers that they have alone."""
 
+import itertools
+import random
 import string
 from collections.abc import Callable, Sequence
 
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from bayeslora.models.layers import outermost_layers
+from bayeslora.readouts.row import beginning
 from bayeslora.runs.decisions import reading as module
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors
 from bayeslora.scoring.codes import CodeReader, TooLongError
@@ -81,8 +84,44 @@ def test_one_forward_reads_all_and_ends_behind_the_last_layer_that_is_read() -> 
     reader.read(prompts)  # The model is tried.
     ran = forwards(reader)
     reader.read(prompts)
-    assert ran == [(number, sum(prompt.tokens for prompt in prompts)) for number in range(reader.layers[-1])]
+    begin = len(beginning([prompt.state for prompt in prompts]))
+    tokens = sum(prompt.tokens for prompt in prompts) - begin * (len(prompts) - 1)
+    assert begin > 2
+    assert ran == [(number, tokens) for number in range(reader.layers[-1])]
     assert reader.layers[-1] < len(outermost_layers(reader.reader.model))
+
+
+def test_many_states_in_any_order_are_read_as_each_one_alone() -> None:
+    generator = random.Random(0)
+    asked = [
+        ("".join(generator.choices(string.ascii_letters, k=length)), QUESTIONS[:count])
+        for length, count in [(5, 1), (300, 3), (1, 2), (40, 0), (5, 3), (120, 1), (2, 1), (260, 2)] * 3
+    ]
+    # States that are equal, begin alike, or are the beginning of another one.
+    asked += [asked[1], (asked[1][0][:200] + "!", QUESTIONS), (asked[1][0][:100], QUESTIONS)]
+    alone_reader = hidden_reader()
+    expected = [alone_reader(*each) for each in asked]
+    for _ in range(2):
+        order = generator.sample(range(len(asked)), len(asked))
+        reader = hidden_reader()
+        ran = forwards(reader)
+        for place, found in zip(order, reader.vectors(asked[place] for place in order), strict=True):
+            assert_same(found, [expected[place]])
+        assert len([number for number, _ in ran if number == 0]) < len(asked)
+
+
+def test_trials_of_rows_that_grow_are_few_and_read_few_prompts_twice() -> None:
+    reader = hidden_reader()
+    tried = []
+    row = reader._longer
+    reader._longer = lambda prompts, own: tried.append(len(own.tokens)) or row(prompts, own)  # type: ignore[method-assign]
+    for length in range(20, 900, 40):
+        reader("x" * length, QUESTIONS[:1])
+    assert len(tried) < 7
+    assert all(2 * one <= other for one, other in itertools.pairwise(tried))
+    ran = forwards(other := hidden_reader())
+    other.read([other.prompt(other.reader.state_tokens("x" * length), QUESTIONS[:1]) for length in range(30, 20, -1)])
+    assert len([number for number, _ in ran if number == 0]) == 1 + 2 * 2
 
 
 @pytest.mark.parametrize(("room", "first"), [(260, None), (100, None), (20, None), (2048, "rows are not trusted")])
@@ -91,6 +130,7 @@ def test_however_it_is_divided_the_numbers_are_the_same(
 ) -> None:
     expected = [hidden_reader()(state, QUESTIONS) for state in STATES]
     monkeypatch.setattr(module, "_ROW", room)
+    monkeypatch.setattr(module, "_TOGETHER", room)
     if first is not None:
         monkeypatch.setattr(module, "TOLERANCE", -1.0)
     reader = hidden_reader()

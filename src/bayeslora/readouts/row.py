@@ -1,7 +1,8 @@
-"""Texts, each with others behind it, in one row of a forward: [text | behind 1 | behind 2 | ... | text | ...].
+"""Texts, each with others behind it, in one row of a forward: [beginning | text | behind 1 | ... | text | ...].
 
 What stands behind a text sees the text and itself, at the positions that it has alone: a text is read once for all
-that stands behind it, and nothing has other numbers for what stands beside it (`bayeslora.readouts.together`).
+that stands behind it, and nothing has other numbers for what stands beside it (`bayeslora.readouts.together`). What all
+texts begin with, such as the frame of a chat, is read once for all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,23 @@ from bayeslora.readouts.together import attending_by_part
 from bayeslora.scoring.base import forward_options
 from bayeslora.scoring.cloze import attention_mask
 
-__all__ = ["Row", "Text"]
+__all__ = ["Row", "Text", "beginning"]
 
-Text = tuple[Sequence[int], Sequence[Sequence[int]]]
+Text = tuple[list[int], list[list[int]]]
 """Tokens of a text, and of what stands behind it."""
+
+
+def beginning(texts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all texts begin with, so far that each has one left.
+
+    >>> beginning([[5, 6, 7, 8], [5, 6, 9], [5, 6]])
+    [5]
+    """
+    # What the first and the last in alphabetical order share, all others share too.
+    first, last = min(texts), max(texts)
+    pairs = enumerate(zip(first, last, strict=False))
+    same = next((place for place, (one, other) in pairs if one != other), len(first))
+    return first[: min(same, min(map(len, texts)) - 1)]
 
 
 @dataclass(frozen=True)
@@ -31,21 +45,28 @@ class Row:
     Args:
         tokens: Their ids.
         positions: Where each one would stand without the others.
-        parts: For each text and each one behind it the slices of the row that it sees, the last of them itself.
+        parts: For each part the slices of the row that it sees, the last of them itself; the beginning of several texts
+            is one, and each text's rest and what stands behind it.
+        behind: How many stand behind each text.
+        shared: Tokens of the beginning; 0 where it is not apart.
     """
 
     tokens: list[int]
     positions: list[int]
     parts: list[list[slice]]
+    behind: list[int]
+    shared: int
 
     @classmethod
     def of(cls, texts: Sequence[Text]) -> Row:
         """The row of `texts`."""
-        row = cls([], [], [])
+        shared = beginning([text for text, _ in texts]) if len(texts) > 1 else []
+        row = cls([], [], [], [len(behind) for _, behind in texts], len(shared))
+        before = [row._added(shared, [])] if shared else []
         for text, behind in texts:
-            shared = row._added(text, [])
+            rest = row._added(text[len(shared) :], before)
             for own in behind:
-                row._added(own, [shared])
+                row._added(own, [*before, rest])
         return row
 
     def _added(self, tokens: Sequence[int], seen: list[slice]) -> slice:
@@ -56,8 +77,10 @@ class Row:
         self.parts.append([*seen, own])
         return own
 
-    def hidden(self, model: nn.Module, layers: Sequence[int]) -> list[Tensor]:
-        """Hidden states [layers, tokens, hidden] of each part, in the model's number type; the layers above do not run.
+    def hidden(self, model: nn.Module, layers: Sequence[int]) -> list[tuple[Tensor, list[Tensor]]]:
+        """Hidden states [layers, tokens, hidden] of each text and of what stands behind it, in the model's number type.
+
+        The layers above those that are read do not run.
 
         Args:
             model: A causal language model that heeds masks and positions, which not all do.
@@ -74,7 +97,9 @@ class Row:
                 lambda: model(input_ids=ids, attention_mask=mask, position_ids=positions, **options),
             )
         whole = torch.cat(states)
-        return [whole[:, part[-1]] for part in self.parts]
+        parts = (whole[:, part[-1]] for part in self.parts)
+        start = next(parts) if self.shared else whole[:, :0]
+        return [(torch.cat([start, next(parts)], 1), [next(parts) for _ in range(count)]) for count in self.behind]
 
     def _allowed(self, device: torch.device) -> Tensor:
         """Which tokens [1, 1, tokens, tokens] each one sees."""

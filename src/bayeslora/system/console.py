@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import TypeVar
@@ -159,9 +159,9 @@ def progress(what: str, total: int, unit: str = "items", done: int = 0, show: bo
         line.close()
 
 
-def track(work: Sequence[T], what: str, unit: str, *, show: bool = True) -> Iterator[T]:
-    """Go through `work` with a progress line."""
-    with progress(what, len(work), unit, show=show) as line:
+def track(work: Iterable[T], what: str, unit: str, *, total: int | None = None, show: bool = True) -> Iterator[T]:
+    """Go through `work` with a progress line; work that does not know its length needs the `total`."""
+    with progress(what, len(work) if isinstance(work, Sized) else total or 0, unit, show=show) as line:
         for each in work:
             yield each
             if line is not None:

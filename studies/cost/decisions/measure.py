@@ -158,7 +158,7 @@ def one_state(model: DecisionModel, state: str, options: argparse.Namespace) -> 
 def alone_and_beside(model: DecisionModel, states: Sequence[str]) -> float:
     """The most that a probability moves where eight questions are asked in place of one, of four states."""
     requests = [model.request(state, LONG) for state in states]
-    together = model.answers(requests)
+    together = list(model.answers(requests))
     apart = [{name: model.decide(state, {name: LONG[name]})[name] for name in LONG} for state in states]
     pairs = [(a[name], b[name]) for a, b in zip(together, apart, strict=True) for name in LONG]
     return max(abs(p - q) for a, b in pairs for p, q in zip(a.probabilities, b.probabilities, strict=True))

@@ -23,7 +23,7 @@ from bayeslora.models.base_model import _smollm2_folder
 from bayeslora.runs.decisions import DecisionModel
 from studies.decisions.peers.records import FIXED, load, reversed_options
 from studies.decisions.peers.scores import scores
-from studies.decisions.peers.systems import Codes, Decisionformer, OnVectors, Read, Sysone, System, TfIdf
+from studies.decisions.peers.systems import Codes, Decisionformer, OnHidden, Read, Sysone, System, TfIdf
 
 TESTS = {"sst2": 100, "boolq": 100, "openbookqa": 100, "support_tickets": 34, "phishing_email": 34}
 """Test records: the generated ones have three questions each."""
@@ -59,11 +59,11 @@ def systems() -> dict[str, Callable[[], System]]:
     """How each row is made."""
     folder = _smollm2_folder()
     model = DecisionModel("offline:smollm2", readout="heads")
-    hidden, codes = Read(model.hidden), Read(model.reader)
+    codes = Read(model.reader)
     return {
         "tf-idf": lambda: TfIdf(model),
         "codes": lambda: Codes(codes),
-        "heads": lambda: OnVectors(model, hidden),
+        "heads": lambda: OnHidden(model),
         "sysone": lambda: Sysone(folder, GRID, tuning="lora"),
         "sysone head": lambda: Sysone(folder, GRID[:1], tuning="head"),
         "decisionformer": lambda: Decisionformer(folder, STEPS),
@@ -83,7 +83,7 @@ def measured(system: System, train: list[Any], test: list[Any]) -> dict[str, Any
     row["test_answers"] = len(labels)
     row["chosen"] = system.chosen
     few = [record for record in test[:TURNED] if any(q.kind == "choice" for q in record.questions.values())]
-    if few and not isinstance(system, OnVectors):  # Heads know a question whatever the order of its options.
+    if few and not isinstance(system, OnHidden | TfIdf):  # Heads know a question whatever the order of its options.
         row["flips"] = flips(system, few)
     if isinstance(system, Decisionformer):
         system.plain()

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,43 +71,52 @@ class Read:
         return self.known[key][0]
 
 
-class OnVectors(System):
-    """Heads of bayeslora on vectors of some kind."""
+class OnHidden(System):
+    """A decision model of bayeslora with heads."""
 
-    def __init__(self, model: DecisionModel, reader: Any = None):
+    def __init__(self, model: DecisionModel):
         super().__init__()
-        self.config, self.reader = model.config, reader
+        self.model = model
 
     def fit(self, train: Sequence[Record]) -> None:
-        self.reader = self._reader(train)
-        self.heads = Heads.fit(Examples.of(self.reader, train, progress=False), self.config, fewest=2)
+        self.model.fit(train, progress=False)
+
+    def predict(self, test: Sequence[Record]) -> Probabilities:
+        return [row.answer.probabilities for row in self.model.labelled(test)]
+
+
+class TfIdf(System):
+    """The same heads on the words of the state."""
+
+    def __init__(self, model: DecisionModel):
+        super().__init__()
+        self.config = model.config
+
+    def fit(self, train: Sequence[Record]) -> None:
+        self.words = Words(train)
+        self.heads = Heads.fit(Examples.of(self.words, train, progress=False), self.config, fewest=2)
 
     def predict(self, test: Sequence[Record]) -> Probabilities:
         found = []
         for record in test:
             asked = {name: record.questions[name] for name in record.targets}
-            vectors = self.reader(record.state, self.heads.fitted(asked))
+            (vectors,) = self.words.vectors([(record.state, self.heads.fitted(asked))])
             answers = self.heads.answers(vectors, asked, self.heads.novelty_of(vectors))
             found += [answers[name].probabilities for name in asked]
         return found
 
-    def _reader(self, train: Sequence[Record]) -> Any:
-        self.reader.asker = self
-        return self.reader
 
+class Words:
+    """Gives the words of a state, and nothing of the question, as vectors of the heads."""
 
-class TfIdf(OnVectors):
-    """The words of the state as vectors."""
-
-    def _reader(self, train: Sequence[Record]) -> Any:
+    def __init__(self, train: Sequence[Record]):
         texts = [text_of(record.state) for record in train]
-        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit(texts)
+        self.known = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit(texts)
 
-        def read(state: Any, questions: Sequence[Question]) -> Vectors:
-            row = torch.from_numpy(words.transform([text_of(state)]).toarray()[0]).float()
-            return Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
-
-        return read
+    def vectors(self, asked: Iterable[tuple[Any, Sequence[Question]]]) -> Iterator[Vectors]:
+        for state, questions in asked:
+            row = torch.from_numpy(self.known.transform([text_of(state)]).toarray()[0]).float()
+            yield Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
 
 
 class Codes(System):

@@ -17,7 +17,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +45,35 @@ GROUP = ("task", "condition", "records", "features")
 SCORES = ("accuracy", "nll", "ece", "novelty_auroc")
 
 
+Asked = tuple[Any, Sequence[Question]]
+Read = Callable[[Iterable[Asked]], Iterable[Vectors]]
+
+
 class Kept:
     """A reader that reads each state and question once."""
 
-    def __init__(self, read: Callable[[Any, Sequence[Question]], Vectors]):
+    def __init__(self, read: Read):
         self.read, self.known, self.seconds, self.count = read, {}, 0.0, 0
 
-    def __call__(self, state: Any, questions: Sequence[Question]) -> Vectors:
-        key = (text_of(state), *map(signature, questions))
-        if key not in self.known:
-            started = time.perf_counter()
-            self.known[key] = self.read(state, questions)
-            self.seconds += time.perf_counter() - started
-            self.count += 1
-        return self.known[key]
+    def vectors(self, asked: Iterable[Asked]) -> list[Vectors]:
+        asked = list(asked)
+        keys = [(text_of(state), *map(signature, questions)) for state, questions in asked]
+        new = {key: one for key, one in zip(keys, asked, strict=True) if key not in self.known}
+        started = time.perf_counter()
+        self.known.update(zip(new, self.read(new.values()), strict=True))
+        self.seconds += time.perf_counter() - started
+        self.count += len(new)
+        return [self.known[key] for key in keys]
 
 
-def tf_idf(train: Sequence[Record]) -> Callable[[Any, Sequence[Question]], Vectors]:
+def tf_idf(train: Sequence[Record]) -> Read:
     """The words of the state, and nothing of the question, as vectors of the head."""
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit([text_of(record.state) for record in train])
 
-    def read(state: Any, questions: Sequence[Question]) -> Vectors:
-        row = torch.from_numpy(words.transform([text_of(state)]).toarray()[0]).float()
-        return Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
+    def read(asked: Iterable[Asked]) -> Iterator[Vectors]:
+        for state, questions in asked:
+            row = torch.from_numpy(words.transform([text_of(state)]).toarray()[0]).float()
+            yield Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
 
     return read
 
@@ -99,8 +105,8 @@ def scores(answers: Sequence[Answer], labels: Sequence[int]) -> dict[str, float]
 
 def asked(heads: Heads, reader: Any, test: Sequence[Record]) -> tuple[list[Answer], list[int]]:
     answers, labels = [], []
-    for record in test:
-        vectors = reader(record.state, heads.fitted(record.questions))
+    read = reader.vectors((record.state, heads.fitted(record.questions)) for record in test)
+    for record, vectors in zip(test, read, strict=True):
         found = heads.answers(vectors, record.questions, heads.novelty_of(vectors))
         answers += [found[name] for name in record.targets]
         labels += [record.label(name) for name in record.targets]
@@ -136,8 +142,10 @@ def rows_of(
 
 def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Record]) -> float:
     """Of novelty, between test states and states of the other generator."""
-    low = [heads.novelty_of(reader(record.state, [])) for record in near]
-    high = [heads.novelty_of(reader(record.state, [])) for record in far]
+    low, high = (
+        [heads.novelty_of(vectors) for vectors in reader.vectors((record.state, []) for record in part)]
+        for part in (near, far)
+    )
     won = sum((b > a) + (b == a) / 2 for a in low for b in high)
     return won / len(low) / len(high)
 
@@ -196,7 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = DecisionModel("offline:smollm2", readout="heads")
-    reader = Kept(model.hidden)
+    reader = Kept(model.hidden.vectors)
     content: dict[str, Any] = {
         "command": " ".join(["python studies/decisions/sys1bench/run.py", *sys.argv[1:]]),
         "rows": [],

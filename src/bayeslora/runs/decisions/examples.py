@@ -83,20 +83,18 @@ class Examples:
     def of(cls, hidden: HiddenReader, records: Sequence[Record], *, progress: bool) -> Examples:
         """Read records; equal ones are read once."""
         found = cls(len(records))
-        known: dict[Any, Vectors] = {}
+        labelled = [(record, _asked(record)) for record in records if record.targets]
+        distinct = {(record.state_key, *asked): (record.state, [*asked.values()]) for record, asked in labelled}
+        read = track(hidden.vectors(distinct.values()), "read", "states", total=len(distinct), show=progress)
+        known = dict(zip(distinct, read, strict=True))
         rows: dict[tuple[Any, ...], list[Labels]] = {}
-        for record in track(records, "read", "states", show=progress):
-            asked = {signature(record.questions[name]): name for name in record.targets}
-            if not asked:
-                continue
-            same = (record.state_key, *asked)
-            if same not in known:
-                known[same] = hidden(record.state, [record.questions[name] for name in asked.values()])
-            found.states[record.state_key] = known[same].state
+        for record, asked in labelled:
+            vectors = known[(record.state_key, *asked)]
+            found.states[record.state_key] = vectors.state
             for place, key in enumerate(asked):
                 # Two ids of one question in a record are two labels of it.
                 names = [name for name in record.targets if signature(record.questions[name]) == key]
-                rows.setdefault(key, []).extend(_one(record, name, known[same].questions[place]) for name in names)
+                rows.setdefault(key, []).extend(_one(record, name, vectors.questions[place]) for name in names)
         found.labels.update({key: each[0].joined(*each[1:]) for key, each in rows.items()})
         return found
 
@@ -150,6 +148,11 @@ class Examples:
 def stacked(vectors: Vectors, place: int) -> Tensor:
     """As `Examples.features`, of one question about a state [poolings, layers, hidden]."""
     return torch.cat([vectors.state.unsqueeze(0), _of_question(vectors.questions[place])])
+
+
+def _asked(record: Record) -> dict[tuple[Any, ...], Question]:
+    """Questions with a label, by their signature."""
+    return {signature(record.questions[name]): record.questions[name] for name in record.targets}
 
 
 def _of_question(vectors: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.examples import Examples, counts_of_labels
 from bayeslora.runs.decisions.heads import Heads, check_enough
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors, open_reader
-from bayeslora.runs.decisions.requests import Request, as_questions
+from bayeslora.runs.decisions.requests import Request, as_questions, with_vectors
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.system.console import track
@@ -140,8 +141,8 @@ class DecisionModel:
         self.adapted = AdaptedCodes(run)
         self._open()
         states = {key_of(item.state): item.state for item in items}
-        shown = track([*states.values()], "read", "states", show=progress)
-        means = [self.hidden(state, []).state[-1] for state in shown]
+        read = self.hidden.vectors((state, []) for state in states.values())
+        means = [vectors.state[-1] for vectors in track(read, "read", "states", total=len(states), show=progress)]
         self.heads, self.trained_states = Heads({}, Novelty.of(torch.stack(means))), frozenset(states)
         self.questions = {item.name: item.asked for item in items}
         self.examples, self.calibration = None, None
@@ -214,7 +215,7 @@ class DecisionModel:
             TooLongError: They do not fit into what the model reads.
             ValueError: A question has more options than there are codes, or there cannot be so many draws.
         """
-        return self.answers([self.request(state, questions, num_samples)])[0]
+        return next(self.answers([self.request(state, questions, num_samples)]))
 
     def request(
         self, state: Any, questions: Mapping[str, Any] | None = None, num_samples: int | None = None
@@ -227,19 +228,17 @@ class DecisionModel:
         tokens = self.reader.state_tokens(state)
         by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
         hidden = None if self.heads.novelty is None else self.hidden.prompt(tokens, self.heads.fitted(by_head))
-        by_code = {
-            name: self.reader.prompts(tokens, question) for name, question in asked.items() if name not in by_head
-        }
+        by_code = {name: self.reader.prompts(tokens, each) for name, each in asked.items() if name not in by_head}
         return Request(asked, tokens, by_head, hidden, by_code, num_samples)
 
-    def answers(self, requests: Sequence[Request]) -> list[dict[str, Answer]]:
+    def answers(self, requests: Iterable[Request]) -> Iterator[dict[str, Answer]]:
         """Answers to each request by the ids of its questions, the same whatever stands beside it.
 
-        What heads read of them is read together, in one forward where it fits.
+        What heads read is read together; requests are taken as they are needed.
         """
-        prompts = [request.hidden for request in requests if request.hidden is not None]
-        vectors = iter(self.hidden.read(prompts))
-        return [self._answers(each, None if each.hidden is None else next(vectors)) for each in requests]
+        fitted = self.heads.novelty is not None
+        pairs = with_vectors(requests, self.hidden.each) if fitted else zip(requests, repeat(None), strict=False)
+        return (self._answers(request, vectors) for request, vectors in pairs)
 
     def _answers(self, request: Request, vectors: Vectors | None) -> dict[str, Answer]:
         found: dict[str, Answer] = {}
@@ -311,10 +310,10 @@ class DecisionModel:
 
     def labelled(self, records: Sequence[Record]) -> Iterator[Labelled]:
         """Answers to the questions of records whose right answers are known, beside these."""
-        for record in records:
-            asked = {name: record.questions[name] for name in record.targets}
-            for name, answer in (self.decide(record.state, asked) if asked else {}).items():
-                yield Labelled(answer, record.targets[name], record.state_key)
+        labelled = [record for record in records if record.targets]
+        requests = (self.request(one.state, {name: one.questions[name] for name in one.targets}) for one in labelled)
+        for record, answers in zip(labelled, self.answers(requests), strict=True):
+            yield from (Labelled(answer, record.targets[name], record.state_key) for name, answer in answers.items())
 
     def save(self, folder: str | Path, *, overwrite: bool = False, metrics: Mapping[str, Any] | None = None) -> None:
         """Write the model's folder: `decision.json`, and what was learned. The base model is named, not copied.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from bayeslora.models.layers import base_model, evaluating
 from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.readouts.hidden import hidden_states, read_layers
-from bayeslora.readouts.row import Row
+from bayeslora.readouts.row import Row, beginning
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.scoring.codes import CodeReader, Template, TooLongError
 from bayeslora.scoring.codes.prompts import KNOWN_QUESTIONS
@@ -37,6 +37,9 @@ where tokens see nine tenths of the row."""
 
 _ROW = 2048
 """Tokens of a row: its mask costs the square of them. A state of more than half of them is read by itself."""
+
+_TOGETHER = 1024
+"""Tokens of several prompts in a row; on a CPU the time by token falls no further (studies/cost/decisions)."""
 
 
 class Prompt(NamedTuple):
@@ -74,18 +77,26 @@ def open_reader(config: DecisionConfig, template: Template) -> CodeReader:
     return CodeReader(base, tokenizer, template=template, orders=config.orders, max_length=config.max_length)
 
 
+class _Piece(NamedTuple):
+    """A part of a prompt that fits into a row, and whether it is the prompt's last."""
+
+    prompt: Prompt
+    last: bool
+
+
 class HiddenReader:
     """Reads `Vectors` in the prompt of a `CodeReader`, without the options: heads know them from the labels.
 
-    States and their questions share a forward as one row, in which each question sees its state and itself. Where a
-    model does not read such rows right, and behind a long state, each question is read in a forward of its own behind
-    the keys and values of the state.
+    States and their questions share a forward as one row, in which each question sees its state and itself, and what
+    all states begin with is read once. Where a model does not read such rows right, and behind a long state, each
+    question is read in a forward of its own behind the keys and values of the state.
 
     Args:
         reader: The reader, with its model.
 
     Attributes:
         room: Tokens of a row at most.
+        together: Tokens of several prompts in a row at most.
     """
 
     def __init__(self, reader: CodeReader):
@@ -93,6 +104,7 @@ class HiddenReader:
         self.layers = read_layers(reader.model, DEPTHS)
         self.question_tokens = lru_cache(KNOWN_QUESTIONS)(self._question_tokens)
         self.room = min(_ROW, readable_tokens(reader.model) or _ROW)
+        self.together = min(_TOGETHER, self.room)
         self._tried, self._distrusted = 0, False
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> Vectors:
@@ -101,7 +113,15 @@ class HiddenReader:
         Raises:
             TooLongError: They do not fit into what the model reads.
         """
-        return self.read([self.prompt(self.reader.state_tokens(state), questions)])[0]
+        return next(self.vectors([(state, questions)]))
+
+    def vectors(self, asked: Iterable[tuple[Any, Sequence[Question]]]) -> Iterator[Vectors]:
+        """Vectors of states and of questions about each, in their order; as many as fit share a forward.
+
+        Raises:
+            TooLongError: One does not fit into what the model reads.
+        """
+        return self.each(self.prompt(self.reader.state_tokens(state), questions) for state, questions in asked)
 
     def prompt(self, state: list[int], questions: Sequence[Question]) -> Prompt:
         """Questions behind the tokens of a state.
@@ -117,41 +137,46 @@ class HiddenReader:
 
     def read(self, prompts: Sequence[Prompt]) -> list[Vectors]:
         """Vectors of each prompt, the same whatever stands beside it."""
-        pieces = [(place, piece) for place, prompt in enumerate(prompts) for piece in self._pieces(prompt)]
-        found: list[list[Vectors]] = [[] for _ in prompts]
-        with torch.no_grad(), evaluating(self.reader.model):
-            for group in self._rows(pieces):
-                for (place, _), vectors in zip(group, self._together([piece for _, piece in group]), strict=True):
-                    found[place].append(vectors)
-        return [Vectors(parts[0].state, torch.cat([part.questions for part in parts])) for parts in found]
+        return list(self.each(prompts))
+
+    def each(self, prompts: Iterable[Prompt]) -> Iterator[Vectors]:
+        """The same, each as soon as it is there; prompts are taken as they are needed."""
+        pieces = (piece for prompt in prompts for piece in self._pieces(prompt))
+        parts: list[Vectors] = []
+        for row in self._rows(pieces):
+            for piece, vectors in zip(row, self._together([piece.prompt for piece in row]), strict=True):
+                parts.append(vectors)
+                if piece.last:
+                    yield Vectors(parts[0].state, torch.cat([part.questions for part in parts]))
+                    parts = []
 
     def _question_tokens(self, question: Question) -> list[int]:
         """Tokens of a question behind the state."""
         text = self.reader.template.show_question(question, [], []) + self.reader.end
         return list(self.reader.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _pieces(self, prompt: Prompt) -> list[Prompt]:
+    def _pieces(self, prompt: Prompt) -> list[_Piece]:
         """A prompt in parts that fit into a row, each with the state; one of a long state is whole."""
         if self._is_long(prompt.state):
-            return [prompt]
+            return [_Piece(prompt, last=True)]
         pieces = [Prompt(prompt.state, [])]
         for question in prompt.questions:
             if pieces[-1].questions and pieces[-1].tokens + len(question) > self.room:
                 pieces.append(Prompt(prompt.state, []))
             pieces[-1].questions.append(question)
-        return pieces
+        return [_Piece(piece, last=piece is pieces[-1]) for piece in pieces]
 
-    def _rows(self, pieces: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:
-        """Pieces behind each other that fit into a row; one of a long state is by itself."""
-        row: list[tuple[int, Prompt]] = []
+    def _rows(self, pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+        """Pieces behind each other that are read together; one of a long state is by itself."""
+        row: list[_Piece] = []
         left = 0
-        for place, piece in pieces:
-            needed = self.room + 1 if self._is_long(piece.state) else piece.tokens
+        for piece in pieces:
+            needed = self.room + 1 if self._is_long(piece.prompt.state) else piece.prompt.tokens
             if row and needed > left:
                 yield row
                 row = []
-            left = (left if row else self.room) - needed
-            row.append((place, piece))
+            left = (left if row else self.together) - needed
+            row.append(piece)
         if row:
             yield row
 
@@ -160,34 +185,38 @@ class HiddenReader:
 
     def _together(self, prompts: Sequence[Prompt]) -> list[Vectors]:
         tokens = sum(prompt.tokens for prompt in prompts)
-        if self._distrusted or self._is_long(prompts[0].state) or tokens > self.room:
-            return [self._one_by_one(prompt) for prompt in prompts]
-        return self._row(prompts) if tokens <= self._tried else self._on_trial(prompts, tokens)
+        with torch.no_grad(), evaluating(self.reader.model):
+            if self._distrusted or self._is_long(prompts[0].state) or tokens > self.room:
+                return [self._one_by_one(prompt) for prompt in prompts]
+            row = Row.of(prompts)
+            return self._row(row) if len(row.tokens) <= self._tried else self._on_trial(prompts, row)
 
-    def _row(self, prompts: Sequence[Prompt]) -> list[Vectors]:
-        parts = map(_pooled, Row.of(prompts).hidden(self.reader.model, self.layers))
-        return [_vectors(next(parts), [next(parts) for _ in prompt.questions]) for prompt in prompts]
+    def _row(self, row: Row) -> list[Vectors]:
+        found = row.hidden(self.reader.model, self.layers)
+        return [_vectors(_pooled(state), list(map(_pooled, questions))) for state, questions in found]
 
-    def _on_trial(self, prompts: Sequence[Prompt], tokens: int) -> list[Vectors]:
-        """Prompts in a row that is longer than all before: read both ways, and trusted where both agree.
+    def _on_trial(self, prompts: Sequence[Prompt], row: Row) -> list[Vectors]:
+        """Prompts in a row that is longer than all before: some are read both ways, and it is trusted where both agree.
 
         Models that take no positions (ALiBi), have a mask of their own (local attention) or carry a state along do not
-        read rows right, and most of them do not say so.
+        read rows right, and most of them do not say so. The last prompt is farthest from the beginning of the row, and
+        in the longest one questions are farthest from their state.
         """
-        expected = [self._one_by_one(prompt) for prompt in prompts]
-        # A row of one question shows nothing: it is what a plain forward reads.
-        copies = 2 if sum(len(prompt.questions) for prompt in prompts) < 2 else 1
+        longest = max(range(len(prompts)), key=lambda place: prompts[place].tokens)
+        both = {place: self._one_by_one(prompts[place]) for place in {longest, len(prompts) - 1}}
+        tried = self._longer(prompts, row)
         try:
-            found = self._row([*prompts] * copies)
+            found = self._row(tried)[-len(prompts) :]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # Whatever the model raises at a mask for each pair of tokens.
             reason = f"{type(error).__name__}: {error}"
         else:
-            off = max(_difference(one, other) for one, other in zip(found, expected * copies, strict=True))
+            off = max(_difference(found[place], expected) for place, expected in both.items())
             if off <= TOLERANCE:
-                self._tried = tokens
-                return found[: len(prompts)]
+                self._tried = len(tried.tokens)
+                # A prompt by itself has to the last bit what it will have from now on.
+                return found if len(prompts) > 1 else self._row(row)
             reason = f"hidden states are off by {off:.2g} of their size"
         self._distrusted = True
         logger.warning(
@@ -196,7 +225,17 @@ class HiddenReader:
             type(base_model(self.reader.model)).__name__,
             reason,
         )
-        return expected
+        return [both[place] if place in both else self._one_by_one(prompt) for place, prompt in enumerate(prompts)]
+
+    def _longer(self, prompts: Sequence[Prompt], row: Row) -> Row:
+        """Their row behind a text that makes it twice as long, or as long as rows may be, so that trials are few.
+
+        A row of one question would show nothing: it is what a plain forward reads.
+        """
+        shared = beginning([prompt.state for prompt in prompts])
+        most = self.together if len(row.tokens) < self.together else self.room
+        more = max(1, min(2 * len(row.tokens), most) - len(row.tokens))
+        return Row.of([Prompt((row.tokens * 2)[: len(shared) + more], []), *prompts])
 
     def _one_by_one(self, prompt: Prompt) -> Vectors:
         prefix = Prefix(self.reader.model, prompt.state, read=False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
-from bayeslora.runs.decisions.reading import Prompt
+from bayeslora.runs.decisions.reading import Prompt, Vectors
 from bayeslora.tasks.decisions import Question, parse_questions
 
-__all__ = ["Request", "as_questions"]
+__all__ = ["Request", "as_questions", "with_vectors"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Request:
         """Of the state and of all questions behind it."""
         heads = 0 if self.hidden is None else sum(map(len, self.hidden.questions))
         return len(self.state) + heads + sum(len(row) for rows in self.by_code.values() for row in rows)
+
+
+def with_vectors(
+    requests: Iterable[Request], read: Callable[[Iterable[Prompt]], Iterator[Vectors]]
+) -> Iterator[tuple[Request, Vectors | None]]:
+    """Each request with what is read of it; None for one that was made before anything was fitted."""
+    own, ahead = tee(requests)
+    vectors = read(request.hidden for request in ahead if request.hidden is not None)
+    return ((request, None if request.hidden is None else next(vectors)) for request in own)
 
 
 def as_questions(questions: Mapping[str, Any]) -> dict[str, Question]:

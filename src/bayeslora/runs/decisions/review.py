@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy.stats import rankdata
 from bayeslora.runs.decisions.calibration import name_of
 from bayeslora.runs.decisions.drift import Drift
 from bayeslora.runs.decisions.model import DecisionModel
+from bayeslora.runs.decisions.requests import Request
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.system.console import track
 from bayeslora.system.files import atomic_file
@@ -114,10 +116,12 @@ def review(model: DecisionModel, records: Sequence[Record], top: int | None = No
     if model.heads.novelty is None:
         raise ValueError("a zero-shot model knows neither novelty nor mutual information; fit it on records first.")
     fresh = without_states(records, model.trained_states, "review")
+    groups = _grouped(fresh)
+    asked, ahead = tee((group, request) for group in groups if (request := _request(model, group)) is not None)
+    answers = track(model.answers(each for _, each in ahead), "read", "states", total=len(groups), show=progress)
     found = [
-        candidate
-        for group in track(_grouped(fresh), "read", "states", show=progress)
-        if (candidate := _candidate(model, group)) is not None
+        Candidate(group[0].id, group[0].state, answer, len(group))
+        for (group, _), answer in zip(asked, answers, strict=True)
     ]
     shift = model.drift({str(place): one.novelty for place, one in enumerate(found)})
     assert shift is not None
@@ -168,16 +172,15 @@ def _grouped(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _candidate(model: DecisionModel, group: Sequence[Record]) -> Candidate | None:
-    """The first state of a group; None, and a word, where it is too long."""
+def _request(model: DecisionModel, group: Sequence[Record]) -> Request | None:
+    """Of the first state of a group; None, and a word, where it is too long."""
     first = group[0]
     same = [record for record in group if record.state_key == first.state_key]
     try:
-        answers = model.decide(first.state, _asked(same))
+        return model.request(first.state, _asked(same))
     except TooLongError as error:
         logger.warning("the record %r is left out: %s", first.id, error)
         return None
-    return Candidate(first.id, first.state, answers, len(group))
 
 
 def _asked(records: Sequence[Record]) -> Mapping[str, Question]:

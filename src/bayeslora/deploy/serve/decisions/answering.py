@@ -28,8 +28,8 @@ class Answering:
         model: It belongs to this from now on.
         settings: Its `batch_size` is how many requests share a forward at most.
         observe: As of `Batcher`.
-        room: Tokens of requests that are read together at most; default: a row of them, with which throughput on a CPU
-            is highest (studies/cost/decisions).
+        room: Tokens of requests that are read together at most; default: those with which throughput on a CPU is
+            highest (studies/cost/decisions).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Answering:
         room: int | None = None,
     ):
         self.model = model
-        self._room = room or model.hidden.room
+        self._room = room or model.hidden.together
         self._words = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bayeslora-tokens")
         self.batcher: Batcher[Request, dict[str, Answer]] = Batcher(
             self._read,
@@ -86,7 +86,7 @@ class Answering:
         return self._room + 1 if request.by_code else request.num_tokens
 
     def _read(self, requests: Sequence[Request], kind: None) -> list[dict[str, Answer]]:
-        found = self.model.answers(requests)
+        found = list(self.model.answers(requests))
         if any(p != p for answers in found for answer in answers.values() for p in answer.probabilities):
             raise ArithmeticError("the model's probabilities are not finite.")
         return found
