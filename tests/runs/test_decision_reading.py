@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bayeslora.models.layers import outermost_layers
-from bayeslora.readouts.row import beginning
+from bayeslora.readouts.row import Row
 from bayeslora.runs.decisions import reading as module
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors
 from bayeslora.scoring.codes import CodeReader, TooLongError
@@ -84,9 +84,8 @@ def test_one_forward_reads_all_and_ends_behind_the_last_layer_that_is_read() -> 
     reader.read(prompts)  # The model is tried.
     ran = forwards(reader)
     reader.read(prompts)
-    begin = len(beginning([prompt.state for prompt in prompts]))
-    tokens = sum(prompt.tokens for prompt in prompts) - begin * (len(prompts) - 1)
-    assert begin > 2
+    tokens = sum(prompt.tokens for prompt in prompts) - len(reader.begin) * (len(prompts) - 1)
+    assert len(reader.begin) > 2
     assert ran == [(number, tokens) for number in range(reader.layers[-1])]
     assert reader.layers[-1] < len(outermost_layers(reader.reader.model))
 
@@ -108,6 +107,19 @@ def test_many_states_in_any_order_are_read_as_each_one_alone() -> None:
         for place, found in zip(order, reader.vectors(asked[place] for place in order), strict=True):
             assert_same(found, [expected[place]])
         assert len([number for number, _ in ran if number == 0]) < len(asked)
+
+
+def test_a_text_is_divided_in_the_same_way_in_any_company() -> None:
+    begin, texts = [5, 6], [([5, 6, 7, 8], [[1], [2, 3]]), ([5, 6, 7], [[4]]), ([5, 6], [[1]]), ([9], []), ([5, 7], [])]
+
+    def divided(row: Row) -> list[list[list[int]]]:
+        return [[row.tokens[part] for part in text + behind] for text, behind in row.texts]
+
+    row = Row.of(texts, begin)
+    assert row.tokens == [5, 6, 7, 8, 1, 2, 3, 7, 4, 5, 6, 1, 9, 5, 7]
+    assert row.positions == [0, 1, 2, 3, 4, 4, 5, 2, 3, 0, 1, 2, 0, 0, 1]
+    assert divided(row) == [divided(Row.of([text], begin))[0] for text in texts]
+    assert divided(row)[1] == [begin, [7], [4]] and divided(row)[4] == [[5, 7]]
 
 
 def test_trials_of_rows_that_grow_are_few_and_read_few_prompts_twice() -> None:

@@ -1,7 +1,7 @@
 """Texts, each with others behind it, in one row of a forward: [beginning | text | behind 1 | ... | text | ...].
 
 What stands behind a text sees the text and itself, at the positions that it has alone: a text is read once for all
-that stands behind it, and nothing has other numbers for what stands beside it (`bayeslora.readouts.together`). What all
+that stands behind it, and nothing has other numbers for what stands beside it (`bayeslora.readouts.together`). What
 texts begin with, such as the frame of a chat, is read once for all of them.
 """
 
@@ -45,28 +45,29 @@ class Row:
     Args:
         tokens: Their ids.
         positions: Where each one would stand without the others.
-        parts: For each part the slices of the row that it sees, the last of them itself; the beginning of several texts
-            is one, and each text's rest and what stands behind it.
-        behind: How many stand behind each text.
-        shared: Tokens of the beginning; 0 where it is not apart.
+        parts: For each part the slices of the row that it sees, the last of them itself. A part is the beginning, what
+            a text has behind it, a text that does not begin so, or what stands behind a text.
+        texts: The slices of each text, and those of what stands behind it.
     """
 
     tokens: list[int]
     positions: list[int]
     parts: list[list[slice]]
-    behind: list[int]
-    shared: int
+    texts: list[tuple[list[slice], list[slice]]]
 
     @classmethod
-    def of(cls, texts: Sequence[Text]) -> Row:
-        """The row of `texts`."""
-        shared = beginning([text for text, _ in texts]) if len(texts) > 1 else []
-        row = cls([], [], [], [len(behind) for _, behind in texts], len(shared))
-        before = [row._added(shared, [])] if shared else []
-        for text, behind in texts:
-            rest = row._added(text[len(shared) :], before)
-            for own in behind:
-                row._added(own, [*before, rest])
+    def of(cls, texts: Sequence[Text], begin: list[int]) -> Row:
+        """The row of `texts`; those that go on behind `begin` share it.
+
+        A text is divided there in any company: attention over other pieces would round its sums in another way.
+        """
+        row = cls([], [], [], [])
+        shares = [len(text) > len(begin) > 0 and text[: len(begin)] == begin for text, _ in texts]
+        beginning = [row._added(begin, [])] if any(shares) else []
+        for (text, behind), shared in zip(texts, shares, strict=True):
+            before = beginning if shared else []
+            whole = [*before, row._added(text[len(begin) :] if shared else text, before)]
+            row.texts.append((whole, [row._added(own, whole) for own in behind]))
         return row
 
     def _added(self, tokens: Sequence[int], seen: list[slice]) -> slice:
@@ -96,10 +97,11 @@ class Row:
                 layers,
                 lambda: model(input_ids=ids, attention_mask=mask, position_ids=positions, **options),
             )
-        whole = torch.cat(states)
-        parts = (whole[:, part[-1]] for part in self.parts)
-        start = next(parts) if self.shared else whole[:, :0]
-        return [(torch.cat([start, next(parts)], 1), [next(parts) for _ in range(count)]) for count in self.behind]
+        found = torch.cat(states)
+        return [
+            (torch.cat([found[:, part] for part in text], 1), [found[:, part] for part in behind])
+            for text, behind in self.texts
+        ]
 
     def _allowed(self, device: torch.device) -> Tensor:
         """Which tokens [1, 1, tokens, tokens] each one sees."""

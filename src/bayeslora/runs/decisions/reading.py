@@ -42,6 +42,10 @@ _TOGETHER = 1024
 """Tokens of several prompts in a row; on a CPU the time by token falls no further (studies/cost/decisions)."""
 
 
+_ANY = ("a", "B", "1", {"a": 1}, ["a"], '"', "(")
+"""States that have nothing in common."""
+
+
 class Prompt(NamedTuple):
     """Tokens of a state, and of each question behind it."""
 
@@ -95,6 +99,7 @@ class HiddenReader:
         reader: The reader, with its model.
 
     Attributes:
+        begin: Tokens that states begin with.
         room: Tokens of a row at most.
         together: Tokens of several prompts in a row at most.
     """
@@ -102,6 +107,7 @@ class HiddenReader:
     def __init__(self, reader: CodeReader):
         self.reader = reader
         self.layers = read_layers(reader.model, DEPTHS)
+        self.begin = beginning([reader.state_tokens(state) for state in _ANY])
         self.question_tokens = lru_cache(KNOWN_QUESTIONS)(self._question_tokens)
         self.room = min(_ROW, readable_tokens(reader.model) or _ROW)
         self.together = min(_TOGETHER, self.room)
@@ -188,7 +194,7 @@ class HiddenReader:
         with torch.no_grad(), evaluating(self.reader.model):
             if self._distrusted or self._is_long(prompts[0].state) or tokens > self.room:
                 return [self._one_by_one(prompt) for prompt in prompts]
-            row = Row.of(prompts)
+            row = Row.of(prompts, self.begin)
             return self._row(row) if len(row.tokens) <= self._tried else self._on_trial(prompts, row)
 
     def _row(self, row: Row) -> list[Vectors]:
@@ -232,10 +238,10 @@ class HiddenReader:
 
         A row of one question would show nothing: it is what a plain forward reads.
         """
-        shared = beginning([prompt.state for prompt in prompts])
+        shared = len(self.begin) if len(row.texts[0][0]) > 1 else 0
         most = self.together if len(row.tokens) < self.together else self.room
         more = max(1, min(2 * len(row.tokens), most) - len(row.tokens))
-        return Row.of([Prompt((row.tokens * 2)[: len(shared) + more], []), *prompts])
+        return Row.of([Prompt((row.tokens * 2)[: shared + more], []), *prompts], self.begin)
 
     def _one_by_one(self, prompt: Prompt) -> Vectors:
         prefix = Prefix(self.reader.model, prompt.state, read=False)
