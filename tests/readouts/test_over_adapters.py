@@ -22,10 +22,11 @@ from bayeslora.methods.tfb import Tfb
 from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.head import Head, fit_head
 from bayeslora.readouts.linear import LinearHeads, cross_fitted
-from bayeslora.readouts.reading import over_adapters
+from bayeslora.readouts.option_reading import over_adapters
+from bayeslora.readouts.over_adapters import folds_of
 from bayeslora.runs import load_run, train, training
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
-from bayeslora.runs.cross_fitting import folds_of, reading_of
+from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.tasks import Item, load_items
 from bayeslora_cli.main import main
 from conftest import byte_level_tokenizer, tiny_llama

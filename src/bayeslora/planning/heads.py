@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bayeslora.readouts.hidden import differentiable_vectors
-from bayeslora.readouts.reading import Reading
+from bayeslora.readouts.hidden import differentiable_vectors, read_layers
+from bayeslora.readouts.option_reading import OptionReading
 from bayeslora.runs.cross_fitting import read_above_adapters
 from bayeslora.scoring.base import ChoiceBatch
 from bayeslora.scoring.cloze import ClozeBatch
@@ -23,7 +23,7 @@ def as_heads_read(model: PeftModel, batch: ChoiceBatch) -> ChoiceBatch:
     Raises:
         ValueError: An adapter is above the layers that are read, or there is none.
     """
-    reading = Reading([], lambda items: None)  # type: ignore[arg-type, return-value]
+    reading = OptionReading(read_layers(model), lambda items: None)  # type: ignore[arg-type, return-value]
     read_above_adapters(model, reading)
     kind = type("PlannedBatch", (_PlannedBatch,), {"layers": reading.layers})
     lengths = torch.full_like(batch["input_ids"][:, 0], batch["input_ids"].shape[1])

@@ -9,7 +9,7 @@ when it is loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -26,9 +26,10 @@ from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.predictive import softmax_predictive
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
+from bayeslora.scoring.base import ChoiceItem
 from bayeslora.system.threads import threads_for
 
-__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head", "given"]
+__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head", "given", "labels_of"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -169,6 +170,17 @@ def given(head: Head, features: OptionFeatures, labels: Tensor, precision: Tenso
     """`head` with its scales and temperature, and the posterior given these items."""
     carriers, posterior, _ = _posterior(head.scaling, head.scales, features, labels, precision)
     return replace(head, features=carriers, labels=labels, precision=precision, posterior=posterior)
+
+
+def labels_of(items: Sequence[ChoiceItem]) -> Tensor:
+    """Index of the right choice of each training item [items].
+
+    Raises:
+        ValueError: An item has none.
+    """
+    if unlabelled := [item.id for item in items if item.label is None]:
+        raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
+    return torch.tensor([item.label for item in items])
 
 
 class _Fitted(NamedTuple):

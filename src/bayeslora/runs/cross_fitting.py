@@ -3,15 +3,13 @@
 Adapters lie below the layer that is read, at two thirds of the depth. An item's loss is that of a head which was fitted
 to the folds without it, in closed form on features that are detached; the heads are fitted again at every epoch, and
 the gradient goes through the features into the adapters alone. Their prior and temperature are those of a head on the
-frozen model (`bayeslora.readouts.reading.over_adapters`). After the training one head is fitted to all items, whose
-probabilities are by default averaged with those of the frozen model's.
+frozen model. After the training one head is fitted to all items, whose probabilities are by default averaged with those
+of the frozen model's.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,12 @@ from bayeslora.adapters.switching import adapters_off
 from bayeslora.methods import Method, State
 from bayeslora.models.layers import descendants, evaluating, outermost_layers
 from bayeslora.readouts.blocks import OptionFeatures
-from bayeslora.readouts.features import FeatureReader, read_together
-from bayeslora.readouts.files import heads_state
-from bayeslora.readouts.head import Head, fit_head
+from bayeslora.readouts.features import FeatureReader
 from bayeslora.readouts.hidden import read_layers
-from bayeslora.readouts.linear import LinearHeads, cross_fitted
-from bayeslora.readouts.reading import Reading, over_adapters, without_adapted
+from bayeslora.readouts.option_reading import OptionReading
+from bayeslora.readouts.over_adapters import HeadsOverAdapters
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.heads import choice_indicators, describe_head, labels_of, summary
+from bayeslora.runs.heads import choice_indicators
 from bayeslora.runs.prediction import in_chunks, original_order
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache, served
@@ -42,9 +38,7 @@ from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 from bayeslora.tasks import Item
 
-__all__ = ["CrossFitting", "below_head", "folds_of", "read_above_adapters", "read_by_heads", "reading_of"]
-
-logger = logging.getLogger("bayeslora")
+__all__ = ["CrossFitting", "below_head", "read_above_adapters", "read_by_heads", "reading_of"]
 
 _HEADS = "heads.safetensors"
 
@@ -71,16 +65,16 @@ def read_by_heads(config: RunConfig, base: nn.Module, scoring: Options, folder: 
             features = reader(items)
         return features.with_numbers(choice=choice_indicators(items, classes)) if classes else features
 
-    scoring.reads = Reading([], frozen)
+    scoring.reads = OptionReading(read_layers(base), frozen)
 
 
-def reading_of(scoring: Any) -> Reading | None:
+def reading_of(scoring: Any) -> HeadsOverAdapters | None:
     """What reads the batches of a run's scoring; None where that is not heads."""
     reads = getattr(scoring, "reads", None)
-    return reads if isinstance(reads, Reading) else None
+    return reads if isinstance(reads, HeadsOverAdapters) else None
 
 
-def read_above_adapters(model: PeftModel, reading: Reading) -> None:
+def read_above_adapters(model: PeftModel, reading: HeadsOverAdapters) -> None:
     """Let `reading` take from the adapted model the layers that adapters change.
 
     Raises:
@@ -92,8 +86,7 @@ def read_above_adapters(model: PeftModel, reading: Reading) -> None:
         for number, layer in enumerate(layers)
         if any(isinstance(module, BaseTunerLayer) for module in descendants(layer))
     ]
-    every = read_layers(model)
-    top = _top(every)
+    top = _top(read_layers(model))
     if not adapted:
         raise ValueError(
             "heads over adapters also read the model without them, and this method changes the weights themselves; "
@@ -104,22 +97,7 @@ def read_above_adapters(model: PeftModel, reading: Reading) -> None:
             f"a head over adapters reads layer {top} of {len(layers)}, and the adapters must lie below: they are in "
             f"the layers {[number + 1 for number in adapted]}."
         )
-    reading.layers = [layer for layer in every if min(adapted) < layer <= top]
-
-
-def folds_of(items: Sequence[Item], count: int, seed: int) -> Tensor:
-    """The fold of each item [items]; items of one group, or with one question, share it.
-
-    Raises:
-        ValueError: There are not two groups.
-    """
-    groups = [item.question if item.group is None else item.group for item in items]
-    names = sorted(set(groups))
-    if len(names) < 2:
-        raise ValueError("cross-fitting needs training items with at least two different questions or groups.")
-    random.Random(seed).shuffle(names)
-    place = {name: number % min(count, len(names)) for number, name in enumerate(names)}
-    return torch.tensor([place[group] for group in groups])
+    reading.layers = [layer for layer in reading.every if min(adapted) < layer <= top]
 
 
 class CrossFitting(TrainerCallback):
@@ -145,14 +123,11 @@ class CrossFitting(TrainerCallback):
         assert reading is not None
         self.reading, self.model, self.scoring = reading, model, scoring
         self.items, self.trunk_cache, self.config = items, trunk_cache, config
-        self.labels = labels_of(items)
-        self.folds = folds_of(items, config.head.folds, config.seed)
         self._fitted_at: int | None = None
-        self._frozen: Head | None = None
-        self.reading.folds = dict(zip((item.id for item in items), self.folds.tolist(), strict=True))
+        self.reading.begin(items, config.head.folds, config.seed)
 
-    def features(self) -> OptionFeatures:
-        """Of the training items, without noise in the adapters."""
+    def features(self) -> tuple[list[Any], Tensor]:
+        """Of the training items, without noise in the adapters: batch by batch, and where each item stands."""
         chunks = in_chunks(self.items, self.config.batch_size)
         device = next(self.model.parameters()).device
         parts = []
@@ -161,32 +136,22 @@ class CrossFitting(TrainerCallback):
                 batch = self.scoring([self.items[index] for index in chunk]).to(device).suited_to(self.model)
                 with served(batch, self.trunk_cache):
                     parts.append(self.reading.features(self.model, batch))
-        return read_together(parts)[original_order(chunks)]
+        return parts, original_order(chunks)
 
     def refit(self) -> None:
         """Heads of the folds, on the adapters as they are."""
-        features = self.features()
-        head = over_adapters(self.frozen(features), features, self.labels)
-        self.reading.heads = [head]
-        self.reading.cross_fitted = cross_fitted(head, features, self.labels, self.folds)
-
-    def frozen(self, features: OptionFeatures) -> Head:
-        """The head of the training items in the model without adapters, which no training changes."""
-        if self._frozen is None:
-            self._frozen = fit_head(without_adapted(features), self.labels)
-            logger.info("the head of the frozen model: %s", summary(describe_head(self._frozen)))
-        return self._frozen
+        self.reading.refit(*self.features())
 
     def require(self) -> None:
         """Fit the heads of the folds where no epoch did."""
-        if self.reading.cross_fitted is None:
+        if not self.reading.fitted:
             self.refit()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Fit the heads; in a training that goes on within an epoch, take those of its checkpoint."""
         kept = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _HEADS
         if state.epoch and state.epoch % 1 and kept.is_file():
-            self.reading.cross_fitted = LinearHeads.restored(read_tensors(kept))
+            self.reading.restore_folds(read_tensors(kept))
         elif self._fitted_at != state.global_step:
             self.refit()
 
@@ -198,16 +163,11 @@ class CrossFitting(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the heads of the epoch with its checkpoint."""
-        heads = self.reading.cross_fitted
-        if heads is not None and state.is_world_process_zero:
+        heads = self.reading.fold_tensors()
+        if heads and state.is_world_process_zero:
             with atomic_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _HEADS) as aside:
-                save_file({name: tensor.contiguous() for name, tensor in heads.tensors().items()}, aside)
+                save_file({name: tensor.contiguous() for name, tensor in heads.items()}, aside)
 
     def finish(self) -> State:
         """Fit the heads of all items, which from now on read every item; their tensors."""
-        features = self.features()
-        frozen = self.frozen(features)
-        head = over_adapters(frozen, features, self.labels)
-        self.reading.heads = [head, frozen] if self.config.head.average else [head]
-        self.reading.folds, self.reading.cross_fitted = {}, None
-        return heads_state(self.reading.heads)
+        return self.reading.finish(*self.features(), self.config.head.average)

@@ -13,7 +13,6 @@ from bayeslora.adapters.from_lora import adapter_folder
 from bayeslora.methods import Method
 from bayeslora.options.classes import permit
 from bayeslora.options.ranges import Positive, check_value
-from bayeslora.readouts.files import heads_from_state
 from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import ModelConfig, RunConfig
 from bayeslora.runs.config_files import read_config
@@ -92,7 +91,7 @@ def load_run(
     model, scoring = load_adapted(merge_resolved(config.model, folder), config.task, adapter, prepare=_heads_of(config))
     if reading := reading_of(scoring):
         read_above_adapters(model, reading)
-        reading.heads = heads_from_state(state)
+        reading.restore(state)
     return Run(
         config=config,
         model=model,

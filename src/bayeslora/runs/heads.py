@@ -16,9 +16,10 @@ from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.options.ranges import check_value
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.contrasts import Contrasts
+from bayeslora.readouts.description import describe_head, summary
 from bayeslora.readouts.features import FeatureReader
 from bayeslora.readouts.files import head_from_tensors, head_tensors
-from bayeslora.readouts.head import Head, fit_head
+from bayeslora.readouts.head import Head, fit_head, labels_of
 from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
@@ -29,7 +30,6 @@ from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
 from bayeslora.runs.writing import RUN_PARTS
-from bayeslora.system.console import text_table
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.memory import peak_memory
@@ -199,17 +199,6 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     )
 
 
-def labels_of(items: Sequence[Item]) -> Tensor:
-    """Index of the right choice of each training item [items].
-
-    Raises:
-        ValueError: An item has none.
-    """
-    if unlabelled := [item.id for item in items if item.label is None]:
-        raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
-    return torch.tensor([item.label for item in items])
-
-
 def fixed_choices(items: Sequence[Item]) -> list[str] | None:
     """The choices that all items share, in their order; None where they differ."""
     first = items[0].choices
@@ -235,33 +224,6 @@ def choice_indicators(items: Sequence[Item], classes: Sequence[str]) -> Tensor:
             if text in place:
                 found[number, index, place[text]] = 1
     return found
-
-
-def describe_head(head: Head) -> dict[str, Any]:
-    """What was chosen on the training items, for metrics.json: weights and effective parameters by block, the noise,
-    the temperature, the share of labels that look wrong, log evidence and leave-one-out NLL (nats)."""
-    names = list(head.scaling.scales)
-    return {
-        "weights": dict(zip(names, head.scales.weights.tolist(), strict=True)),
-        "effective_parameters": dict(zip(names, head.scales.effective_parameters.tolist(), strict=True)),
-        "noise_variance": head.scales.noise,
-        "temperature": head.noise.temperature,
-        "wrong_labels": head.noise.share,
-        "log_evidence": head.scales.log_evidence,
-        "leave_one_out_nll": head.noise.nll,
-    }
-
-
-def summary(chosen: dict[str, Any]) -> str:
-    """`describe_head` as a table of the blocks, and a line."""
-    effective = chosen["effective_parameters"]
-    blocks = [[name, f"{weight:.2g}", f"{effective[name]:.0f}"] for name, weight in chosen["weights"].items()]
-    wrong = f", {chosen['wrong_labels']:.1%} of the labels look wrong" if chosen["wrong_labels"] else ""
-    return (
-        f"{text_table(['features', 'prior variance', 'effective parameters'], blocks)}\n"
-        f"leave-one-out NLL {chosen['leave_one_out_nll']:.3f} nats at temperature {chosen['temperature']:.2f}; noise "
-        f"variance {chosen['noise_variance']:.3g}{wrong}"
-    )
 
 
 def write_head_run(run: HeadRun, output: Path) -> None:

@@ -19,10 +19,10 @@ from bayeslora.runs.adaptive import can_stop, is_adaptive
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
 from bayeslora.runs.building import build_model, open_trunk_cache
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.cross_fitting import CrossFitting
+from bayeslora.runs.cross_fitting import CrossFitting, reading_of
 from bayeslora.runs.distillation.lesson import Lesson, check_place, learn_from
 from bayeslora.runs.epochs import epoch_record
-from bayeslora.runs.heads import describe_head, fixed_choices, train_head
+from bayeslora.runs.heads import fixed_choices, train_head
 from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
 from bayeslora.runs.length_power import with_length_power
 from bayeslora.runs.loading import with_chat_template
@@ -31,7 +31,6 @@ from bayeslora.runs.run import Run
 from bayeslora.runs.trainer import item_trainer, planned_steps
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch, Scoring
-from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.folders import only_writer
 from bayeslora.system.memory import peak_memory
@@ -143,7 +142,7 @@ def _train(
     trunk_cache = open_trunk_cache(config, model, trunk_cache)
     trainer = item_trainer(config, output, model, scoring, splits, trunk_cache)
     heads = None
-    if isinstance(scoring, Options):
+    if reading_of(scoring):
         heads = CrossFitting(config, model, scoring, splits.train, trunk_cache)
         trainer.add_callback(heads)
     if resume:
@@ -167,7 +166,7 @@ def _train(
     if lesson is not None:
         metrics["teacher"] = lesson.record
     if heads is not None:
-        metrics["head"] = describe_head(heads.reading.heads[0])
+        metrics["head"] = heads.reading.described()
     metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
     if scoring.takes_classes:
         metrics["classes"] = config.task.classes

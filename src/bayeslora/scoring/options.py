@@ -17,8 +17,8 @@ class Options(Cloze):
     A `bayeslora.readouts.Head` reads hidden states at the choices' tokens; without one, the logits are cloze's.
 
     Attributes:
-        reads: Makes of a batch and its items one whose logits are a head's (`bayeslora.readouts.reading.Reading`);
-            None: those of cloze.
+        reads: Makes of a batch and its items one whose logits are a head's (`bayeslora.readouts.over_adapters`); None:
+            those of cloze.
     """
 
     name: ClassVar[str] = "options"

@@ -11,6 +11,7 @@ from bayeslora.deploy.export.folder import Dtype, check_output
 from bayeslora.options.registry import Registry
 from bayeslora.readouts.formula import write_formula
 from bayeslora.readouts.head import Head
+from bayeslora.readouts.option_reading import OptionReading
 from bayeslora.runs import Run, load_run
 from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.system.folders import only_replacer
@@ -71,7 +72,7 @@ def export_run(
         _say_temperature(loaded, drawn=format == "samples" or draw is not None)
         details = {"run": str(run), "method": loaded.config.method.name, "temperature": loaded.temperature}
         written = kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
-        if reading := reading_of(loaded.scoring):
+        if isinstance(reading := reading_of(loaded.scoring), OptionReading):
             _write_head(reading.heads[0], Path(output_dir) / HEAD_NAME)
         return written
 

@@ -20,8 +20,8 @@ from measure import drawn, labels_of, splits
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.readouts.head import fit_head
 from bayeslora.readouts.linear import cross_fitted
+from bayeslora.readouts.over_adapters import folds_of
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
-from bayeslora.runs.cross_fitting import folds_of
 from bayeslora.runs.heads import open_reader
 
 RESULTS = Path(__file__).with_name("first_epoch.json")

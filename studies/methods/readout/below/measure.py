@@ -27,7 +27,7 @@ from bayeslora import methods
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import OptionFeatures
 from bayeslora.readouts.head import fit_head
-from bayeslora.readouts.reading import over_adapters, without_adapted
+from bayeslora.readouts.option_reading import over_adapters, without_adapted
 from bayeslora.runs import train
 from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import CrossFitting

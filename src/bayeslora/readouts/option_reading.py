@@ -1,13 +1,13 @@
-"""Batches that heads read: what the adapted layers hold at each choice, beside what the frozen model says.
+"""Heads over adapters that read choices: what the adapted layers hold at each, beside what the frozen model says.
 
 The vectors of the adapted layers come out of the forward that a method trains or samples, so gradients reach the
-adapters, and draws of them are rows. What is read of the frozen model does not change and comes with the batch. A
-training item is read by the head of the folds without it; any other item by the head of all, in closed form.
+adapters, and draws of them are rows (`bayeslora.readouts.over_adapters`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,17 +16,20 @@ from torch import Tensor, nn
 
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
-from bayeslora.readouts.head import Head, given
+from bayeslora.readouts.description import describe_head, summary
+from bayeslora.readouts.features import read_together
+from bayeslora.readouts.files import heads_from_state, heads_state
+from bayeslora.readouts.head import Head, fit_head, given, labels_of
 from bayeslora.readouts.hidden import POOLINGS, differentiable_vectors
-from bayeslora.readouts.linear import LinearHeads
+from bayeslora.readouts.linear import LinearHeads, cross_fitted
+from bayeslora.readouts.over_adapters import NO_FOLD, HeadsOverAdapters, folds_of, repeated
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["ReadBatch", "Reading", "over_adapters", "without_adapted"]
+__all__ = ["OptionReading", "ReadBatch", "over_adapters", "without_adapted"]
 
-_NO_FOLD = -1
-
+logger = logging.getLogger("bayeslora")
 
 _ADAPTED = "adapted "
 """What the names of blocks that are read of the adapted model begin with."""
@@ -55,11 +58,11 @@ def over_adapters(frozen: Head, features: OptionFeatures, labels: Tensor) -> Hea
     return given(replace(frozen, scaling=BlockScaling(scales)), kept, labels, frozen.precision)
 
 
-class Reading:
-    """Reads the batches of one model with adapters.
+class OptionReading(HeadsOverAdapters):
+    """Reads the choices of items.
 
     Args:
-        layers: Numbers of layers below each place that is read, above the first adapter; rising.
+        every: As of `HeadsOverAdapters`.
         frozen: The features of items in the model without adapters.
 
     Attributes:
@@ -68,11 +71,14 @@ class Reading:
         heads: Those of all training items, whose probabilities are averaged.
     """
 
-    def __init__(self, layers: Sequence[int], frozen: Callable[[Sequence[ChoiceItem]], OptionFeatures]):
-        self.layers, self.frozen = list(layers), frozen
+    def __init__(self, every: Sequence[int], frozen: Callable[[Sequence[ChoiceItem]], OptionFeatures]):
+        super().__init__(every)
+        self.frozen = frozen
         self.folds: dict[str, int] = {}
         self.cross_fitted: LinearHeads | None = None
         self.heads: list[Head] = []
+        self._labels = self._folds = torch.empty(0)
+        self._frozen: Head | None = None
         # Collators, devices and trainers build a batch anew from its tensors, so its class says who reads it.
         self._packed = type("ReadBatch", (ReadBatch,), {"reading": self})
         self._unpacked = type("UnpackedReadBatch", (_UnpackedReadBatch,), {"reading": self})
@@ -82,7 +88,7 @@ class Reading:
         known = self.frozen(items)
         tensors = {f"hidden.{name}": block for name, block in known.hidden.items()}
         tensors |= {f"number.{name}": block for name, block in known.numbers.items()}
-        folds = torch.tensor([self.folds.get(item.id, _NO_FOLD) for item in items])
+        folds = torch.tensor([self.folds.get(item.id, NO_FOLD) for item in items])
         read: ReadBatch = self._packed(**batch, **tensors, questions=known.questions, fold=folds)
         return read
 
@@ -100,11 +106,11 @@ class Reading:
         for name, tensor in suited.items():
             kind, _, block = name.partition(".")
             if block:
-                blocks[kind][block] = _repeated(tensor, copies)
+                blocks[kind][block] = repeated(tensor, copies)
         for place, layer in enumerate(self.layers):
             for number, pooling in enumerate(POOLINGS):
                 blocks["hidden"][f"{_ADAPTED}layer {layer}, {pooling}"] = vectors[:, 1:, place, number]
-        mask, questions = (_repeated(suited[name], copies) for name in ("choice_mask", "questions"))
+        mask, questions = (repeated(suited[name], copies) for name in ("choice_mask", "questions"))
         return OptionFeatures(blocks["hidden"], mask, questions, blocks["number"])
 
     def logits(self, model: nn.Module, batch: ChoiceBatch) -> Tensor:
@@ -116,8 +122,8 @@ class Reading:
             RuntimeError: There is no head yet.
         """
         features = self.features(model, batch)
-        folds = _repeated(batch["fold"], len(features) // batch.batch_size)
-        if bool((folds != _NO_FOLD).all()):
+        folds = repeated(batch["fold"], len(features) // batch.batch_size)
+        if bool((folds != NO_FOLD).all()):
             if self.cross_fitted is None:
                 raise RuntimeError("no head was fitted to the folds yet; `bayeslora train` does so at each epoch.")
             found = self.cross_fitted.logits(features, folds)
@@ -132,6 +138,55 @@ class Reading:
         """Of the items' questions [items] (`bayeslora.readouts.novelty`)."""
         return self._fitted()[0].novelty(self.frozen(items).questions)
 
+    def begin(self, items: Sequence[Any], folds: int, seed: int) -> None:
+        """Take the training items over, in so many folds."""
+        self._labels, self._folds = labels_of(items), folds_of(items, folds, seed)
+        self.folds = dict(zip((item.id for item in items), self._folds.tolist(), strict=True))
+
+    def refit(self, parts: Sequence[OptionFeatures], order: Tensor) -> None:
+        """Fit the heads of the folds, on the adapters as they are."""
+        features = read_together(parts)[order]
+        head = over_adapters(self._frozen_head(features), features, self._labels)
+        self.heads = [head]
+        self.cross_fitted = cross_fitted(head, features, self._labels, self._folds)
+
+    def finish(self, parts: Sequence[OptionFeatures], order: Tensor, average: bool) -> dict[str, Tensor]:
+        """Fit the heads of all items, which from now on read every item; their tensors."""
+        features = read_together(parts)[order]
+        frozen = self._frozen_head(features)
+        head = over_adapters(frozen, features, self._labels)
+        self.heads = [head, frozen] if average else [head]
+        self.folds, self.cross_fitted = {}, None
+        return heads_state(self.heads)
+
+    def _frozen_head(self, features: OptionFeatures) -> Head:
+        """The head of the training items in the model without adapters, which no training changes."""
+        if self._frozen is None:
+            self._frozen = fit_head(without_adapted(features), self._labels)
+            logger.info("the head of the frozen model: %s", summary(describe_head(self._frozen)))
+        return self._frozen
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are heads of the folds."""
+        return self.cross_fitted is not None
+
+    def fold_tensors(self) -> dict[str, Tensor]:
+        """The heads of the folds, for a checkpoint."""
+        return {} if self.cross_fitted is None else self.cross_fitted.tensors()
+
+    def restore_folds(self, tensors: Mapping[str, Tensor]) -> None:
+        """The heads that `fold_tensors` gave."""
+        self.cross_fitted = LinearHeads.restored(tensors)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The heads whose tensors `finish` gave, whatever else is in the state."""
+        self.heads = heads_from_state(state)
+
+    def described(self) -> dict[str, Any]:
+        """`describe_head` of the adapted layers' head."""
+        return describe_head(self._fitted()[0])
+
     def _fitted(self) -> list[Head]:
         if not self.heads:
             raise RuntimeError("no head was fitted yet; `bayeslora train` does so.")
@@ -142,19 +197,19 @@ class ReadBatch(ClozeBatch):
     """A packed batch with `fold` [batch] (-1: none), `questions` [batch, features] and blocks `hidden.<name>`,
     `number.<name>` [batch, choices, features] of the frozen model."""
 
-    reading: ClassVar[Reading]
+    reading: ClassVar[OptionReading]
 
     def suited_to(self, model: nn.Module) -> ChoiceBatch:
         """One row per choice for a model that would not read packed choices right."""
         return self if super().suited_to(model) is self else self.reading.unpacked(self)
 
     def raw_logits(self, model: nn.Module) -> Tensor:
-        """`Reading.logits`."""
+        """`OptionReading.logits`."""
         return self.reading.logits(model, self)
 
 
 class _UnpackedReadBatch(UnpackedBatch):
-    reading: ClassVar[Reading]
+    reading: ClassVar[OptionReading]
 
     def raw_logits(self, model: nn.Module) -> Tensor:
         return self.reading.logits(model, self)
@@ -162,7 +217,3 @@ class _UnpackedReadBatch(UnpackedBatch):
 
 def _is_own(name: str) -> bool:
     return name in ("fold", "questions") or "." in name
-
-
-def _repeated(tensor: Tensor, copies: int) -> Tensor:
-    return tensor.cpu().repeat(copies, *[1] * (tensor.dim() - 1))
