@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bayeslora
+from bayeslora.readouts.questions.head import QuestionHead
+from bayeslora.readouts.questions.kernels import Kernels
 from bayeslora.readouts.regression import Regression
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder, train_decisions
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
-from bayeslora.runs.decisions.head import QuestionHead
-from bayeslora.runs.decisions.kernels import Kernels
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions

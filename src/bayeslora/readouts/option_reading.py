@@ -150,12 +150,12 @@ class OptionReading(HeadsOverAdapters):
         self.heads = [head]
         self.cross_fitted = cross_fitted(head, features, self._labels, self._folds)
 
-    def finish(self, parts: Sequence[OptionFeatures], order: Tensor, average: bool) -> dict[str, Tensor]:
+    def finish(self, parts: Sequence[OptionFeatures], order: Tensor, average: bool | None) -> dict[str, Tensor]:
         """Fit the heads of all items, which from now on read every item; their tensors."""
         features = read_together(parts)[order]
         frozen = self._frozen_head(features)
         head = over_adapters(frozen, features, self._labels)
-        self.heads = [head, frozen] if average else [head]
+        self.heads = [head] if average is False else [head, frozen]
         self.folds, self.cross_fitted = {}, None
         return heads_state(self.heads)
 

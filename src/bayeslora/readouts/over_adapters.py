@@ -70,13 +70,13 @@ class HeadsOverAdapters(ABC):
         """
 
     @abstractmethod
-    def finish(self, parts: Sequence[Any], order: Tensor, average: bool) -> dict[str, Tensor]:
+    def finish(self, parts: Sequence[Any], order: Tensor, average: bool | None) -> dict[str, Tensor]:
         """Fit the heads of all items, which from now on read every item; their tensors.
 
         Args:
             parts: As of `refit`, like `order`.
             order: As there.
-            average: Whether probabilities are averaged with those of the frozen model's head.
+            average: Whether probabilities are averaged with those of the frozen model's head; None: by default.
         """
 
     @property

@@ -9,11 +9,10 @@ from peft import PeftModel
 from transformers import set_seed
 
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.cross_fitting import below_head, read_above_adapters, read_by_heads, reading_of
+from bayeslora.runs.cross_fitting import below_head, is_read_by_heads, read_above_adapters, read_by_heads, reading_of
 from bayeslora.runs.items import with_classes
 from bayeslora.runs.loading import features_folder, load_model, merge_resolved
 from bayeslora.scoring import Scoring, get_scoring
-from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Splits
 
@@ -29,7 +28,7 @@ def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftMo
     set_seed(config.seed)
     base, _, scoring = load_model(merge_resolved(config.model, output), task, num_labels=width)
     method = config.method
-    if isinstance(scoring, Options):
+    if is_read_by_heads(scoring):
         method = below_head(method, base)
         read_by_heads(config, base, scoring, features_folder(config.train, output))
     set_seed(config.seed)

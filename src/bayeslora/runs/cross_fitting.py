@@ -1,4 +1,4 @@
-"""Heads over adapters (scoring "options" with a method that adapts): fitted beside the training, kept with the run.
+"""Heads over adapters (scorings "options" and "heads" with a method that adapts): fitted beside the training.
 
 Adapters lie below the layer that is read, at two thirds of the depth. An item's loss is that of a head which was fitted
 to the folds without it, in closed form on features that are detached; the heads are fitted again at every epoch, and
@@ -29,16 +29,19 @@ from bayeslora.readouts.features import FeatureReader
 from bayeslora.readouts.hidden import read_layers
 from bayeslora.readouts.option_reading import OptionReading
 from bayeslora.readouts.over_adapters import HeadsOverAdapters
+from bayeslora.readouts.questions.reading import DEPTHS, QuestionReading
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.heads import choice_indicators
 from bayeslora.runs.prediction import in_chunks, original_order
+from bayeslora.scoring import Scoring
+from bayeslora.scoring.heads import HeadScoring
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 from bayeslora.tasks import Item
 
-__all__ = ["CrossFitting", "below_head", "read_above_adapters", "read_by_heads", "reading_of"]
+__all__ = ["CrossFitting", "below_head", "is_read_by_heads", "read_above_adapters", "read_by_heads", "reading_of"]
 
 _HEADS = "heads.safetensors"
 
@@ -55,8 +58,16 @@ def _top(layers: Sequence[int]) -> int:
     return layers[-2] if len(layers) > 2 else layers[-1]
 
 
-def read_by_heads(config: RunConfig, base: nn.Module, scoring: Options, folder: str | Path | None) -> None:
+def is_read_by_heads(scoring: Scoring) -> bool:
+    """Whether it is heads that read the batches of a scoring, over adapters."""
+    return isinstance(scoring, Options | HeadScoring)
+
+
+def read_by_heads(config: RunConfig, base: nn.Module, scoring: Any, folder: str | Path | None) -> None:
     """Let heads read the batches of `scoring`; to be called before `base` gets its adapters."""
+    if isinstance(scoring, HeadScoring):
+        scoring.reads = QuestionReading(read_layers(base, DEPTHS), base, scoring, noisy=config.head.label_noise)
+        return
     reader = FeatureReader(base, copy.copy(scoring), folder=folder, batch_size=config.batch_size)
     classes = config.task.classes
 
@@ -115,7 +126,7 @@ class CrossFitting(TrainerCallback):
         self,
         config: RunConfig,
         model: PeftModel,
-        scoring: Options,
+        scoring: Scoring,
         items: Sequence[Item],
         trunk_cache: TrunkCache | None,
     ):

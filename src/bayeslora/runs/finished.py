@@ -16,13 +16,12 @@ from bayeslora.options.ranges import Positive, check_value
 from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import ModelConfig, RunConfig
 from bayeslora.runs.config_files import read_config
-from bayeslora.runs.cross_fitting import read_above_adapters, read_by_heads, reading_of
+from bayeslora.runs.cross_fitting import is_read_by_heads, read_above_adapters, read_by_heads, reading_of
 from bayeslora.runs.heads import load_head_run
 from bayeslora.runs.loading import load_adapted, merge_resolved
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import load_state
 from bayeslora.scoring import Scoring
-from bayeslora.scoring.options import Options
 from bayeslora.system.devices import kept_device
 from bayeslora.system.files import recover_folder
 from bayeslora.system.folders import recover_parts
@@ -108,7 +107,7 @@ def _heads_of(config: RunConfig) -> Callable[[nn.Module, Scoring], None]:
     """What lets heads read the batches of a run whose scoring they read."""
 
     def prepare(base: nn.Module, scoring: Scoring) -> None:
-        if isinstance(scoring, Options):
+        if is_read_by_heads(scoring):
             read_by_heads(config, base, scoring, config.train.cache_trunk_folder)
 
     return prepare

@@ -72,7 +72,7 @@ def with_file_options(config: TaskConfig, options: Mapping[str, Any]) -> TaskCon
 
 def task_items(config: TaskConfig) -> Splits:
     """The splits of a config's task, cut to the numbers of examples it asks for."""
-    if config.scoring == "codes":
+    if get_scoring(config.scoring).of_decisions:
         return _decisions(config)
     splits = build_task(config).splits(source=config.source)
     parts = {
@@ -88,8 +88,8 @@ def _decisions(config: TaskConfig) -> Splits:
     file = train_file(config.name)
     if not is_decision_file(file):
         raise TaskError(
-            f"task.scoring codes is for records of typed decisions (state, questions, labels), but task.name "
-            f"{config.name!r} is no file of them; name one, or use scoring letter or cloze."
+            f"task.scoring {config.scoring} is for records of typed decisions (state, questions, labels), but "
+            f"task.name {config.name!r} is no file of them; name one, or use scoring letter or cloze."
         )
     parts: dict[str, list[Item]] = {}
     available = {}

@@ -24,6 +24,7 @@ from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
 from bayeslora.scoring.codes import CodeScoring, Template
 from bayeslora.scoring.codes.prompts import NO_LIMIT
+from bayeslora.scoring.heads import HeadScoring
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
@@ -77,7 +78,7 @@ def load_model(
 
 def _longest(task: TaskConfig, readable: int | None) -> int:
     """Tokens of a prompt; where nothing is cut, the default is no limit."""
-    if task.scoring == "codes" and task.max_length == TaskConfig.max_length:
+    if get_scoring(task.scoring).of_decisions and task.max_length == TaskConfig.max_length:
         return readable or NO_LIMIT
     return min(task.max_length, readable or task.max_length)
 
@@ -126,6 +127,8 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
             shuffles=task.shuffles,
             ranked=task.ranked,
         )
+    if issubclass(scoring, HeadScoring):
+        return scoring(tokenizer, max_length, chat_template=chat, template=Template.of(task.template))
     if task.length_power == 1:
         return scoring(tokenizer, max_length, chat_template=chat)
     if task.scoring != "cloze":

@@ -191,15 +191,18 @@ class TrainConfig:
 
 @dataclass
 class HeadConfig:
-    """The heads of a run with scoring "options" whose method adapts (docs/guides/readout.md).
+    """The heads of a run with scoring "options" or "heads" whose method adapts (docs/guides/readout.md).
 
     Args:
         folds: Parts of the training items; an item's loss is that of a head fitted to the other parts.
-        average: Whether predictions are the mean of two heads, of which the other one reads the model without adapters.
+        average: Whether predictions are the mean of two heads, of which the other one reads the model without adapters;
+            default: with scoring options, and not with heads (studies/decisions/adapted).
+        label_noise: With scoring heads: whether a share of wrong labels is estimated.
     """
 
     folds: Annotated[int, Range(2, 2**16)] = 5
-    average: bool = True
+    average: bool | None = None
+    label_noise: bool = True
 
 
 @dataclass
@@ -234,7 +237,7 @@ class RunOptions:
         task: The items.
         method: How to adapt the model: BayesianLora, Lora, or the dotted path of a class (in a file: --allow_method).
         train: Optimisation.
-        head: Heads over adapters, with scoring "options".
+        head: Heads over adapters, with scoring "options" or "heads".
         distill: Labels from another run.
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean; "auto": of each item until its

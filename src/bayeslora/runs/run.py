@@ -61,7 +61,6 @@ class Run:
                 the task has no dev items.
         """
         reading = getattr(self.scoring, "reads", None)
-        state = self.state if reading is None else {name: self.state[name] for name in self.state if not is_head(name)}
         check_value(num_samples, NumSamples, "num_samples")
         asked = self.config.num_samples if num_samples is None else num_samples
         settling = self.settling(asked) if is_adaptive(asked) else None
@@ -73,7 +72,7 @@ class Run:
             trunk_cache=self.trunk_cache,
             num_samples=None if is_adaptive(asked) else asked,
             settling=settling,
-            state=state,
+            state=self.own_state,
             temperature=self.temperature,
             seed=seed,
             progress=progress,
@@ -81,6 +80,13 @@ class Run:
         if reading is None:
             return prediction
         return replace(prediction, further={**prediction.further, "novelty": reading.novelty(items)})
+
+    @property
+    def own_state(self) -> State:
+        """The state of the method, without that of heads which read its batches."""
+        if getattr(self.scoring, "reads", None) is None:
+            return self.state
+        return {name: tensor for name, tensor in self.state.items() if not is_head(name)}
 
     def settling(self, num_samples: Literal["auto"] | Adaptive = "auto") -> Settling | None:
         """When an item has draws enough; None where predictions are made of no draws that could be fewer.

@@ -126,6 +126,8 @@ class Scoring(ABC):
     """Whether they are, where the tokenizer has one and nothing is said."""
     shares_trunk: ClassVar[bool] = True
     """Whether the output of frozen layers below the first adapter can be kept from epoch to epoch."""
+    of_decisions: ClassVar[bool] = False
+    """Whether it reads records of typed decisions, whose prompts are never cut."""
     takes_classes: ClassVar[bool] = False
     """Whether the texts of its head's classes are its argument `classes`."""
 

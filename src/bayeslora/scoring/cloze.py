@@ -24,7 +24,7 @@ from bayeslora.scoring.packing import packs
 from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch, over_length
 
-__all__ = ["Cloze", "ClozeBatch", "attention_mask"]
+__all__ = ["Cloze", "ClozeBatch", "attention_mask", "packed_rows"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -116,7 +116,7 @@ class ClozeBatch(ChoiceBatch):
         question, rest = tokens[: -size * _PROBE_CHOICES], tokens[-size * _PROBE_CHOICES :]
         choices = [rest[first : first + size] for first in range(0, len(rest), size)]
         every = torch.ones(1, len(choices), dtype=torch.bool)
-        tensors = _packed([(question, choices)], pad=0) | {"choice_mask": every}
+        tensors = packed_rows([(question, choices)], pad=0) | {"choice_mask": every}
         probe = ClozeBatch({name: value.to(self["input_ids"].device) for name, value in tensors.items()})
         inner = unwrapped(model)
         return probe.likelihood(inner).reshape(len(choices), -1), UnpackedBatch.of(probe).likelihood(inner)
@@ -182,7 +182,7 @@ class Cloze(Scoring):
         """Batch of `items`."""
         encoded = [self._encode(item) for item in items]
         power = {} if self.length_power == 1 else {"length_power": torch.tensor(self.length_power)}
-        packed = _packed(encoded, self.tokenizer.pad_token_id)
+        packed = packed_rows(encoded, self.tokenizer.pad_token_id)
         return ClozeBatch(**packed, choice_mask=choice_mask(items), **choice_labels(items), **power)
 
     def lengths(self, items: Sequence[ChoiceItem]) -> Tensor:
@@ -217,7 +217,7 @@ class Cloze(Scoring):
         return list(self.tokenizer(f"{self.separator}{choice}", add_special_tokens=False)["input_ids"])
 
 
-def _packed(encoded: Sequence[tuple[list[int], list[list[int]]]], pad: int) -> dict[str, Tensor]:
+def packed_rows(encoded: Sequence[tuple[list[int], list[list[int]]]], pad: int) -> dict[str, Tensor]:
     """Tensors of a `ClozeBatch` from the tokens of each item's question and choices; but for what its items say."""
     answers = [sum(map(len, choices)) for _, choices in encoded]
     longest = max(answers)

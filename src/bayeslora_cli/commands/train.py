@@ -39,13 +39,13 @@ class Train(ConfigCommand):
         from bayeslora.runs.decisions import is_decision_task
 
         config = self.config(options, parser)
-        if is_decision_task(config.task) and config.task.scoring != "codes":
+        if is_decision_task(config.task) and not _below(config):
             self._decisions(options, config)
             return
         if options.extend is not None:
             raise ValueError(
-                "--extend refits heads: expected records of decisions as --task.name, and not task.scoring codes. An "
-                "adapter goes on from another one by --method.init_from RUN."
+                "--extend refits heads on the frozen model: expected records of decisions as --task.name, and no "
+                "adapter below codes or heads, which goes on from another one by --method.init_from RUN."
             )
         from bayeslora.runs.beginning import note_batches
         from bayeslora.system.console import duration
@@ -53,7 +53,7 @@ class Train(ConfigCommand):
         if config.method.adapts:
             note_batches(config)
         chosen = {"resume": options.resume, "overwrite": options.overwrite}
-        metrics = _training(config.task.scoring)(config, options.output_dir, **chosen).metrics
+        metrics = _training(config)(config, options.output_dir, **chosen).metrics
         folder = Path(options.output_dir)
         adapter = folder / "adapter"
         # A head on frozen features has none.
@@ -85,13 +85,20 @@ class Train(ConfigCommand):
         )
 
 
-def _training(scoring: str) -> Callable[..., Any]:
-    """What trains a run with this scoring."""
-    if scoring == "codes":
-        from bayeslora.runs.decisions import train_codes
+def _below(config: RunConfig) -> bool:
+    """Whether an adapter is trained below what reads records of decisions."""
+    from bayeslora.scoring import get_scoring
 
-        return train_codes
-    if scoring == "text":
+    return get_scoring(config.task.scoring).of_decisions and (config.method.adapts or config.task.scoring != "heads")
+
+
+def _training(config: RunConfig) -> Callable[..., Any]:
+    """What trains a run."""
+    if _below(config):
+        from bayeslora.runs.decisions import train_adapted
+
+        return train_adapted
+    if config.task.scoring == "text":
         from bayeslora.runs.language_modelling import train_texts
 
         return train_texts
@@ -101,7 +108,7 @@ def _training(scoring: str) -> Callable[..., Any]:
 
 
 def _next(config: RunConfig, here: str) -> str:
-    if config.task.scoring != "codes":
+    if not _below(config):
         return f"next     bayeslora evaluate {here}"
     return f"next     bayeslora decide {here} < request.json, or evaluate, calibrate, or serve"
 

@@ -33,7 +33,7 @@ def load(
         draw: Which of them.
         tests: Test records.
     """
-    pool, test = _natural(task) if task in NATURAL else _generated(folder, task, condition)
+    pool, test = natural(task) if task in NATURAL else _generated(folder, task, condition)
     train = random.Random(draw).sample(pool[:POOL], size)
     seen = {record.state_key for record in train}
     return train, [record for record in test if record.state_key not in seen][:tests]
@@ -58,7 +58,7 @@ def _generated(folder: Path, task: str, condition: str) -> tuple[list[Record], l
     return sys1bench.load(folder, task, condition), sys1bench.load(folder, task, test)
 
 
-def _natural(task: str) -> tuple[list[Record], list[Record]]:
+def natural(task: str) -> tuple[list[Record], list[Record]]:
     splits = get_task(task).splits(source="offline")
     made = {"sst2": _sst2, "boolq": _boolq, "openbookqa": _openbookqa}[task]
     return [made(item) for item in splits.train], [made(item) for item in splits.test]

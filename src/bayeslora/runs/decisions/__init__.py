@@ -3,7 +3,7 @@
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.files import is_decision_folder
 from bayeslora.runs.decisions.model import DecisionModel
-from bayeslora.runs.decisions.run import evaluate_decisions, is_decision_task, train_codes, train_decisions
+from bayeslora.runs.decisions.run import evaluate_decisions, is_decision_task, train_adapted, train_decisions
 
 __all__ = [
     "DecisionConfig",
@@ -11,6 +11,6 @@ __all__ = [
     "evaluate_decisions",
     "is_decision_folder",
     "is_decision_task",
-    "train_codes",
+    "train_adapted",
     "train_decisions",
 ]

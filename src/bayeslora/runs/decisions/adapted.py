@@ -10,7 +10,7 @@ from typing import Any
 from bayeslora.methods import Method
 from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
@@ -92,7 +92,7 @@ def trained_on(
     Args:
         items: Questions with labels.
         settings: Of the decision model.
-        method: What is trained below the codes.
+        method: What is trained below codes or heads.
         options: Of the training.
         template: The prompt.
         name: Of the task, for the run's config.
@@ -100,7 +100,7 @@ def trained_on(
     from bayeslora.runs.training import train
 
     asked: Any = {option: getattr(settings, option) for option in ("orders", "shuffles", "ranked")}
-    task = TaskConfig(name=name, scoring="codes", template=_own_texts(template), **asked)
+    task = TaskConfig(name=name, scoring=settings.readout, template=_own_texts(template), **asked)
     if settings.max_length is not None:
         task.max_length = settings.max_length
     config = RunConfig(
@@ -110,6 +110,7 @@ def trained_on(
         train=options or TrainConfig(),
         seed=settings.seed,
         num_samples=settings.num_samples,
+        head=HeadConfig(label_noise=settings.label_noise),
     )
     with tempfile.TemporaryDirectory(prefix="bayeslora-") as folder:
         run = train(config, folder, splits=Splits(list(items), [], []))
@@ -123,27 +124,28 @@ def decision_config(config: RunConfig) -> DecisionConfig:
     longest = None if task.max_length == TaskConfig().max_length else task.max_length
     return DecisionConfig(
         *(base.name, base.dtype, base.device, base.revision),
-        readout="codes",
+        readout=task.scoring,  # type: ignore[arg-type]
         orders=task.orders,
         shuffles=task.shuffles,
         ranked=task.ranked,
         max_length=longest,
+        label_noise=config.head.label_noise,
         seed=config.seed,
         num_samples=config.most_samples,
     )
 
 
 def check_trains(method: Method) -> None:
-    """Whether a method can be trained below codes.
+    """Whether a method can be trained below codes or heads.
 
     Raises:
         ValueError: It trains no adapter.
     """
     if not method.adapts:
         raise ValueError(
-            f"{type(method).__name__} trains no adapter, so there is nothing to train below codes; take Lora, "
-            "BayesianLora or another method with adapters, or leave scoring codes out: heads on the frozen model are "
-            "the default for records of decisions."
+            f"{type(method).__name__} trains no adapter, so there is nothing to train below codes or heads; take "
+            "Lora, BayesianLora or another method with adapters, or leave the method and the scoring out: heads on the "
+            "frozen model are the default for records of decisions."
         )
 
 

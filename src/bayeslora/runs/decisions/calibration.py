@@ -15,9 +15,9 @@ from bayeslora.options.ranges import Positive, Share, check_value
 from bayeslora.prediction.certified import Certified, certified_threshold
 from bayeslora.prediction.conformal import check_coverage
 from bayeslora.prediction.temperature import PRIOR_STD
-from bayeslora.runs.decisions.heads import signature
 from bayeslora.runs.decisions.sets import SetSizes, options_in_set, set_threshold
 from bayeslora.tasks.decisions import Answer, Question, hard_label
+from bayeslora.tasks.decisions.questions import signature
 
 __all__ = ["Calibration", "Labelled", "Policy", "Signal", "calibrated", "fit_temperatures", "name_of"]
 

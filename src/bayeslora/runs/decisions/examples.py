@@ -12,16 +12,9 @@ from torch import Tensor
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors
 from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Question, Record, parse_question
+from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Examples", "Labels", "counts_of_labels", "signature", "stacked"]
-
-
-def signature(question: Question) -> tuple[Any, ...]:
-    """What makes two questions the same: all but their ids and, of a choice, the order of its options."""
-    options = tuple((option.key, option.text) for option in question.options)
-    if question.kind == "choice":
-        options = tuple(sorted(options, key=lambda option: option[0]))
-    return (question.kind, question.instructions, options)
+__all__ = ["Examples", "Labels", "counts_of_labels", "stacked"]
 
 
 def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:

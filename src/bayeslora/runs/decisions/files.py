@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayeslora.runs.decisions.adapted import AdaptedCodes
+from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
@@ -67,20 +67,22 @@ def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] |
 
 def write_parts(model: DecisionModel, folder: Path) -> None:
     """What makes a folder that of a decision model, an adapter's run apart, into one that nobody reads yet."""
+    over = isinstance(model.adapted, AdaptedHeads)
     content = {
         "format": _FORMAT,
         "config": asdict(model.config),
         "template": model.reader.template.to_dict(),
         "questions": {name: question.to_dict() for name, question in model.questions.items()},
         "trained_states": sorted(model.trained_states),
-        "heads": [head_fields(head) for head in model.heads.by_signature.values()],
+        # Heads over an adapter stand with the state of its run.
+        "heads": [] if over else [head_fields(head) for head in model.heads.by_signature.values()],
     }
     if model.examples is not None:
         content["examples"] = model.examples.to_dict()
         save_file(model.examples.tensors(), folder / EXAMPLES)
     if model.adapted is not None:
         content["adapter"] = True
-    if model.heads.novelty is not None:
+    if model.heads.novelty is not None and not over:
         save_file(heads_tensors(model.heads), folder / TENSORS)
     save_calibration(model, folder)
     write_json(folder / FILE, content)
@@ -108,13 +110,13 @@ def load_decision_model(folder: Path, device: str | None = None) -> DecisionMode
     if adapted:
         run = load_run(folder, device=config.device)
         model = DecisionModel(config, template=template, method=run.config.method, train=run.config.train)
-        model.adapted = AdaptedCodes(run)
+        model.adapt(run)
     else:
         model = DecisionModel(config, template=template)
     model.questions = questions
     # Models of before kept none.
     model.trained_states = frozenset(map(str, content.get("trained_states") or ()))
-    if content.get("heads") or adapted:
+    if content.get("heads") or (adapted and not isinstance(model.adapted, AdaptedHeads)):
         tensors = _tensors(folder / TENSORS)
         with restoring(f"{folder / TENSORS} (or {FILE} beside it)"):
             model.heads = restored_heads(content["heads"], tensors)

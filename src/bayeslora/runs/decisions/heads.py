@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
+from bayeslora.readouts.questions.head import QuestionHead
 from bayeslora.runs.decisions.config import DecisionConfig
-from bayeslora.runs.decisions.examples import Examples, signature, stacked
-from bayeslora.runs.decisions.head import QuestionHead
+from bayeslora.runs.decisions.examples import Examples, stacked
 from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.system.threads import threads_for
 from bayeslora.tasks.decisions import Answer, Question
+from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Heads", "check_enough", "signature"]
+__all__ = ["Heads", "check_enough"]
 
 logger = logging.getLogger("bayeslora")
 

@@ -18,6 +18,7 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.novelty import Novelty
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains, trained_on
+from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
@@ -46,12 +47,12 @@ class DecisionModel:
     Args:
         model: Hub id, local folder, or "offline:smollm2"; or a whole `DecisionConfig`.
         template: The prompt.
-        method: Of `bayeslora.methods`, with readout "codes": what `fit` trains below them.
+        method: Of `bayeslora.methods`, with readout "codes" or "heads": what `fit` trains below them.
         train: Options of that training (`bayeslora.runs.config.TrainConfig`).
         **options: Fields of `DecisionConfig`.
 
     Attributes:
-        adapted: What answers by codes over a trained adapter; None where none was trained.
+        adapted: What answers over a trained adapter; None where none was trained.
         questions: Those that it was fitted on, by their ids.
         trained_states: Digests of the states that it was fitted on.
         examples: Features and labels that it was fitted on, for `extend`; None where it was not, or by an earlier
@@ -70,13 +71,12 @@ class DecisionModel:
         config = model if isinstance(model, DecisionConfig) else DecisionConfig(model)
         self.config = replace(config, **options)
         self.template, self.method, self.train = template or Template(), method, train
-        self.adapted: AdaptedCodes | None = None
+        self.adapted: AdaptedCodes | AdaptedHeads | None = None
         if method is None:
             self._open()
-        elif self.config.readout != "codes":
+        elif self.config.readout == "auto":
             raise ValueError(
-                f"a method trains an adapter below codes, but readout is {self.config.readout!r}, whose heads read the "
-                "frozen model: set readout='codes', or leave the method out."
+                "a method trains an adapter below codes or heads: set readout='codes' or 'heads', or leave it out."
             )
         else:
             check_trains(method)
@@ -137,15 +137,23 @@ class DecisionModel:
         return self
 
     def take(self, run: Run, items: Sequence[DecisionItem], progress: bool = True) -> None:
-        """Answer by codes of a run that was trained on these items, in the place of what was learned before."""
-        self.adapted = AdaptedCodes(run)
-        self._open()
+        """Answer by a run that was trained on these items, in the place of what was learned before."""
+        self.adapt(run)
         states = {key_of(item.state): item.state for item in items}
-        read = self.hidden.vectors((state, []) for state in states.values())
-        means = [vectors.state[-1] for vectors in track(read, "read", "states", total=len(states), show=progress)]
-        self.heads, self.trained_states = Heads({}, Novelty.of(torch.stack(means))), frozenset(states)
+        if isinstance(self.adapted, AdaptedCodes):
+            read = self.hidden.vectors((state, []) for state in states.values())
+            means = [vectors.state[-1] for vectors in track(read, "read", "states", total=len(states), show=progress)]
+            self.heads = Heads({}, Novelty.of(torch.stack(means)))
+        self.trained_states = frozenset(states)
         self.questions = {item.name: item.asked for item in items}
         self.examples, self.calibration = None, None
+
+    def adapt(self, run: Run) -> None:
+        """Answer by a trained run."""
+        self.adapted = AdaptedHeads(run) if run.config.task.scoring == "heads" else AdaptedCodes(run)
+        self._open()
+        if isinstance(self.adapted, AdaptedHeads):
+            self.heads = self.adapted.heads
 
     def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
         """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.
@@ -236,14 +244,17 @@ class DecisionModel:
 
         What heads read is read together; requests are taken as they are needed.
         """
-        fitted = self.heads.novelty is not None
+        # Heads over an adapter read with its draws.
+        fitted = self.heads.novelty is not None and not isinstance(self.adapted, AdaptedHeads)
         pairs = with_vectors(requests, self.hidden.each) if fitted else zip(requests, repeat(None), strict=False)
         return (self._answers(request, vectors) for request, vectors in pairs)
 
     def _answers(self, request: Request, vectors: Vectors | None) -> dict[str, Answer]:
         found: dict[str, Answer] = {}
         novelty = None
-        if vectors is not None:
+        if isinstance(self.adapted, AdaptedHeads) and request.by_head:
+            found, novelty = self.adapted.answers(request)
+        elif vectors is not None:
             novelty = self.heads.novelty_of(vectors)
             found |= self.heads.answers(vectors, request.by_head, novelty)
         if request.by_code:

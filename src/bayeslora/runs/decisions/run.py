@@ -17,15 +17,15 @@ from bayeslora.runs.decisions.adapted import check_trains, decision_config
 from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.files import is_decision_folder, write_model, write_parts
-from bayeslora.runs.decisions.heads import signature
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.items import subset
 from bayeslora.runs.training import Trained, train
 from bayeslora.system.folders import only_replacer, to_be_written
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, train_file, without_states
+from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_codes", "train_decisions"]
+__all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_adapted", "train_decisions"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -70,13 +70,15 @@ def train_decisions(
     return metrics
 
 
-def train_codes(config: RunConfig, output_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Trained:
-    """Train an adapter below codes, as `bayeslora.runs.train`, into a folder that is a decision model's as well.
+def train_adapted(
+    config: RunConfig, output_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> Trained:
+    """Train an adapter below codes or heads, as `bayeslora.runs.train`, into a folder of a decision model.
 
     The splits are those of `bayeslora.tasks.decisions.items.read_splits`.
 
     Args:
-        config: The run, with task.scoring "codes".
+        config: The run, with task.scoring "codes" or "heads".
         output_dir: The folder.
         resume: As of `train`.
         overwrite: As of `train`.
@@ -134,7 +136,7 @@ def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionMode
     train = train_file(config.task.name)
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
-    logger.info("heads on frozen features: method and train.* are of an adapter below codes (--task.scoring codes)")
+    logger.info("heads on the frozen model; for an adapter below them: --task.scoring heads, with a method")
     if unread := _unread(config):
         logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
     task, settings = config.task, _settings(config)

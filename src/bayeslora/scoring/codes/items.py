@@ -18,7 +18,7 @@ from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.letter import LetterBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["CodeBatch", "CodeScoring", "ShuffledItems"]
+__all__ = ["CodeBatch", "CodeScoring", "ShuffledItems", "typed"]
 
 
 class CodeBatch(LetterBatch):
@@ -62,6 +62,7 @@ class CodeScoring(Scoring):
     name: ClassVar[str] = "codes"
     templated: ClassVar[bool] = True
     templated_by_default: ClassVar[bool] = True
+    of_decisions: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class CodeScoring(Scoring):
             TooLongError: A prompt does not fit.
             ValueError: An item is no typed decision, or has more options than there are codes.
         """
-        asked = [_typed(item) for item in items]
+        asked = [typed(item) for item in items]
         orders, rows = [], []
         for item in asked:
             state, question = self.prompts.state_tokens(item.state), item.asked
@@ -153,7 +154,7 @@ class ShuffledItems(TrainerCallback):
         return len(self.items)
 
     def __getitem__(self, index: int) -> DecisionItem:
-        item = _typed(self.items[index])
+        item = typed(self.items[index])
         order = list(range(len(item.choices)))
         number = self.epoch % self.shuffles if self.shuffles else self.epoch
         random.Random(f"{self.seed} {number} {item.id}").shuffle(order)
@@ -164,11 +165,16 @@ class ShuffledItems(TrainerCallback):
         self.epoch = math.floor(state.epoch or 0)
 
 
-def _typed(item: Any) -> DecisionItem:
+def typed(item: Any, scoring: str = "codes") -> DecisionItem:
+    """`item`, which is a typed decision.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not isinstance(item, DecisionItem):
         raise ValueError(
-            f"scoring codes reads records of typed decisions (state, questions, labels), but item {item.id!r} is none; "
-            "use letter or cloze for items with choices, and `bayeslora decide` or `serve` for requests."
+            f"scoring {scoring} reads records of typed decisions (state, questions, labels), but item {item.id!r} is "
+            "none; use letter or cloze for items with choices, and `bayeslora decide` or `serve` for requests."
         )
     return item
 

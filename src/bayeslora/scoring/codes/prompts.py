@@ -68,6 +68,7 @@ class CodePrompts:
         separator = " " if self._frame is None else self._frame.separator
         self.codes = single_token_codes(tokenizer, self.end, separator)
         self._rows = lru_cache(KNOWN_QUESTIONS)(self._question_rows)
+        self._plain = lru_cache(KNOWN_QUESTIONS)(self._question_alone)
 
     def state_tokens(self, state: Any) -> list[int]:
         """Tokens of what all questions about a state share."""
@@ -92,6 +93,18 @@ class CodePrompts:
         """Tokens of a question behind those of a state, with option `order[place]` in each place; errors as above."""
         self.codes.check(len(question.options))
         return self._fitting(state, [self._row(question, order)])[0]
+
+    def without_options(self, state: list[int], question: Question) -> list[int]:
+        """Tokens of a question behind those of a state, for heads, which know its options from labels.
+
+        Raises:
+            TooLongError: With the state they do not fit.
+        """
+        return self._fitting(state, [self._plain(question)])[0]
+
+    def _question_alone(self, question: Question) -> list[int]:
+        text = self.template.show_question(question, [], []) + self.end
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _fitting(self, state: list[int], rows: list[list[int]]) -> list[list[int]]:
         longest = len(state) + max(map(len, rows))

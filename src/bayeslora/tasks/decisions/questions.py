@@ -239,6 +239,14 @@ def _description(value: Any) -> str | None:
     return None if value is None or value == "" else text_of(value)
 
 
+def signature(question: Question) -> tuple[Any, ...]:
+    """What makes two questions the same: all but their ids and, of a choice, the order of its options."""
+    options = tuple((option.key, option.text) for option in question.options)
+    if question.kind == "choice":
+        options = tuple(sorted(options, key=lambda option: option[0]))
+    return (question.kind, question.instructions, options)
+
+
 def _check_options(question: Question) -> None:
     count = len(question.options)
     if not 2 <= count <= MAX_OPTIONS:

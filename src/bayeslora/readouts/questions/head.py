@@ -18,8 +18,8 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.evidence import Scales, combined, fit_scales
 from bayeslora.readouts.label_noise import fit_temperature_and_noise
 from bayeslora.readouts.predictive import standard_points
+from bayeslora.readouts.questions.kernels import Kernels
 from bayeslora.readouts.regression import Regression, Utilities
-from bayeslora.runs.decisions.kernels import Kernels
 from bayeslora.tasks.decisions import Question
 
 __all__ = ["QuestionHead", "positions", "posterior_of"]
@@ -135,6 +135,23 @@ class QuestionHead:
                 break
             right = found.right.clamp_min(_LEAST_RIGHT) * counting
         return replace(head, temperature=found.temperature, share=found.share, nll=found.nll)
+
+    def moved(self, features: Tensor, kept: Tensor) -> QuestionHead:
+        """This prior, noise and temperature on other features of some of its records.
+
+        Adapters have learned from the labels of all records, so what they hold of these looks better than it is:
+        evidence and leave-one-out predictions of it would trust it too much.
+
+        Args:
+            features: Of all its records, as of `fit`, from other layers or weights.
+            kept: Whether each record is one of those [records].
+        """
+        noise, targets = self.noise[kept], self.targets[kept]
+        counting = self.variance / noise
+        kernels = Kernels.of(features[kept], counting)
+        centre = (counting[:, None] * targets).sum(0) / counting.sum()
+        posterior = posterior_of(kernels.between_points(), self.weights, targets, noise, centre)
+        return replace(self, kernels=kernels, targets=targets, noise=noise, centre=centre, posterior=posterior)
 
     def predict(self, features: Tensor) -> Predictive:
         """Of new features [records, poolings, layers, hidden]; its samples are [points, records, options]."""

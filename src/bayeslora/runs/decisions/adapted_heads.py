@@ -1,0 +1,109 @@
+"""Heads over a trained adapter as a decision model: what a run with scoring heads answers to requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+
+from bayeslora.adapters.switching import adapters_off
+from bayeslora.options.ranges import Draws, check_value
+from bayeslora.prediction.predictive import Predictive
+from bayeslora.readouts.questions.reading import QuestionReading
+from bayeslora.readouts.together import attending_by_part
+from bayeslora.runs.decisions.heads import Heads
+from bayeslora.runs.decisions.reading import Prompt
+from bayeslora.runs.decisions.requests import Request
+from bayeslora.runs.run import Run
+from bayeslora.scoring.codes import CodeReader
+from bayeslora.scoring.heads import HeadScoring
+from bayeslora.tasks.decisions import Answer, Question
+from bayeslora.tasks.decisions.items import DecisionItem
+
+__all__ = ["AdaptedHeads"]
+
+
+@dataclass(frozen=True)
+class AdaptedHeads:
+    """Answers by heads of the method that has trained the adapter below them.
+
+    A state is read once for all its questions, in each draw; draws are those of the run's seed.
+
+    Args:
+        run: With scoring heads.
+    """
+
+    run: Run
+
+    @property
+    def scoring(self) -> HeadScoring:
+        """What reads the run's items."""
+        assert isinstance(self.run.scoring, HeadScoring)
+        return self.run.scoring
+
+    @property
+    def heads(self) -> Heads:
+        """Those that answer."""
+        reading = self.scoring.reads
+        assert isinstance(reading, QuestionReading)
+        return Heads(reading.heads[0], reading.state_novelty)
+
+    def reader(self) -> CodeReader:
+        """What writes prompts as the training did."""
+        prompts = self.scoring.prompts
+        return CodeReader(
+            self.run.model,
+            prompts.tokenizer,
+            chat=self.scoring.chat_template,
+            template=prompts.template,
+            orders=self.run.config.task.orders,
+            max_length=prompts.max_length,
+        )
+
+    def answers(self, request: Request) -> tuple[dict[str, Answer], float]:
+        """Answers to the questions of a request that heads know, and the novelty of its state."""
+        assert request.hidden is not None
+        check_value(request.num_samples, Draws | None, "num_samples")
+        config, run = self.run.config, self.run
+        samples = config.samples_used(config.most_samples if request.num_samples is None else request.num_samples)
+        items = [
+            DecisionItem(name, "state", question.keys, None, state=None, asked=question)
+            for name, question in request.by_head.items()
+        ]
+        # As wide for one question as for all: sums over options have one order whatever else is asked.
+        width = max(len(head.question.keys) for head in self.heads.by_signature.values())
+        places = [(0, place) for place in range(len(items))]
+        batch = self.scoring.batch([request.hidden], places, items, width=width)
+        with attending_by_part(_parts(request.hidden)):
+            on_device = batch.to(next(run.model.parameters()).device)
+            found = config.method.predict(run.model, on_device, samples, config.seed, None, run.own_state)
+        found = found.cpu().tempered(run.temperature)
+        novelty = self.heads.novelty
+        assert novelty is not None
+        new = float(novelty(batch["frozen"][:1, 0, -1]))
+        answers = {}
+        for place, (name, question) in enumerate(request.by_head.items()):
+            own = found.take(torch.tensor([place]))
+            probabilities = tuple(own.probabilities[0, : len(question.keys)].tolist())
+            answers[name] = Answer(question, probabilities, float(own.mutual_information), new, "heads")
+        return answers, new
+
+    def read(
+        self,
+        reader: CodeReader,
+        state: list[int],
+        asked: Sequence[tuple[Question, list[list[int]]]],
+        num_samples: int | None = None,
+    ) -> list[Predictive]:
+        """Predictives [1, 1, options] of questions that no head knows: by codes, of the model without the adapter."""
+        with adapters_off(reader.model):
+            return [Predictive(score[None, None]) for score in reader.read(state, asked)]
+
+
+def _parts(prompt: Prompt) -> Sequence[Sequence[slice]]:
+    """What the state and each question see of their row."""
+    state = slice(0, len(prompt.state))
+    ends = accumulate(map(len, prompt.questions), initial=state.stop)
+    return [[state], *([state, slice(start, end)] for start, end in pairwise(ends))]

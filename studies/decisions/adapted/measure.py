@@ -1,0 +1,104 @@
+"""Heads of typed questions on the frozen model, over LoRA and over Bayesian-LoRA: the same records, one table.
+
+    python -m studies.decisions.adapted.measure studies/decisions/adapted/cells.jsonl
+
+One line for each finished cell: a task, a number of records, a draw of them, a method and its learning rate. Cells that
+are there are not computed again. The rate of a method is chosen on dev in the first draw of each size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.runs.config import TrainConfig
+from bayeslora.runs.decisions import DecisionModel
+from bayeslora.tasks.decisions import Record
+from studies.decisions.peers.records import natural
+
+METHODS: dict[str, type[Method] | None] = {"frozen": None, "lora": Lora, "bayesian_lora": BayesianLora}
+RATES = (2e-3, 5e-3)
+SIZES = (200, 50)
+DRAWS = 3
+DEV, TESTS = 100, 400
+TRAIN = {"epochs": 4, "arguments": {"disable_tqdm": True}}
+KEYS = ("task", "records", "draw", "method", "learning_rate")
+
+
+def split(task: str, size: int, draw: int) -> tuple[list[Record], list[Record], list[Record]]:
+    """Records to learn from, dev records that no draw learns from, and test records."""
+    pool, test = natural(task)
+    random.Random(0).shuffle(pool)
+    dev, rest = pool[:DEV], pool[DEV:]
+    return random.Random(draw).sample(rest, size), dev, test[:TESTS]
+
+
+def cells() -> Iterator[tuple[int, int, str, float | None]]:
+    """Sizes, draws, methods and rates; a rate of None is the chosen one."""
+    for draw in range(DRAWS):
+        for size in SIZES:
+            for method, kind in METHODS.items():
+                rates = RATES if kind is not None and draw == 0 else (None,)
+                yield from ((size, draw, method, rate) for rate in rates)
+
+
+def chosen(rows: list[dict[str, Any]], task: str, size: int, method: str) -> float | None:
+    """The rate with the lowest NLL on dev in the first draw."""
+    tried = [row for row in rows if [row[key] for key in KEYS[:4]] == [task, size, 0, method]]
+    return min(tried, key=lambda row: sum(row["dev_nll"]))["learning_rate"] if tried else None
+
+
+def measured(method: str, rate: float | None, parts: tuple[list[Record], list[Record], list[Record]]) -> dict[str, Any]:
+    """NLL of each dev and test label (nats), whether the answer is right, and processor seconds."""
+    train, dev, test = parts
+    kind, options = METHODS[method], {"readout": "heads", "seed": 0}
+    if kind is not None:
+        options |= {"method": kind(last_layers=8), "train": TrainConfig(learning_rate=rate or 0.0, **TRAIN)}
+    model = DecisionModel("offline:smollm2", **options)
+    started = time.process_time()
+    model.fit(train, progress=False)
+    row: dict[str, Any] = {"fit_seconds": time.process_time() - started}
+    for name, records in (("dev", dev), ("test", test)):
+        started = time.process_time()
+        answers = list(model.labelled(records))
+        row[f"{name}_seconds"] = time.process_time() - started
+        probabilities = torch.tensor([one.answer.probabilities for one in answers], dtype=torch.float64)
+        labels = torch.tensor([one.target.index(1) for one in answers])
+        nll = -probabilities.gather(1, labels[:, None])[:, 0].log()
+        row[f"{name}_nll"] = [round(value, 5) for value in nll.tolist()]
+        row[f"{name}_right"] = (probabilities.argmax(1) == labels).int().tolist()
+        row[f"{name}_confidence"] = [round(value, 5) for value in probabilities.max(1).values.tolist()]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--task", default="sst2")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("bayeslora").setLevel(logging.ERROR)
+    lines = options.output.read_text(encoding="utf-8").splitlines() if options.output.exists() else []
+    rows = [json.loads(line) for line in lines]
+    for size, draw, method, rate in cells():
+        used = chosen(rows, options.task, size, method) if rate is None else rate
+        cell = dict(zip(KEYS, (options.task, size, draw, method, used), strict=True))
+        if any({key: row[key] for key in KEYS} == cell for row in rows):
+            continue
+        rows.append(cell | measured(method, used, split(options.task, size, draw)))
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(cell, sum(rows[-1]["test_nll"]) / TESTS, rows[-1]["fit_seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

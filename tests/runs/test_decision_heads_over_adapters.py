@@ -1,0 +1,258 @@
+"""Heads of typed questions over trained adapters on a tiny base: what is trained, kept, and what answers hang on."""
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.methods.ensemble import DeepEnsemble
+from bayeslora.methods.mc_dropout import MonteCarloDropout
+from bayeslora.methods.one_pass import OnePass
+from bayeslora.methods.snapshots import Snapshots
+from bayeslora.readouts.questions.files import heads_from_state, heads_state
+from bayeslora.readouts.questions.reading import QuestionReading
+from bayeslora.runs import load_run
+from bayeslora.runs.config import HeadConfig, RunConfig, TaskConfig, TrainConfig
+from bayeslora.runs.cross_fitting import reading_of
+from bayeslora.runs.decisions import DecisionModel
+from bayeslora.runs.items import task_items
+from bayeslora.tasks import TaskError
+from bayeslora.tasks.decisions import Question
+from bayeslora.tasks.decisions.items import items_of
+from bayeslora_cli.main import main
+from decision_models import records, rows, tiny_base, write
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def fitted(base: str, method: Method, count: int = 12, **options: Any) -> DecisionModel:
+    train = TrainConfig(epochs=2, learning_rate=5e-3)
+    made = DecisionModel(
+        base, device="cpu", dtype="float32", readout="heads", method=method, **{"train": train, **options}
+    )
+    return made.fit(records(count), progress=False)
+
+
+@pytest.fixture(scope="module")
+def model(base: str) -> DecisionModel:
+    """Draws of a wide prior, so that they differ."""
+    return fitted(base, BayesianLora(r=2, prior_std=1.0), num_samples=3)
+
+
+def reading(model: DecisionModel) -> QuestionReading:
+    assert model.adapted is not None
+    found = reading_of(model.adapted.run.scoring)
+    assert isinstance(found, QuestionReading)
+    return found
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_cross_fitted_loss(base: str) -> None:
+    train = TrainConfig(epochs=8, learning_rate=2e-2, logging_steps=1, save_steps=1000)
+    method = Lora(r=4, target_modules="all-linear")
+    made = fitted(base, method, 16, train=train)
+    assert made.adapted is not None
+    losses = [entry["nll"] for entry in made.adapted.run.metrics["history"]]
+    assert sum(losses[-12:]) < 0.6 * sum(losses[:12])
+    assert reading(made).layers == [2, 3, 4] and len(made.adapted.run.metrics["head"]) == 3
+
+
+@pytest.mark.parametrize(
+    "method",
+    [DeepEnsemble(members=2, r=2), OnePass(r=2), MonteCarloDropout(r=2, lora_dropout=0.3), Snapshots(r=2, snapshots=2)],
+    ids=lambda one: one.name,
+)
+def test_methods_with_something_beyond_an_adapter(base: str, method: Method, tmp_path: Path) -> None:
+    made = fitted(base, method, num_samples=2)
+    made.save(tmp_path / "m")
+    found = made.decide("a state")
+    assert DecisionModel.load(tmp_path / "m").decide("a state") == found
+    assert all(answer.mutual_information > 0 for answer in found.values())
+
+
+def test_no_item_is_read_by_a_head_that_has_seen_it(model: DecisionModel) -> None:
+    items = items_of(records(12))
+    fresh = QuestionReading([2, 3, 4], torch.nn.Identity(), reading(model).scoring)
+    fresh.begin(items, 5, seed=0)
+    features = torch.randn(len(items), 3, 3, 8, generator=torch.Generator().manual_seed(0))
+    fresh.refit([(features, features)], torch.arange(len(items)))  # type: ignore[list-item]
+    assert len(fresh._of_folds) == 5
+    for fold, heads in enumerate(fresh._of_folds):
+        for key, head in heads.items():
+            own = fresh._examples[key]
+            assert len(head.targets) == int((own.folds != fold).sum()) < len(own.folds) == 12
+            left = [state for state, place in zip(own.states, own.folds.tolist(), strict=True) if place == fold]
+            assert not set(left) & {state for state in own.states if state not in left} and left
+    key, frozen = next(iter(fresh._frozen.items()))
+    kept = fresh._examples[key].folds != 0
+    own_features = features[fresh._examples[key].rows]
+    wrong = frozen.targets.clone()
+    wrong[~kept] = -7.0
+    before, after = (
+        head.moved(own_features, kept).predict(own_features) for head in (frozen, replace(frozen, targets=wrong))
+    )
+    assert torch.equal(before.samples, after.samples)
+
+
+def test_label_noise_is_estimated_where_it_is_asked_for(base: str) -> None:
+    assert reading(fitted(base, Lora(r=2), label_noise=False)).noisy is False
+    made = fitted(base, Lora(r=2))
+    assert reading(made).noisy and made.config.label_noise
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_hang_on_state_and_question_alone(model: DecisionModel) -> None:
+    first = model.decide("a state")
+    assert all(answer.readout == "heads" and answer.novelty is not None for answer in first.values())
+    assert all(answer.mutual_information > 1e-7 for answer in first.values())
+    assert all(math.isclose(sum(answer.probabilities), 1, abs_tol=1e-6) for answer in first.values())
+    for name, question in model.questions.items():
+        assert model.decide("a state", {"q": question})["q"].probabilities == first[name].probabilities
+    requests = [
+        model.request("another, longer state"),
+        model.request("a state", dict(reversed(model.questions.items()))),
+    ]
+    assert [*model.answers(requests)][1] == first
+    mean = model.decide("a state", num_samples=0)
+    assert all(answer.mutual_information == 0 for answer in mean.values())
+    assert mean["kind"].probabilities != first["kind"].probabilities
+    with pytest.raises(ValueError, match="num_samples"):
+        model.decide("a state", num_samples=-1)
+
+
+def test_options_are_known_by_their_keys(model: DecisionModel) -> None:
+    question = model.questions["kind"]
+    turned: Question = replace(question, options=question.options[::-1])
+    found = model.decide("a state", {"kind": turned})["kind"]
+    assert found.probabilities == pytest.approx(model.decide("a state")["kind"].probabilities[::-1], abs=1e-6)
+
+
+def test_a_question_without_a_head_is_answered_by_the_codes_of_the_base_model(base: str, model: DecisionModel) -> None:
+    other = {"o": {"type": "noul", "instructions": "Is it heavy?"}}
+    plain = DecisionModel(base, device="cpu", dtype="float32", readout="codes")
+    found, expected = model.decide("a state", other)["o"], plain.decide("a state", other)["o"]
+    assert found.readout == "codes" and found.probabilities == expected.probabilities
+
+
+def test_a_batch_of_items_is_read_as_requests_are(model: DecisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.adapted is not None
+    run, taught = model.adapted.run, items_of(records(3, seed=5))
+    found = run.predict(taught, 2, progress=False)
+    for item, row, novelty in zip(
+        taught, found.predictive.probabilities, found.further["novelty"].tolist(), strict=True
+    ):
+        answer = model.decide(item.state, {"q": item.asked}, num_samples=2)["q"]
+        assert answer.probabilities == pytest.approx(row[: len(item.choices)].tolist(), abs=1e-5)
+        assert answer.novelty == novelty
+    monkeypatch.setattr("bayeslora.scoring.cloze.packs", lambda *rest: False)
+    reading(model)._known.clear()
+    alone = run.predict(taught, 2, progress=False).predictive.probabilities
+    torch.testing.assert_close(alone, found.predictive.probabilities, atol=1e-4, rtol=0)
+
+
+# --- what is kept ------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_answers_the_same_and_is_an_ordinary_run(model: DecisionModel, tmp_path: Path) -> None:
+    model.calibrate(records(8, seed=9), coverage=0.5)
+    try:
+        model.save(tmp_path / "m")
+        expected = model.decide("a state")
+    finally:
+        model.calibration = None
+    again = DecisionModel.load(tmp_path / "m")
+    assert again.decide("a state") == expected and expected["kind"].options_in_set is not None
+    assert again.config == replace(model.config, device="cpu") and again.questions == model.questions
+    assert again.trained_states == model.trained_states == {record.state_key for record in records(12)}
+    assert not (tmp_path / "m" / "heads.safetensors").exists()
+    run = load_run(tmp_path / "m")
+    assert run.config.task.scoring == "heads" and run.folder == tmp_path / "m"
+    again.save(tmp_path / "copy")
+    assert DecisionModel.load(tmp_path / "copy").decide("a state") == expected
+
+
+def test_without_learning_answers_are_those_of_heads_on_the_frozen_model(base: str) -> None:
+    made = fitted(base, Lora(r=2), train=TrainConfig(epochs=1, learning_rate=1e-9))
+    frozen = DecisionModel(base, device="cpu", dtype="float32", readout="heads").fit(records(12), progress=False)
+    expected = frozen.decide("a state")
+    for name, answer in made.decide("a state").items():
+        assert answer.probabilities == pytest.approx(expected[name].probabilities, abs=1e-4)
+        assert answer.novelty == pytest.approx(expected[name].novelty)
+
+
+def test_heads_as_tensors_come_back(model: DecisionModel) -> None:
+    state = heads_state(reading(model).heads, reading(model).state_novelty)
+    heads, novelty = heads_from_state({**state, "something.else": torch.zeros(1)})
+    assert novelty is not None and len(heads) == 1
+    for again, own in zip(heads, reading(model).heads, strict=True):
+        for key, head in own.items():
+            features = head.kernels.points[:2]
+            assert torch.equal(again[key].predict(features).samples, head.predict(features).samples)
+    for damage, says in (({}, "has no head"), ({"head.0.0.fields": state["head.0.0.fields"]}, "are damaged")):
+        with pytest.raises(ValueError, match=says):
+            heads_from_state(damage)
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def trains(base: str, data: Path, output: Path, *options: str) -> list[str]:
+    return [
+        *("train", "--model.name", base, "--model.dtype", "float32", "--model.device", "cpu"),
+        *("--task.name", str(data), "--task.scoring", "heads", "--method", "Lora", "--method.r", "2"),
+        *("--train.epochs", "1", "--output_dir", str(output), *options),
+    ]
+
+
+def test_train_evaluate_calibrate_and_decide(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = write(tmp_path / "records.jsonl", rows(20)), str(tmp_path / "run")
+    main(trains(base, data, tmp_path / "run", "--head.average", "true"))
+    assert len(reading(DecisionModel.load(run)).heads) == 2
+    assert "bayeslora decide" in capsys.readouterr().out
+    dev = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert dev["split"] == "dev" and set(dev["head"]) == {"Is it a metal?", "Which?", "How many?"}
+    main(["evaluate", run])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_examples"] == 15
+    main(["calibrate", run, "--data", str(write(tmp_path / "more.jsonl", rows(6, seed=4))), "--json"])
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"state": "a state"}'))
+    main(["decide", run])
+    found = json.loads(capsys.readouterr().out)["answers"]
+    assert found == {name: one.to_dict() for name, one in DecisionModel.load(run).decide("a state").items()}
+
+
+def test_an_interrupted_training_goes_on_with_its_heads(base: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "records.jsonl", rows(10))
+    steps = ["--train.save_steps", "2", "--train.arguments", '{"save_total_limit": null}']
+    main(trains(base, data, tmp_path / "whole", "--train.max_steps", "5", *steps))
+    main(trains(base, data, tmp_path / "cut", "--train.max_steps", "5", *steps))
+    (tmp_path / "cut" / "config.yaml").unlink()
+    main(trains(base, data, tmp_path / "cut", "--train.max_steps", "5", *steps, "--resume"))
+    one, other = (DecisionModel.load(tmp_path / name).decide("a state") for name in ("whole", "cut"))
+    assert one == other
+
+
+def test_what_cannot_be_trained_says_what_to_do(base: str) -> None:
+    with pytest.raises(ValueError, match="set readout='codes' or 'heads'"):
+        DecisionModel(base, method=Lora())
+    with pytest.raises(ValueError, match="labels of at least two states"):
+        fitted(base, Lora(r=2), 1)
+    with pytest.raises(TaskError, match="is no file of them"):
+        task_items(TaskConfig(name="arc_easy", scoring="heads"))
+    with pytest.raises(ValueError, match="folds"):
+        RunConfig(head=HeadConfig(folds=1))
