@@ -29,7 +29,7 @@ METHODS: dict[str, type[Method] | None] = {"frozen": None, "lora": Lora, "bayesi
 RATES = (2e-3, 5e-3)
 SIZES = (200, 50)
 DRAWS = 3
-DEV, TESTS = 100, 400
+DEV = 100
 TRAIN = {"epochs": 4, "arguments": {"disable_tqdm": True}}
 KEYS = ("task", "records", "draw", "method", "learning_rate")
 
@@ -39,7 +39,7 @@ def split(task: str, size: int, draw: int) -> tuple[list[Record], list[Record], 
     pool, test = natural(task)
     random.Random(0).shuffle(pool)
     dev, rest = pool[:DEV], pool[DEV:]
-    return random.Random(draw).sample(rest, size), dev, test[:TESTS]
+    return random.Random(draw).sample(rest, size), dev, test
 
 
 def cells() -> Iterator[tuple[int, int, str, float | None]]:
@@ -97,7 +97,7 @@ def main() -> None:
         rows.append(cell | measured(method, used, split(options.task, size, draw)))
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-        print(cell, sum(rows[-1]["test_nll"]) / TESTS, rows[-1]["fit_seconds"], flush=True)
+        print(cell, sum(rows[-1]["test_nll"]) / len(rows[-1]["test_nll"]), rows[-1]["fit_seconds"], flush=True)
 
 
 if __name__ == "__main__":

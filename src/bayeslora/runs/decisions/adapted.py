@@ -12,6 +12,7 @@ from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
 from bayeslora.tasks import Splits
@@ -39,6 +40,11 @@ class AdaptedCodes:
         """What reads the run's items."""
         assert isinstance(self.run.scoring, CodeScoring)
         return self.run.scoring
+
+    @property
+    def heads(self) -> Heads:
+        """None that answer."""
+        return Heads()
 
     def reader(self) -> CodeReader:
         """What writes and reads prompts as the training did."""
@@ -135,16 +141,20 @@ def decision_config(config: RunConfig) -> DecisionConfig:
     )
 
 
-def check_trains(method: Method) -> None:
-    """Whether a method can be trained below codes or heads.
+def check_trains(method: Method, readout: str) -> None:
+    """Whether a method can be trained below this readout.
 
     Raises:
-        ValueError: It trains no adapter.
+        ValueError: It trains no adapter, or the readout is "auto".
     """
+    if readout == "auto":
+        raise ValueError(
+            "a method trains an adapter below codes or heads: set readout='codes' or 'heads', or leave it out."
+        )
     if not method.adapts:
         raise ValueError(
-            f"{type(method).__name__} trains no adapter, so there is nothing to train below codes or heads; take "
-            "Lora, BayesianLora or another method with adapters, or leave the method and the scoring out: heads on the "
+            f"{type(method).__name__} trains no adapter, so there is nothing to train below {readout}; take Lora, "
+            "BayesianLora or another method with adapters, or leave the method and the scoring out: heads on the "
             "frozen model are the default for records of decisions."
         )
 

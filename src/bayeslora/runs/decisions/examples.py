@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.readouts.novelty import Novelty
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors
 from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Question, Record, parse_question
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Examples", "Labels", "counts_of_labels", "stacked"]
+__all__ = ["Examples", "Labels", "counts_of_labels", "stacked", "state_novelty"]
 
 
 def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:
@@ -158,3 +159,10 @@ def _one(record: Record, name: str, vectors: Tensor) -> Labels:
     weights = torch.tensor([record.weight], dtype=torch.float64)
     features = _of_question(vectors).unsqueeze(0)
     return Labels(record.questions[name], (record.state_key,), features, targets, weights)
+
+
+def state_novelty(hidden: HiddenReader, states: Sequence[Any], *, progress: bool) -> Novelty:
+    """What later states are compared with, of states that are read here."""
+    read = hidden.vectors((state, []) for state in states)
+    shown = track(read, "read", "states", total=len(states), show=progress)
+    return Novelty.of(torch.stack([vectors.state[-1] for vectors in shown]))

@@ -11,24 +11,20 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bayeslora.methods import Method
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.readouts.novelty import Novelty
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains, trained_on
 from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
-from bayeslora.runs.decisions.examples import Examples, counts_of_labels
+from bayeslora.runs.decisions.examples import Examples, counts_of_labels, state_novelty
 from bayeslora.runs.decisions.heads import Heads, check_enough
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors, open_reader
 from bayeslora.runs.decisions.requests import Request, as_questions, with_vectors
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, Template
-from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_states
 from bayeslora.tasks.decisions.records import check_state, key_of
@@ -74,12 +70,8 @@ class DecisionModel:
         self.adapted: AdaptedCodes | AdaptedHeads | None = None
         if method is None:
             self._open()
-        elif self.config.readout == "auto":
-            raise ValueError(
-                "a method trains an adapter below codes or heads: set readout='codes' or 'heads', or leave it out."
-            )
         else:
-            check_trains(method)
+            check_trains(method, self.config.readout)
         self.questions: dict[str, Question] = {}
         self.heads = Heads()
         self.calibration: Calibration | None = None
@@ -140,10 +132,8 @@ class DecisionModel:
         """Answer by a run that was trained on these items, in the place of what was learned before."""
         self.adapt(run)
         states = {key_of(item.state): item.state for item in items}
-        if isinstance(self.adapted, AdaptedCodes):
-            read = self.hidden.vectors((state, []) for state in states.values())
-            means = [vectors.state[-1] for vectors in track(read, "read", "states", total=len(states), show=progress)]
-            self.heads = Heads({}, Novelty.of(torch.stack(means)))
+        if self.heads.novelty is None:
+            self.heads = Heads({}, state_novelty(self.hidden, [*states.values()], progress=progress))
         self.trained_states = frozenset(states)
         self.questions = {item.name: item.asked for item in items}
         self.examples, self.calibration = None, None
@@ -151,9 +141,8 @@ class DecisionModel:
     def adapt(self, run: Run) -> None:
         """Answer by a trained run."""
         self.adapted = AdaptedHeads(run) if run.config.task.scoring == "heads" else AdaptedCodes(run)
+        self.heads = self.adapted.heads
         self._open()
-        if isinstance(self.adapted, AdaptedHeads):
-            self.heads = self.adapted.heads
 
     def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
         """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.

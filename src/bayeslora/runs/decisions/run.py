@@ -87,7 +87,7 @@ def train_adapted(
         TaskError: A record is wrong.
         ValueError: The method trains no adapter, a question has more options than there are codes, or as of `train`.
     """
-    check_trains(config.method)
+    check_trains(config.method, config.task.scoring)
 
     def also(run: Trained, folder: Path) -> None:
         model = DecisionModel(decision_config(run.config), method=config.method, train=config.train)
