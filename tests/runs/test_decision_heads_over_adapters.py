@@ -15,6 +15,7 @@ from bayeslora.methods.ensemble import DeepEnsemble
 from bayeslora.methods.mc_dropout import MonteCarloDropout
 from bayeslora.methods.one_pass import OnePass
 from bayeslora.methods.snapshots import Snapshots
+from bayeslora.models import load_base_model
 from bayeslora.readouts.questions.files import heads_from_state, heads_state
 from bayeslora.readouts.questions.reading import QuestionReading
 from bayeslora.runs import load_run
@@ -22,9 +23,11 @@ from bayeslora.runs.config import HeadConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.runs.decisions import DecisionModel
 from bayeslora.runs.items import task_items
+from bayeslora.scoring.heads import HeadScoring
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import items_of
+from bayeslora.tasks.decisions.records import parse_record
 from bayeslora_cli.main import main
 from decision_models import records, rows, tiny_base, write
 
@@ -103,6 +106,20 @@ def test_no_item_is_read_by_a_head_that_has_seen_it(model: DecisionModel) -> Non
         head.moved(own_features, kept).predict(own_features) for head in (frozen, replace(frozen, targets=wrong))
     )
     assert torch.equal(before.samples, after.samples)
+
+
+def test_weights_soft_labels_and_the_ranked_score_reach_the_loss(base: str) -> None:
+    """As with codes: `bayeslora.training.cross_entropy.item_losses` takes them from the batch."""
+    _, tokenizer = load_base_model(base, dtype="float32", device="cpu")
+    made = rows(2)
+    made[0] |= {"labels": {"kind": {"iron": 0.75, "wood": 0.25}}, "weight": 3}
+    items = items_of([parse_record(row) for row in made])
+    batch = HeadScoring(tokenizer, 512, ranked=0.5)(items)
+    assert batch["ranked"].tolist() == [0.0, 0.0, 0.0, 0.5]
+    assert batch["label_probabilities"][0].tolist() == [0.75, 0.25, 0.0]
+    assert batch["weights"].tolist() == pytest.approx([2.0] + [2 / 3] * 3)
+    with pytest.raises(RuntimeError, match="no heads read this batch"):
+        batch.choice_logits(torch.nn.Identity())
 
 
 def test_label_noise_is_estimated_where_it_is_asked_for(base: str) -> None:

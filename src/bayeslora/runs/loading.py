@@ -24,7 +24,6 @@ from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
 from bayeslora.scoring.codes import CodeScoring, Template
 from bayeslora.scoring.codes.prompts import NO_LIMIT
-from bayeslora.scoring.heads import HeadScoring
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
@@ -117,18 +116,11 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
     chat = uses_chat_template(task, tokenizer)
     if scoring.takes_classes:
         return scoring(tokenizer, max_length, classes=task.classes or task.choices)  # type: ignore[call-arg]
-    if issubclass(scoring, CodeScoring):
-        return scoring(
-            tokenizer,
-            max_length,
-            chat_template=chat,
-            template=Template.of(task.template),
-            orders=task.orders,
-            shuffles=task.shuffles,
-            ranked=task.ranked,
-        )
-    if issubclass(scoring, HeadScoring):
-        return scoring(tokenizer, max_length, chat_template=chat, template=Template.of(task.template))
+    if scoring.of_decisions:
+        asked: dict[str, Any] = {"template": Template.of(task.template), "ranked": task.ranked}
+        if issubclass(scoring, CodeScoring):
+            asked |= {"orders": task.orders, "shuffles": task.shuffles}
+        return scoring(tokenizer, max_length, chat_template=chat, **asked)
     if task.length_power == 1:
         return scoring(tokenizer, max_length, chat_template=chat)
     if task.scoring != "cloze":

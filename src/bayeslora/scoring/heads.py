@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask
 from bayeslora.scoring.cloze import ClozeBatch, packed_rows
-from bayeslora.scoring.codes.items import typed
+from bayeslora.scoring.codes.items import ranked_weights, typed
 from bayeslora.scoring.codes.prompts import NO_LIMIT, CodePrompts
 from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.unpacked import UnpackedBatch
@@ -68,6 +68,7 @@ class HeadScoring(Scoring):
         max_length: Longest prompt in tokens.
         chat_template: As of every scoring.
         template: The prompt.
+        ranked: As of scoring codes.
 
     Attributes:
         reads: Makes of a batch and its items one whose logits are those of heads.
@@ -86,9 +87,11 @@ class HeadScoring(Scoring):
         *,
         chat_template: bool = False,
         template: Template | None = None,
+        ranked: float = 0.0,
     ):
         super().__init__(tokenizer, max_length, chat_template=chat_template)
         self.prompts = CodePrompts(tokenizer, template=template, max_length=max_length, chat=chat_template)
+        self.ranked = ranked
 
     def __call__(self, items: Sequence[ChoiceItem]) -> QuestionBatch:
         """Batch of `items`, each in a row of its own.
@@ -130,6 +133,7 @@ class HeadScoring(Scoring):
             place=torch.tensor([place for _, place in places]),
             choice_mask=nn.functional.pad(real, (0, max(0, width - real.shape[1]))),
             weights=torch.tensor([item.weight for item in items]),
+            **ranked_weights(items, self.ranked),
             **choice_labels(items),
         )
         return batch if self.reads is None else self.reads(batch, items)

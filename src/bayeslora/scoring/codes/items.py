@@ -18,7 +18,7 @@ from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.letter import LetterBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["CodeBatch", "CodeScoring", "ShuffledItems", "typed"]
+__all__ = ["CodeBatch", "CodeScoring", "ShuffledItems", "ranked_weights", "typed"]
 
 
 class CodeBatch(LetterBatch):
@@ -117,7 +117,7 @@ class CodeScoring(Scoring):
         every = [own[number % len(own)] for own in rows for number in range(most)]
         places = [_places(own[number % len(own)], width) for own in orders for number in range(most)]
         ids, attention, positions = pad_left(every, self.tokenizer.pad_token_id)
-        further = {"ranked": self._ranked(items)} if self.ranked else {}
+        further = ranked_weights(items, self.ranked)
         return CodeBatch(
             input_ids=ids,
             attention_mask=attention,
@@ -131,9 +131,6 @@ class CodeScoring(Scoring):
             **further,
             **choice_labels(items),
         )
-
-    def _ranked(self, items: Sequence[DecisionItem]) -> Tensor:
-        return torch.tensor([self.ranked * (item.asked.kind == "score") for item in items])
 
 
 class ShuffledItems(TrainerCallback):
@@ -163,6 +160,11 @@ class ShuffledItems(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the epoch over; after a resume within one it is that one."""
         self.epoch = math.floor(state.epoch or 0)
+
+
+def ranked_weights(items: Sequence[DecisionItem], ranked: float) -> dict[str, Tensor]:
+    """`ranked` of a batch [batch]: the weight of score questions, 0 for others; nothing where it is 0."""
+    return {"ranked": torch.tensor([ranked * (item.asked.kind == "score") for item in items])} if ranked else {}
 
 
 def typed(item: Any, scoring: str = "codes") -> DecisionItem:
