@@ -22,7 +22,7 @@ from studies.cost.timing import CLOCKS, common_options, environment, paired, rat
 from studies.decisions.peers.records import load
 
 RECORDS = 50
-TESTS = {"sst2": 60, "support_tickets": 20, "boolq": 20}
+TESTS = {"sst2": 40, "support_tickets": 12, "boolq": 12}
 ROOMS = (256, 512, 1024, 2048)
 ALONE = "one by one"
 _ONE = parse_question({"type": "noul", "instructions": "Is it about a person?"})
@@ -32,6 +32,14 @@ def alike(record: Record) -> Record:
     """With one question for all records of a task, whose own differ; its labels are of no interest here."""
     target = (1.0, 0.0) if record.label(next(iter(record.targets))) % 2 else (0.0, 1.0)
     return replace(record, questions={"answer": _ONE}, targets={"answer": target})
+
+
+def largest_difference(model: DecisionModel, test: list[Record]) -> float:
+    """Between probabilities of states read together and alone."""
+    together = iter(model.labelled(test))
+    apart = (model.decide(one.state, {name: one.questions[name] for name in one.targets}) for one in test)
+    pairs = ((answer.probabilities, next(together).answer.probabilities) for own in apart for answer in own.values())
+    return max(abs(p - q) for one, other in pairs for p, q in zip(one, other, strict=True))
 
 
 def candidates(model: DecisionModel, test: list[Record]) -> dict[str, Callable[[], object]]:
@@ -67,6 +75,7 @@ def main() -> None:
             "questions_per_state": len(shown[0].questions),
             "tokens_per_state": sum(each.num_tokens for each in shown) / len(shown),
             "milliseconds_one_by_one": round(1000 * sorted(times[ALONE])[len(times[ALONE]) // 2] / len(test), 2),
+            "largest_difference": largest_difference(model, test),
             "over_one_by_one": ratios(times, ALONE),
         }
         save(options.output, environment(torch.device(options.device)) | {"clock": options.clock, "tasks": found})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ FIXED = ("sst2", *sys1bench.QUESTIONS)
 """Tasks that ask every record the same questions."""
 POOL = 200
 """Records that draws are made from."""
+WRONG = 0.15
+"""Share of training labels that are wrong under "noise", as sys1bench makes them; here for yes/no questions alone."""
 
 
 def load(
@@ -28,15 +31,25 @@ def load(
     Args:
         folder: Where `studies/decisions/sys1bench/generate.sh` wrote.
         task: Of `sys1bench.QUESTIONS` or `NATURAL`.
-        condition: "clean", or "noise" or "unknowable" of generated records.
+        condition: "clean"; "noise" (SST-2 and generated records) or "unknowable" (generated ones).
         size: Records to learn from.
         draw: Which of them.
         tests: Test records.
     """
     pool, test = natural(task) if task in NATURAL else _generated(folder, task, condition)
+    if task in NATURAL and condition == "noise":
+        pool = list(map(_mistaken, pool))
     train = random.Random(draw).sample(pool[:POOL], size)
     seen = {record.state_key for record in train}
     return train, [record for record in test if record.state_key not in seen][:tests]
+
+
+def _mistaken(record: Record) -> Record:
+    """With the opposite label, by a coin of its own."""
+    if random.Random(f"wrong {record.id}").random() >= WRONG:
+        return record
+    targets: dict[str, tuple[float, ...]] = {name: target[::-1] for name, target in record.targets.items()}
+    return replace(record, targets=targets)
 
 
 def reversed_options(records: Sequence[Record]) -> list[Record]:

@@ -1,4 +1,4 @@
-"""The table of finished cells, with seconds over those of sysone in the same cell.
+"""The table of finished cells, with seconds over those of sysone in the same cell and the same run.
 
 python -m studies.decisions.peers.table studies/decisions/peers/cells.jsonl studies/decisions/peers/table.md
 """
@@ -19,22 +19,27 @@ PEER = "sysone"
 
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Lines of the table, in the order of the cells."""
-    peers = {tuple(row[name] for name in CELL): row for row in rows if row["system"] == PEER}
+    peers = {cell_of(row): row for row in rows if row["system"] == PEER}
     ratios = [f"{name} over sysone's" for name in SECONDS]
     yield "| " + " | ".join([*CELL, "system", *SCORES, *SECONDS, *ratios, "flips"]) + " |"
     yield "|---" * (len(CELL) + len(SCORES) + 2 * len(SECONDS) + 2) + "|"
     for row in rows:
-        peer = peers.get(tuple(row[name] for name in CELL))
+        peer = peers.get(cell_of(row))
         cells = [str(row[name]) for name in (*CELL, "system")]
         cells += [f"{row[name]:.3f}" for name in SCORES] + [f"{row[name]:.2f}" for name in SECONDS]
         cells += ["" if peer is None else f"{row[name] / peer[name]:.3f}" for name in SECONDS]
         yield "| " + " | ".join([*cells, f"{row['flips']:.3f}" if "flips" in row else ""]) + " |"
 
 
+def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (*(row[name] for name in CELL), row.get("run"))
+
+
 def main() -> None:
     source, output = map(Path, sys.argv[1:])
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    output.write_text("\n".join(lines(rows)) + "\n", encoding="utf-8")
+    newest = {(*(row[name] for name in CELL), row["system"]): row for row in rows}
+    output.write_text("\n".join(lines([*newest.values()])) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
