@@ -175,7 +175,7 @@ def test_a_batch_of_items_is_read_as_requests_are(model: DecisionModel, monkeypa
         assert answer.probabilities == pytest.approx(row[: len(item.choices)].tolist(), abs=1e-5)
         assert answer.novelty == novelty
     monkeypatch.setattr("bayeslora.scoring.cloze.packs", lambda *rest: False)
-    reading(model)._known.clear()
+    reading(model).forget()
     alone = run.predict(taught, 2, progress=False).predictive.probabilities
     torch.testing.assert_close(alone, found.predictive.probabilities, atol=1e-4, rtol=0)
 

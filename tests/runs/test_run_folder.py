@@ -130,9 +130,6 @@ def test_files_are_left_alone(finished, tmp_path, capsys):
     (run / "diagnosis").mkdir()
     (run / "diagnosis" / "diagnosis.json").touch()
     assert "is there already" in fails(capsys, "diagnose", run)
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "results.json").touch()
-    assert "is there already" in fails(capsys, "demo", "--output_dir", tmp_path / "demo")
 
 
 # --- one writer ------------------------------------------------------------------------------------------------------

@@ -101,14 +101,17 @@ def of_length(model: DecisionModel, items: Sequence[Item], tokens: int) -> str:
 
 
 class PlainLora:
-    """Plain LoRA on a copy of the model's base."""
+    """Plain LoRA on the model's base, apart from it."""
 
     def __init__(self, model: DecisionModel):
         place: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
         torch.manual_seed(0)
-        self.model = get_peft_model(
-            copy.deepcopy(model.reader.model), LoraConfig(**place, task_type="CAUSAL_LM")
-        ).eval()
+        base = (
+            copy.deepcopy(model.reader.model)
+            if model.adapted is None
+            else DecisionModel(model.config.model).reader.model
+        )
+        self.model = get_peft_model(base, LoraConfig(**place, task_type="CAUSAL_LM")).eval()
         self.hidden = model.hidden
         self.reader = CodeReader(self.model, model.reader.tokenizer)
         self.merged = copy.deepcopy(self.model).merge_and_unload()

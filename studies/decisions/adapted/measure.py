@@ -26,7 +26,7 @@ from bayeslora.tasks.decisions import Record
 from studies.decisions.peers.records import natural
 
 METHODS: dict[str, type[Method] | None] = {"frozen": None, "lora": Lora, "bayesian_lora": BayesianLora}
-RATES = (2e-3, 5e-3)
+RATES = (2e-3, 5e-3, 1e-2)
 SIZES = (200, 50)
 DRAWS = 3
 DEV = 100

@@ -12,10 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bayeslora.experiments.demo import demo_config
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.runs import train
-from bayeslora.runs.config import RunConfig
+from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.scoring.trunk_cache import TrunkCache
 
 PAPER = {"inducing_std": None, "posterior_std": 1.0, "posterior_learning_rate_scale": 1.0}
@@ -35,7 +34,14 @@ def main(path: Path) -> None:
     for name, method in CANDIDATES.items():
         if name in done:
             continue
-        config: RunConfig = demo_config(method)
+        config = RunConfig(
+            model=ModelConfig(name="offline:smollm2", dtype="float32"),
+            task=TaskConfig(name="arc_easy", scoring="cloze", train_examples=80, test_examples=200),
+            method=method,
+            train=TrainConfig(epochs=8, batch_size=8, learning_rate=3e-3, logging_steps=10),
+            seed=0,
+            num_samples=6,
+        )
         with tempfile.TemporaryDirectory() as folder:
             trained = train(config, folder, evaluate_dev=False, trunk_cache=cache)
         cache = trained.trunk_cache

@@ -17,6 +17,7 @@ from bayeslora.readouts.over_adapters import NO_FOLD, HeadsOverAdapters, folds_o
 from bayeslora.readouts.questions.files import heads_from_state, heads_state
 from bayeslora.readouts.questions.head import QuestionHead
 from bayeslora.scoring.heads import HeadScoring, QuestionBatch
+from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.tasks.decisions.items import DecisionItem
 from bayeslora.tasks.decisions.questions import Question, signature
 from bayeslora.tasks.decisions.records import key_of
@@ -75,6 +76,7 @@ class QuestionReading(HeadsOverAdapters):
         heads: Those of all training items by the `signature` of their question, whose probabilities are averaged: on
             the adapted layers, and where it is asked for on the frozen model.
         state_novelty: Of states, read by the frozen model.
+        trunk_cache: Is given what the frozen layers below the adapters compute where the model is read without these.
     """
 
     def __init__(self, every: Sequence[int], base: nn.Module, scoring: HeadScoring, *, noisy: bool = True):
@@ -82,6 +84,7 @@ class QuestionReading(HeadsOverAdapters):
         self.base, self.scoring, self.noisy = base, scoring, noisy
         self.heads: list[dict[Any, QuestionHead]] = []
         self.state_novelty: Novelty | None = None
+        self.trunk_cache: TrunkCache | None = None
         self._examples: dict[Any, _Examples] = {}
         self._fold: dict[str, int] = {}
         self._of_folds: list[dict[Any, QuestionHead]] = []
@@ -221,6 +224,10 @@ class QuestionReading(HeadsOverAdapters):
             for head in self.heads[-1].values()
         }
 
+    def forget(self) -> None:
+        """Read every state anew: what the frozen model holds of those that were read is not remembered any more."""
+        self._known.clear()
+
     # --- what is read --------------------------------------------------------------------------------------------
 
     def _frozen_features(self, batch: QuestionBatch) -> Tensor:
@@ -229,8 +236,9 @@ class QuestionReading(HeadsOverAdapters):
         ]
         if not all(name in self._known for name in names):
             device = next(self.base.parameters()).device
-            with adapters_off(self.base), evaluating(self.base), torch.no_grad():
-                read = _read(self.base, self._batch(batch.to(device)), self.every)
+            whole = self._batch(batch.to(device))
+            with adapters_off(self.base), evaluating(self.base), torch.no_grad(), served(whole, self.trunk_cache):
+                read = _read(self.base, whole, self.every)
             self._known |= dict(zip(names, read, strict=True))
         found = torch.stack([self._known[name] for name in names])
         while len(self._known) > self._room:

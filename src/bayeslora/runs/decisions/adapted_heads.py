@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -19,6 +20,7 @@ from bayeslora.runs.decisions.requests import Request
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader
 from bayeslora.scoring.heads import HeadScoring
+from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.items import DecisionItem
 
@@ -44,11 +46,15 @@ class AdaptedHeads:
         return self.run.scoring
 
     @property
+    def reading(self) -> QuestionReading:
+        """What reads with heads."""
+        assert isinstance(self.scoring.reads, QuestionReading)
+        return self.scoring.reads
+
+    @property
     def heads(self) -> Heads:
         """Those that answer."""
-        reading = self.scoring.reads
-        assert isinstance(reading, QuestionReading)
-        return Heads(reading.heads[0], reading.state_novelty)
+        return Heads(self.reading.heads[0], self.reading.state_novelty)
 
     def reader(self) -> CodeReader:
         """What writes prompts as the training did."""
@@ -75,10 +81,12 @@ class AdaptedHeads:
         # As wide for one question as for all: sums over options have one order whatever else is asked.
         width = max(len(head.question.keys) for head in self.heads.by_signature.values())
         places = [(0, place) for place in range(len(items))]
-        batch = self.scoring.batch([request.hidden], places, items, width=width)
-        with attending_by_part(_parts(request.hidden)):
+        # The layers below the adapters run once, for novelty and for the draws.
+        cache = TrunkCache(run.model)
+        with attending_by_part(_parts(request.hidden)), self._keeping(cache):
+            batch = self.scoring.batch([request.hidden], places, items, width=width)
             on_device = batch.to(next(run.model.parameters()).device)
-            found = config.method.predict(run.model, on_device, samples, config.seed, None, run.own_state)
+            found = config.method.predict(run.model, on_device, samples, config.seed, cache, run.own_state)
         found = found.cpu().tempered(run.temperature)
         novelty = self.heads.novelty
         assert novelty is not None
@@ -89,6 +97,14 @@ class AdaptedHeads:
             probabilities = tuple(own.probabilities[0, : len(question.keys)].tolist())
             answers[name] = Answer(question, probabilities, float(own.mutual_information), new, "heads")
         return answers, new
+
+    @contextmanager
+    def _keeping(self, cache: TrunkCache) -> Iterator[None]:
+        self.reading.trunk_cache = cache
+        try:
+            yield
+        finally:
+            self.reading.trunk_cache = None
 
     def read(
         self,
