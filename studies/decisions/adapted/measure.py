@@ -1,6 +1,6 @@
 """Heads of typed questions on the frozen model, over LoRA and over Bayesian-LoRA: the same records, one table.
 
-    python -m studies.decisions.adapted.measure studies/decisions/adapted/cells.jsonl
+    python -m studies.decisions.adapted.measure studies/decisions/adapted/results.jsonl
 
 One line for each finished cell: a task, a number of records, a draw of them, a method and its learning rate. Cells that
 are there are not computed again. The rate of a method is chosen on dev in the first draw of each size.
