@@ -31,7 +31,7 @@ def demo_config(seed: int = 0) -> CompareConfig:
         },
         adapter=AdapterConfig(last_layers=4),
         rows={
-            "lora": RowConfig(Lora(), learning_rates=[1e-3], temperature=True),
+            "lora": RowConfig(Lora(), learning_rates=[3e-3], temperature=True),
             "bayesian_lora": RowConfig(BayesianLora(), learning_rates=[1e-2], temperature=True, controls=["one_pass"]),
             "bayesian_head": RowConfig(BayesianHead()),
         },

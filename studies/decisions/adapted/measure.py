@@ -67,17 +67,26 @@ def measured(method: str, rate: float | None, parts: tuple[list[Record], list[Re
     started = time.process_time()
     model.fit(train, progress=False)
     row: dict[str, Any] = {"fit_seconds": time.process_time() - started}
-    for name, records in (("dev", dev), ("test", test)):
+    for name, records, samples in (("dev", dev, None), ("test", test, None), ("test_mean", test, 0)):
+        if samples == 0 and not isinstance(options.get("method"), BayesianLora):
+            continue
         started = time.process_time()
-        answers = list(model.labelled(records))
+        row |= scored(name, model, records, samples)
         row[f"{name}_seconds"] = time.process_time() - started
-        probabilities = torch.tensor([one.answer.probabilities for one in answers], dtype=torch.float64)
-        labels = torch.tensor([one.target.index(1) for one in answers])
-        nll = -probabilities.gather(1, labels[:, None])[:, 0].log()
-        row[f"{name}_nll"] = [round(value, 5) for value in nll.tolist()]
-        row[f"{name}_right"] = (probabilities.argmax(1) == labels).int().tolist()
-        row[f"{name}_confidence"] = [round(value, 5) for value in probabilities.max(1).values.tolist()]
     return row
+
+
+def scored(name: str, model: DecisionModel, records: list[Record], samples: int | None) -> dict[str, Any]:
+    """NLL of each label, whether its answer is right, and the answer's probability."""
+    answers = [model.decide(record.state, num_samples=samples)["answer"] for record in records]
+    probabilities = torch.tensor([answer.probabilities for answer in answers], dtype=torch.float64)
+    labels = torch.tensor([record.label("answer") for record in records])
+    nll = -probabilities.gather(1, labels[:, None])[:, 0].log()
+    return {
+        f"{name}_nll": [round(value, 5) for value in nll.tolist()],
+        f"{name}_right": (probabilities.argmax(1) == labels).int().tolist(),
+        f"{name}_confidence": [round(value, 5) for value in probabilities.max(1).values.tolist()],
+    }
 
 
 def main() -> None:

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+from bayeslora.methods import Lora
 from bayeslora.models.base_model import _smollm2_folder
+from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions import DecisionModel
 from studies.decisions.peers.records import FIXED, load, reversed_options
 from studies.decisions.peers.scores import scores
@@ -33,7 +35,7 @@ GRID: tuple[dict[str, Any], ...] = ({},)
 STEPS = 45
 TURNED = 25
 """Test records whose options are turned around."""
-ALL = ("tf-idf", "heads", "sysone head", "sysone", "codes", "decisionformer")
+ALL = ("tf-idf", "heads", "heads over LoRA", "sysone head", "sysone", "codes", "decisionformer")
 VARYING = ("codes", "sysone", "decisionformer")
 CELLS = [
     ("sst2", "clean", 50, 0),
@@ -67,10 +69,17 @@ def systems() -> dict[str, Callable[[], System]]:
         "tf-idf": lambda: TfIdf(model),
         "codes": lambda: Codes(codes),
         "heads": lambda: OnHidden(model),
+        "heads over LoRA": lambda: OnHidden(over_lora()),
         "sysone": lambda: Sysone(folder, GRID, tuning="lora"),
         "sysone head": lambda: Sysone(folder, GRID[:1], tuning="head"),
         "decisionformer": lambda: Decisionformer(folder, STEPS),
     }
+
+
+def over_lora() -> DecisionModel:
+    """Heads over LoRA, at the rate that dev chose in studies/decisions/adapted."""
+    train = TrainConfig(epochs=4, learning_rate=5e-3, arguments={"disable_tqdm": True})
+    return DecisionModel("offline:smollm2", readout="heads", method=Lora(last_layers=8), train=train)
 
 
 def measured(system: System, train: list[Any], test: list[Any]) -> dict[str, Any]:
