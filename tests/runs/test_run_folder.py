@@ -148,7 +148,6 @@ def test_a_second_writer_says_so_and_stops(finished, tmp_path, capsys):
             ["train", "--config", config, "--output_dir", run, "--overwrite", "true"],
             ["evaluate", run],
             ["chain", "--config", config, "--output_dir", run],
-            ["demo", "--output_dir", run],
         ):
             assert "another process is writing" in fails(capsys, *command), command
         # Of several processes of one run the main one has the lock.

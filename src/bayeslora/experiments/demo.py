@@ -6,11 +6,11 @@ import shutil
 import time
 from pathlib import Path
 
-from bayeslora.experiments.comparison import compare
 from bayeslora.experiments.comparison.config import AdapterConfig, CompareConfig, ProtocolConfig, RowConfig
 from bayeslora.experiments.comparison.report.content import build_report
 from bayeslora.experiments.comparison.report.page import write_pages
 from bayeslora.experiments.comparison.report.terminal import scores_text
+from bayeslora.experiments.comparison.runner import compare
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig, describe

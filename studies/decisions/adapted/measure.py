@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ def split(task: str, size: int, draw: int) -> tuple[list[Record], list[Record], 
     return random.Random(draw).sample(rest, size), dev, test
 
 
-def cells() -> Iterator[tuple[int, int, str, float | None]]:
+def cells(methods: Collection[str]) -> Iterator[tuple[int, int, str, float | None]]:
     """Sizes, draws, methods and rates; a rate of None is the chosen one."""
     for draw in range(DRAWS):
         for size in SIZES:
-            for method, kind in METHODS.items():
+            for method, kind in ((name, METHODS[name]) for name in methods):
                 rates = RATES if kind is not None and draw == 0 else (None,)
                 yield from ((size, draw, method, rate) for rate in rates)
 
@@ -93,12 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--task", default="sst2")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("bayeslora").setLevel(logging.ERROR)
     lines = options.output.read_text(encoding="utf-8").splitlines() if options.output.exists() else []
     rows = [json.loads(line) for line in lines]
-    for size, draw, method, rate in cells():
+    for size, draw, method, rate in cells(options.methods):
         used = chosen(rows, options.task, size, method) if rate is None else rate
         cell = dict(zip(KEYS, (options.task, size, draw, method, used), strict=True))
         if any({key: row[key] for key in KEYS} == cell for row in rows):

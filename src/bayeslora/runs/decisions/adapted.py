@@ -15,11 +15,12 @@ from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
+from bayeslora.scoring.heads import HeadScoring
 from bayeslora.tasks import Splits
 from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["AdaptedCodes", "check_trains", "decision_config", "trained_on"]
+__all__ = ["AdaptedCodes", "check_trains", "decision_config", "reader_of", "trained_on"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class AdaptedCodes:
 
     def reader(self) -> CodeReader:
         """What writes and reads prompts as the training did."""
-        prompts = self.scoring.prompts
-        options: Any = {"template": prompts.template, "orders": prompts.orders, "max_length": prompts.max_length}
-        return CodeReader(self.run.model, prompts.tokenizer, chat=self.scoring.chat_template, **options)
+        return reader_of(self.run, self.scoring)
 
     def read(
         self,
@@ -139,6 +138,13 @@ def decision_config(config: RunConfig) -> DecisionConfig:
         seed=config.seed,
         num_samples=config.most_samples,
     )
+
+
+def reader_of(run: Run, scoring: CodeScoring | HeadScoring) -> CodeReader:
+    """What writes prompts, and reads them by codes, as the training of a run did."""
+    prompts = scoring.prompts
+    options: Any = {"template": prompts.template, "orders": run.config.task.orders, "max_length": prompts.max_length}
+    return CodeReader(run.model, prompts.tokenizer, chat=scoring.chat_template, **options)
 
 
 def check_trains(method: Method, readout: str) -> None:

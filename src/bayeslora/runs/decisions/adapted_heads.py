@@ -14,6 +14,7 @@ from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.questions.reading import QuestionReading
 from bayeslora.readouts.together import attending_by_part
+from bayeslora.runs.decisions.adapted import reader_of
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.decisions.reading import Prompt
 from bayeslora.runs.decisions.requests import Request
@@ -58,15 +59,7 @@ class AdaptedHeads:
 
     def reader(self) -> CodeReader:
         """What writes prompts as the training did."""
-        prompts = self.scoring.prompts
-        return CodeReader(
-            self.run.model,
-            prompts.tokenizer,
-            chat=self.scoring.chat_template,
-            template=prompts.template,
-            orders=self.run.config.task.orders,
-            max_length=prompts.max_length,
-        )
+        return reader_of(self.run, self.scoring)
 
     def answers(self, request: Request) -> tuple[dict[str, Answer], float]:
         """Answers to the questions of a request that heads know, and the novelty of its state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def reliability_picture(task: TaskRows, scores: Scores, styles: Mapping[str, Sty
         axes.vlines(confidence, confidence, right, color=style.colour, linewidth=1, alpha=0.5)
         axes.scatter(confidence, right, s=8 + 400 * share, color=style.colour, alpha=0.8, linewidth=0, clip_on=False)
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set_title(f"{row.title}\nECE {scores['ece'][row.title].mean:.3f}", fontsize=SMALL)
+        axes.set_title(f"{_title(row)}\nECE {scores['ece'][row.title].mean:.3f}", fontsize=SMALL)
     figure.supxlabel("confidence of the top choice", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
     return Picture(
@@ -97,7 +98,7 @@ def entropy_picture(task: TaskRows, outside: Sequence[str], rows: Sequence[Row])
             name = outside_name(split)
             axes.stairs(density, edges, color=colour, linestyle=line, linewidth=1.5, label=name)
         axes.set_xlim(0, largest)
-        axes.set_title(row.title, fontsize=SMALL)
+        axes.set_title(_title(row), fontsize=SMALL)
     figure.supxlabel("entropy of the prediction (nats)", fontsize=9)
     figure.supylabel("density", fontsize=9)
     legend(figure, panels[0])
@@ -163,6 +164,11 @@ def _scatter(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     plain(axes)
+
+
+def _title(row: Row) -> str:
+    """In lines that fit above a panel."""
+    return textwrap.fill(row.title, 26)
 
 
 def _style(row: Row, styles: Mapping[str, Style]) -> Style:
