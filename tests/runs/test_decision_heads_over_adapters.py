@@ -12,6 +12,8 @@ import torch
 
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.ensemble import DeepEnsemble
+from bayeslora.methods.gauss_newton import GaussNewton
+from bayeslora.methods.laplace import LaplaceLora
 from bayeslora.methods.mc_dropout import MonteCarloDropout
 from bayeslora.methods.one_pass import OnePass
 from bayeslora.methods.snapshots import Snapshots
@@ -29,7 +31,7 @@ from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import items_of
 from bayeslora.tasks.decisions.records import parse_record
 from bayeslora_cli.main import main
-from decision_models import records, rows, tiny_base, write
+from decision_models import QUESTIONS, records, rows, tiny_base, write
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,24 @@ def test_a_batch_of_items_is_read_as_requests_are(model: DecisionModel, monkeypa
     torch.testing.assert_close(alone, found.predictive.probabilities, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "method", [LaplaceLora(r=2), GaussNewton(r=2), OnePass(r=2), MonteCarloDropout(r=2, lora_dropout=0.3)], ids=str
+)
+def test_posteriors_of_single_rows_are_read_in_single_rows(base: str, method: Method) -> None:
+    """Of several questions in one row there is no gradient of each, and a mask of dropout that all share."""
+    made = fitted(base, method, num_samples=2, train=TrainConfig(epochs=1))
+    assert made.adapted is not None
+    items = items_of(records(2, seed=5))
+    together = made.decide(items[0].state)
+    predicted = made.adapted.run.predict(items, 2, progress=False).predictive
+    for item, row in zip(items, predicted.probabilities, strict=True):
+        answer = made.decide(item.state, {"q": item.asked})["q"]
+        if item.state == items[0].state:
+            assert answer == together[item.name]
+        if not method.draws_depend_on_batch:
+            assert answer.probabilities == pytest.approx(row[: len(item.choices)].tolist(), abs=1e-5)
+
+
 # --- what is kept ------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +284,29 @@ def test_an_interrupted_training_goes_on_with_its_heads(base: str, tmp_path: Pat
     assert one == other
 
 
-def test_what_cannot_be_trained_says_what_to_do(base: str) -> None:
+def test_questions_that_no_training_record_has_are_left_out_of_the_scores(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = {
+        "state": "a lump",
+        "questions": {"o": {"type": "noul", "instructions": "Is it old?"}},
+        "labels": {"o": True},
+    }
+    write(tmp_path / "train.jsonl", rows(6))
+    write(tmp_path / "dev.jsonl", [*rows(2, seed=3), other])
+    write(tmp_path / "test.jsonl", [other, *rows(1, seed=4)])
+    main(trains(base, tmp_path, tmp_path / "run", "--train.choose_epoch", "true"))
+    assert "1 of 7 dev items are left out" in caplog.text and "'Is it old?'" in caplog.text
+    main(["evaluate", str(tmp_path / "run")])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_examples"] == 3
+
+
+def test_what_cannot_be_trained_says_what_to_do(base: str, tmp_path: Path) -> None:
+    made = [
+        {"state": f"thing {number} {number % 7}", "questions": QUESTIONS, "labels": {"many": 1}} for number in range(14)
+    ]
+    with pytest.raises(TaskError, match="all 14 were drawn as test or dev"):
+        task_items(TaskConfig(name=str(write(tmp_path / "copies.jsonl", made)), scoring="heads"))
     with pytest.raises(ValueError, match="set readout='codes' or 'heads'"):
         DecisionModel(base, method=Lora())
     with pytest.raises(ValueError, match="labels of at least two states"):

@@ -14,6 +14,7 @@ from bayeslora.tasks import Item, LocalFile, Splits, Task, TaskError, get_task
 from bayeslora.tasks.classes import class_texts
 from bayeslora.tasks.decisions import is_decision_file
 from bayeslora.tasks.decisions.items import items_of, read_splits, train_file
+from bayeslora.tasks.decisions.questions import signature
 
 __all__ = [
     "FILE_OPTIONS",
@@ -96,7 +97,23 @@ def _decisions(config: TaskConfig) -> Splits:
     for name, records in read_splits(config.name).items():
         some = subset(records, getattr(config, f"{name}_examples"), config.subset_seed)
         parts[name], available[name] = [*items_of(some)], sum(len(record.targets) for record in records)
+    if config.scoring == "heads":
+        parts |= {name: _with_heads(parts[name], parts["train"], name) for name in ("dev", "test")}
     return Splits(**parts, origin=f"questions of records from {file}", available=available)
+
+
+def _with_heads(items: Sequence[Any], training: Sequence[Any], part: str) -> list[Item]:
+    """The items whose question has a label in training, so that there is a head to answer it."""
+    known = {signature(item.asked) for item in training}
+    found = [item for item in items if signature(item.asked) in known]
+    if len(found) < len(items):
+        unseen = {item.asked.instructions: None for item in items if signature(item.asked) not in known}
+        logger.warning(
+            "%d of %d %s items are left out, since no training record has a label of their question, and so no head "
+            "answers it: %s; label more records, or train codes, which answer any question",
+            *(len(items) - len(found), len(items), part, ", ".join(map(repr, unseen))),
+        )
+    return found
 
 
 def describe_splits(name: str, splits: Any, unit: str) -> str:

@@ -107,6 +107,9 @@ def _vectors(batch: ChoiceBatch, states: Tensor) -> Tensor:
     if isinstance(batch, ClozeBatch | UnpackedBatch):
         return by_choice(batch, states.unsqueeze(2))[:, 1:, 0, 0]
     mask: Tensor | None = batch.get("attention_mask")
+    if "lengths" in batch:  # Packed, with padding on the left.
+        before = states.shape[1] - batch["lengths"].unsqueeze(1)
+        mask = torch.arange(states.shape[1], device=states.device) >= before
     if mask is None or mask.shape != states.shape[:2]:
         means = states.float().mean(1, keepdim=True)
     else:

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 import torch
 
 from bayeslora.adapters.switching import adapters_off
+from bayeslora.methods import Method
 from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.questions.reading import QuestionReading
@@ -20,7 +21,7 @@ from bayeslora.runs.decisions.reading import Prompt
 from bayeslora.runs.decisions.requests import Request
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader
-from bayeslora.scoring.heads import HeadScoring
+from bayeslora.scoring.heads import HeadScoring, QuestionBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.items import DecisionItem
@@ -71,25 +72,46 @@ class AdaptedHeads:
             DecisionItem(name, "state", question.keys, None, state=None, asked=question)
             for name, question in request.by_head.items()
         ]
-        # As wide for one question as for all: sums over options have one order whatever else is asked.
-        width = max(len(head.question.keys) for head in self.heads.by_signature.values())
-        places = [(0, place) for place in range(len(items))]
-        # The layers below the adapters run once, for novelty and for the draws.
-        cache = TrunkCache(run.model)
-        with attending_by_part(_parts(request.hidden)), self._keeping(cache):
-            batch = self.scoring.batch([request.hidden], places, items, width=width)
-            on_device = batch.to(next(run.model.parameters()).device)
-            found = config.method.predict(run.model, on_device, samples, config.seed, cache, run.own_state)
-        found = found.cpu().tempered(run.temperature)
         novelty = self.heads.novelty
         assert novelty is not None
-        new = float(novelty(batch["frozen"][:1, 0, -1]))
+        read, new = [], 0.0
+        # The layers below the adapters run once, for novelty and for the draws.
+        cache = TrunkCache(run.model)
+        for prompt, asked in self._rows(request.hidden, items, samples):
+            batch, found = self._predicted(prompt, asked, samples, cache)
+            read += [found.take(torch.tensor([place])) for place in range(len(asked))]
+            new = new if len(read) > len(asked) else float(novelty(batch["frozen"][:1, 0, -1]))
         answers = {}
-        for place, (name, question) in enumerate(request.by_head.items()):
-            own = found.take(torch.tensor([place]))
+        for own, (name, question) in zip(read, request.by_head.items(), strict=True):
             probabilities = tuple(own.probabilities[0, : len(question.keys)].tolist())
             answers[name] = Answer(question, probabilities, float(own.mutual_information), new, "heads")
         return answers, new
+
+    def _rows(
+        self, prompt: Prompt, items: Sequence[DecisionItem], samples: int
+    ) -> list[tuple[Prompt, Sequence[DecisionItem]]]:
+        """What is read at a time: all questions in one row, or where a method's posterior or draws are those of single
+        rows, each question in a row of its own."""
+        method = self.run.config.method
+        by_item = method.needs_items and type(method).predict is not Method.predict
+        if samples and (by_item or method.draws_depend_on_batch):
+            pairs = zip(prompt.questions, items, strict=True)
+            return [(Prompt(prompt.state, [question]), [item]) for question, item in pairs]
+        return [(prompt, items)]
+
+    def _predicted(
+        self, prompt: Prompt, items: Sequence[DecisionItem], samples: int, cache: TrunkCache
+    ) -> tuple[QuestionBatch, Predictive]:
+        """The batch of one row, and the predictive [draws, questions, options]."""
+        config, run = self.run.config, self.run
+        # As wide for one question as for all: sums over options have one order whatever else is asked.
+        width = max(len(head.question.keys) for head in self.heads.by_signature.values())
+        places = [(0, place) for place in range(len(items))]
+        with attending_by_part(_parts(prompt)), self._keeping(cache):
+            batch = self.scoring.batch([prompt], places, items, width=width)
+            on_device = batch.to(next(run.model.parameters()).device)
+            found = config.method.predict(run.model, on_device, samples, config.seed, cache, run.own_state)
+        return batch, found.cpu().tempered(run.temperature)
 
     @contextmanager
     def _keeping(self, cache: TrunkCache) -> Iterator[None]:

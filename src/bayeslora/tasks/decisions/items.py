@@ -99,6 +99,12 @@ def read_splits(name: str) -> dict[str, list[Record]]:
             found[part] = read_records(own, questions)
         else:
             rest, found[part] = split_records(rest, FRACTION, part)
+    if not rest:
+        raise TaskError(
+            f"{path}: expected records to train on, but all {sum(map(len, found.values()))} were drawn as test or dev "
+            "records: there are too few, or their states are near copies of each other or of one family, which stand "
+            "in one split. Add records of other states, or give a folder with train.jsonl, dev.jsonl and test.jsonl."
+        )
     if not any(record.targets for record in rest):
         raise TaskError(f"{path}: expected labels among the {len(rest)} records to train on, but none has one.")
     known = frozenset(record.state_key for record in rest)
