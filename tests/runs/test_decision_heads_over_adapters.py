@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from bayeslora.deploy.export.run import export_run
+from bayeslora.deploy.hub import write_hub_folder
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.ensemble import DeepEnsemble
 from bayeslora.methods.gauss_newton import GaussNewton
@@ -20,10 +23,11 @@ from bayeslora.methods.snapshots import Snapshots
 from bayeslora.models import load_base_model
 from bayeslora.readouts.questions.files import heads_from_state, heads_state
 from bayeslora.readouts.questions.reading import QuestionReading
-from bayeslora.runs import load_run
+from bayeslora.runs import load_run, predict_file
 from bayeslora.runs.config import HeadConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.runs.decisions import DecisionModel
+from bayeslora.runs.distillation.student import distill
 from bayeslora.runs.items import task_items
 from bayeslora.scoring.heads import HeadScoring
 from bayeslora.tasks import TaskError
@@ -183,7 +187,9 @@ def test_a_batch_of_items_is_read_as_requests_are(model: DecisionModel, monkeypa
 
 
 @pytest.mark.parametrize(
-    "method", [LaplaceLora(r=2), GaussNewton(r=2), OnePass(r=2), MonteCarloDropout(r=2, lora_dropout=0.3)], ids=str
+    "method",
+    [LaplaceLora(r=2), GaussNewton(r=2), OnePass(r=2), MonteCarloDropout(r=2, lora_dropout=0.3)],
+    ids=lambda one: one.name,
 )
 def test_posteriors_of_single_rows_are_read_in_single_rows(base: str, method: Method) -> None:
     """Of several questions in one row there is no gradient of each, and a mask of dropout that all share."""
@@ -198,6 +204,20 @@ def test_posteriors_of_single_rows_are_read_in_single_rows(base: str, method: Me
             assert answer == together[item.name]
         if not method.draws_depend_on_batch:
             assert answer.probabilities == pytest.approx(row[: len(item.choices)].tolist(), abs=1e-5)
+
+
+def test_the_server_answers_as_the_model(model: DecisionModel) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from fastapi.testclient import TestClient
+
+    from bayeslora.deploy.serve.decisions.app import create_decision_app
+    from bayeslora.deploy.serve.settings import Settings
+
+    asked = {name: question.to_dict() for name, question in model.questions.items()}
+    with TestClient(create_decision_app(model, "runs/tiny", Settings())) as client:
+        found = client.post("/v1/systemone", json={"state": "a state", "questions": asked}).json()["answers"]
+    assert found == {name: answer.to_dict() for name, answer in model.decide("a state").items()}
+    assert all(answer["x_uncertainty"]["mutual_information"] > 0 for answer in found.values())
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------
@@ -267,10 +287,47 @@ def test_train_evaluate_calibrate_and_decide(
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_examples"] == 15
     main(["calibrate", run, "--data", str(write(tmp_path / "more.jsonl", rows(6, seed=4))), "--json"])
     capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"state": "a state", "x_num_samples": -2}'))
+    with pytest.raises(SystemExit):
+        main(["decide", run])
+    assert "num_samples" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO('{"state": "a state"}'))
     main(["decide", run])
     found = json.loads(capsys.readouterr().out)["answers"]
     assert found == {name: one.to_dict() for name, one in DecisionModel.load(run).decide("a state").items()}
+
+
+def test_commands_that_such_a_run_is_not_for_say_what_is(
+    model: DecisionModel,
+    base: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = str(tmp_path / "run")
+    model.save(run, metrics={"nll": 1.0})
+    # Its tensors hold what the model reads in training records, which nobody wants to publish unasked.
+    with pytest.raises(ValueError, match="no thing to publish"):
+        write_hub_folder(run, tmp_path / "upload", "user/name")
+    with pytest.raises(ValueError, match="answers typed questions"):
+        distill(run, tmp_path / "student")
+    with pytest.raises(ValueError, match="bayeslora decide RUN"):
+        predict_file(run, write(tmp_path / "in.jsonl", rows(2)), tmp_path / "out.jsonl")
+    with caplog.at_level(logging.WARNING, logger="bayeslora"):
+        export_run(run, tmp_path / "export")
+    assert "the adapter alone" in caplog.text
+    main(
+        [
+            "review",
+            run,
+            "--input",
+            str(write(tmp_path / "log.jsonl", rows(3, seed=8))),
+            "--output",
+            str(tmp_path / "top"),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "train again" in said and "--extend" not in said
 
 
 def test_an_interrupted_training_goes_on_with_its_heads(base: str, tmp_path: Path) -> None:

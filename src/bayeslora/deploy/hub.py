@@ -26,6 +26,7 @@ from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.loading import head_width
 from bayeslora.runs.model_card import CardFacts, write_model_card
+from bayeslora.scoring import get_scoring
 from bayeslora.system.files import atomic_folder, write_json
 from bayeslora.system.folders import only_replacer, recover_parts
 from bayeslora.system.reading import read_json, read_json_lines
@@ -134,7 +135,8 @@ def write_hub_folder(
     """
     recover_parts(run)
     folder, adapter = Path(run), Path(adapter_folder(run))
-    if (folder / "config.yaml").is_file() and read_config(folder / "config.yaml").task.scoring == "options":
+    described = folder / "config.yaml"
+    if described.is_file() and get_scoring(read_config(described).task.scoring).by_heads:
         raise ValueError(
             f"{folder} has a head, whose file holds what the model reads in each training item, and so is no thing to "
             "publish; publish its formula alone (bayeslora.BayesianHead.load(RUN).export(FILE), or of a head over "

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import set_seed
 
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.cross_fitting import below_head, is_read_by_heads, read_above_adapters, read_by_heads, reading_of
+from bayeslora.runs.cross_fitting import below_head, read_above_adapters, read_by_heads, reading_of
 from bayeslora.runs.items import with_classes
 from bayeslora.runs.loading import features_folder, load_model, merge_resolved
 from bayeslora.scoring import Scoring, get_scoring
@@ -28,7 +28,7 @@ def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftMo
     set_seed(config.seed)
     base, _, scoring = load_model(merge_resolved(config.model, output), task, num_labels=width)
     method = config.method
-    if is_read_by_heads(scoring):
+    if scoring.by_heads:
         method = below_head(method, base)
         read_by_heads(config, base, scoring, features_folder(config.train, output))
     set_seed(config.seed)

@@ -35,13 +35,12 @@ from bayeslora.runs.heads import choice_indicators
 from bayeslora.runs.prediction import in_chunks, original_order
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.heads import HeadScoring
-from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 from bayeslora.tasks import Item
 
-__all__ = ["CrossFitting", "below_head", "is_read_by_heads", "read_above_adapters", "read_by_heads", "reading_of"]
+__all__ = ["CrossFitting", "below_head", "read_above_adapters", "read_by_heads", "reading_of"]
 
 _HEADS = "heads.safetensors"
 
@@ -56,11 +55,6 @@ def below_head(method: Method, model: nn.Module) -> Method:
 def _top(layers: Sequence[int]) -> int:
     """Of the layers that a frozen model is read at the one that adapters lie below: at two thirds of the depth."""
     return layers[-2] if len(layers) > 2 else layers[-1]
-
-
-def is_read_by_heads(scoring: Scoring) -> bool:
-    """Whether it is heads that read the batches of a scoring, over adapters."""
-    return isinstance(scoring, Options | HeadScoring)
 
 
 def read_by_heads(config: RunConfig, base: nn.Module, scoring: Any, folder: str | Path | None) -> None:

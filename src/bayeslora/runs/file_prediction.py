@@ -82,6 +82,11 @@ def _predicted_rows(
     columns = run.config.task
     if columns.scoring == "text":
         raise ValueError("this run writes texts and has no choices to predict; use `bayeslora generate --input FILE`.")
+    if run.scoring.of_decisions:
+        raise ValueError(
+            "this run answers typed questions about a state; ask it by `bayeslora decide RUN < request.json` or "
+            "`bayeslora serve RUN`, and score labelled records by `bayeslora evaluate RUN`."
+        )
     items = load_items(input, **file_options(with_file_options(columns, file_layout or {})), optional_label=True)
     rule = None if coverage is None else calibrated_on_dev(run, coverage, num_samples)
     return list(run.predict(items, num_samples).rows(abstain_above, rule))

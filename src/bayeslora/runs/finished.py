@@ -16,7 +16,7 @@ from bayeslora.options.ranges import Positive, check_value
 from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.config import ModelConfig, RunConfig
 from bayeslora.runs.config_files import read_config
-from bayeslora.runs.cross_fitting import is_read_by_heads, read_above_adapters, read_by_heads, reading_of
+from bayeslora.runs.cross_fitting import read_above_adapters, read_by_heads, reading_of
 from bayeslora.runs.heads import load_head_run
 from bayeslora.runs.loading import load_adapted, merge_resolved
 from bayeslora.runs.run import Run
@@ -107,7 +107,7 @@ def _heads_of(config: RunConfig) -> Callable[[nn.Module, Scoring], None]:
     """What lets heads read the batches of a run whose scoring they read."""
 
     def prepare(base: nn.Module, scoring: Scoring) -> None:
-        if is_read_by_heads(scoring):
+        if scoring.by_heads:
             read_by_heads(config, base, scoring, config.train.cache_trunk_folder)
 
     return prepare

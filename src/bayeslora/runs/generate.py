@@ -77,7 +77,7 @@ def generate_records(
             "far, so one that stopped at a settled token would be missing at the next one; give a number."
         )
     check_value(num_samples, Draws | None, "num_samples")
-    if run.config.task.scoring == "options":
+    if run.scoring.by_heads:
         raise ValueError(
             "a head reads this run's choices, and nothing was trained to write text; generate needs a run that was "
             "trained with task.scoring cloze, letter or text."

@@ -126,6 +126,8 @@ class Scoring(ABC):
     """Whether they are, where the tokenizer has one and nothing is said."""
     shares_trunk: ClassVar[bool] = True
     """Whether the output of frozen layers below the first adapter can be kept from epoch to epoch."""
+    by_heads: ClassVar[bool] = False
+    """Whether heads in closed form read its batches, whose tensors hold what the model reads in training items."""
     of_decisions: ClassVar[bool] = False
     """Whether it reads records of typed decisions, whose prompts are never cut."""
     takes_classes: ClassVar[bool] = False

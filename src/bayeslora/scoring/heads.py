@@ -75,6 +75,7 @@ class HeadScoring(Scoring):
     """
 
     name: ClassVar[str] = "heads"
+    by_heads: ClassVar[bool] = True
     templated: ClassVar[bool] = True
     templated_by_default: ClassVar[bool] = True
     of_decisions: ClassVar[bool] = True

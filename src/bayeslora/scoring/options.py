@@ -22,6 +22,7 @@ class Options(Cloze):
     """
 
     name: ClassVar[str] = "options"
+    by_heads: ClassVar[bool] = True
     reads: Callable[[ClozeBatch, Sequence[ChoiceItem]], ClozeBatch] | None = None
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:

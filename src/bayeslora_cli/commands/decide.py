@@ -43,5 +43,5 @@ class Decide(Command):
             model = DecisionModel.load(options.run, device=options.device)
         else:
             model = DecisionModel(options.run, readout="codes", device=options.device or "auto")
-        answers = model.decide(request["state"], request.get("questions"))
+        answers = model.decide(request["state"], request.get("questions"), num_samples=request.get("x_num_samples"))
         print(json.dumps({"answers": {name: answer.to_dict() for name, answer in answers.items()}}, ensure_ascii=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
@@ -47,11 +48,15 @@ class Review(Command):
             {"states": [one.to_dict() for one in found.candidates], "drift": found.drift.to_dict(), "output": output},
             text_table(heads, [_row(one) for one in found.candidates]) if found.candidates else "no new state",
             f"\n{found.drift}",
-            f"next     fill in the labels of {output}, then bayeslora train --extend {shlex.quote(options.run)} "
-            f"--task.name {shlex.quote(output)} --output_dir ..."
-            if output
-            else "",
+            _next(options.run, output) if output else "",
         )
+
+
+def _next(run: str, output: str) -> str:
+    labelled = f"next     fill in the labels of {output}, then "
+    if (Path(run) / "adapter").is_dir():
+        return f"{labelled}train again on these and the records of before: an adapter is not extended"
+    return f"{labelled}bayeslora train --extend {shlex.quote(run)} --task.name {shlex.quote(output)} --output_dir ..."
 
 
 def _row(one: Candidate) -> list[str]:

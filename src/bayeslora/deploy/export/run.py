@@ -74,6 +74,11 @@ def export_run(
         written = kind.write(ExportRequest(loaded, output_dir, seed, dtype, num_samples, draw, details))
         if isinstance(reading := reading_of(loaded.scoring), OptionReading):
             _write_head(reading.heads[0], Path(output_dir) / HEAD_NAME)
+        elif reading is not None:
+            logger.warning(
+                "heads read this run's answers off its layers, which no plain server does: what was exported is the "
+                "adapter alone, whose own words were not trained. `bayeslora serve` takes the run as it is."
+            )
         return written
 
 

@@ -268,7 +268,7 @@ def _check(num_samples: int | None, likelihood: str, samples_per_forward: int | 
 
 
 def _samples_of(run: Run, num_samples: int | None) -> int:
-    if run.config.task.scoring == "options":
+    if run.scoring.by_heads:
         raise ValueError(
             "a head reads this run's choices, and no likelihoods of text were trained; the harness needs a run that "
             "was trained with task.scoring cloze or letter."

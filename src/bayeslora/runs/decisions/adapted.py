@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayeslora.methods import Method
-from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.decisions.config import DecisionConfig
@@ -66,7 +65,6 @@ class AdaptedCodes:
             asked: The questions, each with its `prompts` behind that state.
             num_samples: Draws, or 0 for the mean; default: the run's, of "auto" all.
         """
-        check_value(num_samples, Draws | None, "num_samples")
         config = self.run.config
         samples = config.method.effective_num_samples(config.most_samples if num_samples is None else num_samples)
         if samples == 0 and type(config.method).predict is Method.predict:

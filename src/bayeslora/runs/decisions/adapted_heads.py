@@ -11,7 +11,6 @@ import torch
 
 from bayeslora.adapters.switching import adapters_off
 from bayeslora.methods import Method
-from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.questions.reading import QuestionReading
 from bayeslora.readouts.together import attending_by_part
@@ -65,7 +64,6 @@ class AdaptedHeads:
     def answers(self, request: Request) -> tuple[dict[str, Answer], float]:
         """Answers to the questions of a request that heads know, and the novelty of its state."""
         assert request.hidden is not None
-        check_value(request.num_samples, Draws | None, "num_samples")
         config, run = self.run.config, self.run
         samples = config.samples_used(config.most_samples if request.num_samples is None else request.num_samples)
         items = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.methods import Method
+from bayeslora.options.ranges import Draws, check_value
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains, trained_on
@@ -51,8 +52,7 @@ class DecisionModel:
         adapted: What answers over a trained adapter; None where none was trained.
         questions: Those that it was fitted on, by their ids.
         trained_states: Digests of the states that it was fitted on.
-        examples: Features and labels that it was fitted on, for `extend`; None where it was not, or by an earlier
-            version.
+        examples: Features and labels that it was fitted on, for `extend`; None where it has none.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class DecisionModel:
         Args:
             state: A text, an object or an array.
             questions: By id, `Question` objects or maps as in a System One request; default: those it was fitted on.
-            num_samples: Posterior draws of codes over an adapter, 0 for its mean; default: as the model was trained.
+            num_samples: Posterior draws of an adapter, 0 for its mean; default: as it was trained.
 
         Raises:
             QuestionError: The state is empty or a question is wrong.
@@ -219,6 +219,7 @@ class DecisionModel:
     ) -> Request:
         """A state and questions in tokens, for `answers`; arguments and errors as of `decide`."""
         check_state(state)
+        check_value(num_samples, Draws | None, "num_samples")
         asked = dict(self.questions) if questions is None else as_questions(questions)
         if not asked:
             raise ValueError("there are no questions: give some, or fit the model on records that have them.")

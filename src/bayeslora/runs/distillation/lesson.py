@@ -20,6 +20,7 @@ from bayeslora.runs.finished import load_run
 from bayeslora.runs.items import file_options, task_items, with_file_options
 from bayeslora.runs.kept import kept_or_computed, run_key
 from bayeslora.runs.run import Run
+from bayeslora.scoring import get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.locating import run_folder
 from bayeslora.tasks import Item, SoftItem, Splits, load_items
@@ -69,12 +70,26 @@ def open_teacher(teacher: str | Path, device: str | None = None) -> Run:
             f"{teacher} writes texts and has no choices to distil. Serve its mean in one pass: `bayeslora export "
             f"{teacher} --format mean`; or distil a run with scoring cloze, letter or classification."
         )
-    if not run.config.method.adapts or run.config.task.scoring == "options":
+    check_distils(run.config.task.scoring, str(teacher))
+    if not run.config.method.adapts or get_scoring(run.config.task.scoring).by_heads:
         raise ValueError(
             f"{teacher} predicts by a head in closed form, which is one pass as it is: serve it with `bayeslora serve "
             f"{teacher}`; or distil a run with scoring cloze, letter or classification, whose method trains an adapter."
         )
     return run
+
+
+def check_distils(scoring: str, what: str) -> None:
+    """Whether what reads items with this scoring can teach or learn.
+
+    Raises:
+        ValueError: It reads typed decisions.
+    """
+    if get_scoring(scoring).of_decisions:
+        raise ValueError(
+            f"{what} answers typed questions (task.scoring {scoring}), which are not distilled: answer by the mean in "
+            "one pass (num_samples 0), or distil a run with scoring cloze, letter or classification."
+        )
 
 
 def check_place(teacher: str | Path, output: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -96,6 +111,7 @@ def learn_from(config: RunConfig, output: Path) -> Lesson:
     Raises:
         ValueError: As `open_teacher`.
     """
+    check_distils(config.task.scoring, "the student")
     splits, further = task_items(config.task), unlabelled_items(config.distill, config.task)
     return taught(open_teacher(str(config.distill.teacher), config.model.device), config, splits, further, output)
 
