@@ -42,6 +42,15 @@ def write(path: Path, made: list[dict[str, Any]]) -> Path:
     return path
 
 
+def trains(base: str, data: Path, output: Path, scoring: str, *options: str) -> list[str]:
+    """A call of `bayeslora train` with an adapter below this scoring."""
+    return [
+        *("train", "--model.name", base, "--model.dtype", "float32", "--model.device", "cpu"),
+        *("--task.name", str(data), "--task.scoring", scoring, "--method", "Lora", "--method.r", "2"),
+        *("--train.epochs", "1", "--output_dir", str(output), *options),
+    ]
+
+
 def tiny_base(folder: Path) -> str:
     """Writes it to `folder`, which it gives back as a model's name."""
     tokenizer = byte_level_tokenizer(260)

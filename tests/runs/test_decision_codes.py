@@ -35,7 +35,7 @@ from bayeslora.tasks.decisions.records import parse_record
 from bayeslora.training.cross_entropy import item_losses, ranked_probability_scores
 from bayeslora_cli.main import main
 from conftest import perturb, seeded
-from decision_models import rows, tiny_base, write
+from decision_models import rows, tiny_base, trains, write
 
 NOUL = {"type": "noul", "instructions": "Is it?"}
 KIND = {"type": "choice", "instructions": "W?", "criteria": {"iron": None, "wood": "w", "glass": None}}
@@ -290,19 +290,11 @@ def test_the_server_answers_as_the_model(model: DecisionModel) -> None:
 # --- the command line --------------------------------------------------------------------------------------------
 
 
-def trains(base: str, data: Path, output: Path, *options: str) -> list[str]:
-    return [
-        *("train", "--model.name", base, "--model.dtype", "float32", "--model.device", "cpu"),
-        *("--task.name", str(data), "--task.scoring", "codes", "--method", "Lora", "--method.r", "2"),
-        *("--train.epochs", "1", "--output_dir", str(output), *options),
-    ]
-
-
 def test_train_evaluate_calibrate_review_and_decide(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = write(tmp_path / "records.jsonl", short(14)), str(tmp_path / "run")
-    main(trains(base, data, tmp_path / "run"))
+    main(trains(base, data, tmp_path / "run", "codes"))
     assert "bayeslora decide" in capsys.readouterr().out
     splits = read_splits(str(data))
     stored = json.loads((tmp_path / "run" / "decision.json").read_text())
@@ -321,7 +313,7 @@ def test_train_evaluate_calibrate_review_and_decide(
     main(["decide", run])
     found = json.loads(capsys.readouterr().out)["answers"]
     assert found == {name: one.to_dict() for name, one in DecisionModel.load(run).decide("a state").items()}
-    main(trains(base, data, tmp_path / "run", "--overwrite"))
+    main(trains(base, data, tmp_path / "run", "codes", "--overwrite"))
     assert not (tmp_path / "run" / "calibration.json").exists()
 
 
@@ -353,7 +345,7 @@ def test_options_that_do_not_go_with_codes(
 ) -> None:
     data = write(tmp_path / "records.jsonl", short(4))
     with pytest.raises(SystemExit):
-        main(trains(base, data, tmp_path / "run", *options))
+        main(trains(base, data, tmp_path / "run", "codes", *options))
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run" / "decision.json").exists()
 

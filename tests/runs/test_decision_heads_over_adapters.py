@@ -35,7 +35,7 @@ from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import items_of
 from bayeslora.tasks.decisions.records import parse_record
 from bayeslora_cli.main import main
-from decision_models import QUESTIONS, records, rows, tiny_base, write
+from decision_models import QUESTIONS, records, rows, tiny_base, trains, write
 
 
 @pytest.fixture(scope="module")
@@ -266,19 +266,11 @@ def test_heads_as_tensors_come_back(model: DecisionModel) -> None:
 # --- the command line --------------------------------------------------------------------------------------------
 
 
-def trains(base: str, data: Path, output: Path, *options: str) -> list[str]:
-    return [
-        *("train", "--model.name", base, "--model.dtype", "float32", "--model.device", "cpu"),
-        *("--task.name", str(data), "--task.scoring", "heads", "--method", "Lora", "--method.r", "2"),
-        *("--train.epochs", "1", "--output_dir", str(output), *options),
-    ]
-
-
 def test_train_evaluate_calibrate_and_decide(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = write(tmp_path / "records.jsonl", rows(20)), str(tmp_path / "run")
-    main(trains(base, data, tmp_path / "run", "--head.average", "true"))
+    main(trains(base, data, tmp_path / "run", "heads", "--head.average", "true"))
     assert len(reading(DecisionModel.load(run)).heads) == 2
     assert "bayeslora decide" in capsys.readouterr().out
     dev = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -333,10 +325,10 @@ def test_commands_that_such_a_run_is_not_for_say_what_is(
 def test_an_interrupted_training_goes_on_with_its_heads(base: str, tmp_path: Path) -> None:
     data = write(tmp_path / "records.jsonl", rows(10))
     steps = ["--train.save_steps", "2", "--train.arguments", '{"save_total_limit": null}']
-    main(trains(base, data, tmp_path / "whole", "--train.max_steps", "5", *steps))
-    main(trains(base, data, tmp_path / "cut", "--train.max_steps", "5", *steps))
+    main(trains(base, data, tmp_path / "whole", "heads", "--train.max_steps", "5", *steps))
+    main(trains(base, data, tmp_path / "cut", "heads", "--train.max_steps", "5", *steps))
     (tmp_path / "cut" / "config.yaml").unlink()
-    main(trains(base, data, tmp_path / "cut", "--train.max_steps", "5", *steps, "--resume"))
+    main(trains(base, data, tmp_path / "cut", "heads", "--train.max_steps", "5", *steps, "--resume"))
     one, other = (DecisionModel.load(tmp_path / name).decide("a state") for name in ("whole", "cut"))
     assert one == other
 
@@ -352,7 +344,7 @@ def test_questions_that_no_training_record_has_are_left_out_of_the_scores(
     write(tmp_path / "train.jsonl", rows(6))
     write(tmp_path / "dev.jsonl", [*rows(2, seed=3), other])
     write(tmp_path / "test.jsonl", [other, *rows(1, seed=4)])
-    main(trains(base, tmp_path, tmp_path / "run", "--train.choose_epoch", "true"))
+    main(trains(base, tmp_path, tmp_path / "run", "heads", "--train.choose_epoch", "true"))
     assert "1 of 7 dev items are left out" in caplog.text and "'Is it old?'" in caplog.text
     main(["evaluate", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_examples"] == 3

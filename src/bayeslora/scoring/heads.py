@@ -7,13 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring, choice_labels, choice_mask
+from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, choice_labels, choice_mask
 from bayeslora.scoring.cloze import ClozeBatch, packed_rows
-from bayeslora.scoring.codes.items import ranked_weights, typed
-from bayeslora.scoring.codes.prompts import NO_LIMIT, CodePrompts
-from bayeslora.scoring.codes.template import Template
+from bayeslora.scoring.codes.items import DecisionScoring, ranked_weights, typed
 from bayeslora.scoring.unpacked import UnpackedBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
@@ -60,15 +57,8 @@ class QuestionBatch(ChoiceBatch):
         return logits
 
 
-class HeadScoring(Scoring):
-    """Reads `DecisionItem`s in the prompt of `CodePrompts`, without their options; a prompt is never cut.
-
-    Args:
-        tokenizer: The model's.
-        max_length: Longest prompt in tokens.
-        chat_template: As of every scoring.
-        template: The prompt.
-        ranked: As of scoring codes.
+class HeadScoring(DecisionScoring):
+    """Reads questions without their options.
 
     Attributes:
         reads: Makes of a batch and its items one whose logits are those of heads.
@@ -76,23 +66,7 @@ class HeadScoring(Scoring):
 
     name: ClassVar[str] = "heads"
     by_heads: ClassVar[bool] = True
-    templated: ClassVar[bool] = True
-    templated_by_default: ClassVar[bool] = True
-    of_decisions: ClassVar[bool] = True
     reads: Callable[[QuestionBatch, Sequence[DecisionItem]], QuestionBatch] | None = None
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int = NO_LIMIT,
-        *,
-        chat_template: bool = False,
-        template: Template | None = None,
-        ranked: float = 0.0,
-    ):
-        super().__init__(tokenizer, max_length, chat_template=chat_template)
-        self.prompts = CodePrompts(tokenizer, template=template, max_length=max_length, chat=chat_template)
-        self.ranked = ranked
 
     def __call__(self, items: Sequence[ChoiceItem]) -> QuestionBatch:
         """Batch of `items`, each in a row of its own.

@@ -23,6 +23,7 @@ from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions import DecisionModel
 from bayeslora.tasks.decisions import Record
+from studies.decisions.adapted.table import best_rate
 from studies.decisions.peers.records import natural
 
 METHODS: dict[str, type[Method] | None] = {"frozen": None, "lora": Lora, "bayesian_lora": BayesianLora}
@@ -54,7 +55,7 @@ def cells(methods: Collection[str]) -> Iterator[tuple[int, int, str, float | Non
 def chosen(rows: list[dict[str, Any]], task: str, size: int, method: str) -> float | None:
     """The rate with the lowest NLL on dev in the first draw."""
     tried = [row for row in rows if [row[key] for key in KEYS[:4]] == [task, size, 0, method]]
-    return min(tried, key=lambda row: sum(row["dev_nll"]))["learning_rate"] if tried else None
+    return best_rate(tried) if tried else None
 
 
 def measured(method: str, rate: float | None, parts: tuple[list[Record], list[Record], list[Record]]) -> dict[str, Any]:

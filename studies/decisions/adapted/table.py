@@ -25,10 +25,15 @@ def ece(row: dict[str, Any]) -> float:
     return expected_calibration_error(torch.stack([top, 1 - top], 1), 1 - right)
 
 
+def best_rate(rows: list[dict[str, Any]]) -> float | None:
+    """That of the lowest NLL on dev."""
+    rate: float | None = min(rows, key=lambda row: mean(row["dev_nll"]))["learning_rate"]
+    return rate
+
+
 def chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those at the rate of the lowest NLL on dev in the first draw."""
-    first = [row for row in rows if row["draw"] == 0]
-    rate = min(first, key=lambda row: mean(row["dev_nll"]))["learning_rate"]
+    rate = best_rate([row for row in rows if row["draw"] == 0])
     return [row for row in rows if row["learning_rate"] == rate]
 
 

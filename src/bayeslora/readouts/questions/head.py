@@ -136,6 +136,15 @@ class QuestionHead:
             right = found.right.clamp_min(_LEAST_RIGHT) * counting
         return replace(head, temperature=found.temperature, share=found.share, nll=found.nll)
 
+    def described(self) -> dict[str, float]:
+        """What was fitted, for metrics.json: leave-one-out NLL (nats), labels, temperature, share of wrong labels."""
+        return {
+            "nll": self.nll,
+            "labels": len(self.targets),
+            "temperature": self.temperature,
+            "wrong": self.share,
+        }
+
     def moved(self, features: Tensor, kept: Tensor) -> QuestionHead:
         """This prior, noise and temperature on other features of some of its records.
 

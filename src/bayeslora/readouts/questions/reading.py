@@ -214,15 +214,7 @@ class QuestionReading(HeadsOverAdapters):
 
     def described(self) -> dict[str, Any]:
         """For each question the leave-one-out NLL of the frozen model's head (nats), and what it was fitted to."""
-        return {
-            head.question.instructions: {
-                "nll": head.nll,
-                "labels": len(head.targets),
-                "temperature": head.temperature,
-                "wrong": head.share,
-            }
-            for head in self.heads[-1].values()
-        }
+        return {head.question.instructions: head.described() for head in self.heads[-1].values()}
 
     def forget(self) -> None:
         """Read every state anew: what the frozen model holds of those that were read is not remembered any more."""

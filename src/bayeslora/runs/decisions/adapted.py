@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from bayeslora.methods import Method
 from bayeslora.prediction.predictive import Predictive
@@ -14,41 +14,50 @@ from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
-from bayeslora.scoring.heads import HeadScoring
+from bayeslora.scoring.codes.items import DecisionScoring
 from bayeslora.tasks import Splits
 from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["AdaptedCodes", "check_trains", "decision_config", "reader_of", "trained_on"]
+__all__ = ["Adapted", "AdaptedCodes", "check_trains", "decision_config", "trained_on"]
 
 
 @dataclass(frozen=True)
-class AdaptedCodes:
+class Adapted:
+    """What a decision model answers by over a trained adapter.
+
+    Args:
+        run: With a scoring of typed decisions.
+    """
+
+    run: Run
+
+    @property
+    def heads(self) -> Heads:
+        """Those that answer; here none."""
+        return Heads()
+
+    def reader(self) -> CodeReader:
+        """What writes prompts, and reads them by codes, as the training did."""
+        run, scoring = self.run, cast(DecisionScoring, self.run.scoring)
+        prompts, orders = scoring.prompts, run.config.task.orders
+        options: Any = {"template": prompts.template, "orders": orders, "max_length": prompts.max_length}
+        return CodeReader(run.model, prompts.tokenizer, chat=scoring.chat_template, **options)
+
+
+@dataclass(frozen=True)
+class AdaptedCodes(Adapted):
     """Predictions by codes of the method that has trained the adapter.
 
     Draws are those of the run's seed, and each question is predicted by itself: an answer hangs on its state, its
     question and the number of draws, and on nothing beside it.
-
-    Args:
-        run: With scoring codes.
     """
-
-    run: Run
 
     @property
     def scoring(self) -> CodeScoring:
         """What reads the run's items."""
         assert isinstance(self.run.scoring, CodeScoring)
         return self.run.scoring
-
-    @property
-    def heads(self) -> Heads:
-        """None that answer."""
-        return Heads()
-
-    def reader(self) -> CodeReader:
-        """What writes and reads prompts as the training did."""
-        return reader_of(self.run, self.scoring)
 
     def read(
         self,
@@ -136,13 +145,6 @@ def decision_config(config: RunConfig) -> DecisionConfig:
         seed=config.seed,
         num_samples=config.most_samples,
     )
-
-
-def reader_of(run: Run, scoring: CodeScoring | HeadScoring) -> CodeReader:
-    """What writes prompts, and reads them by codes, as the training of a run did."""
-    prompts = scoring.prompts
-    options: Any = {"template": prompts.template, "orders": run.config.task.orders, "max_length": prompts.max_length}
-    return CodeReader(run.model, prompts.tokenizer, chat=scoring.chat_template, **options)
 
 
 def check_trains(method: Method, readout: str) -> None:

@@ -14,11 +14,10 @@ from bayeslora.methods import Method
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.questions.reading import QuestionReading
 from bayeslora.readouts.together import attending_by_part
-from bayeslora.runs.decisions.adapted import reader_of
+from bayeslora.runs.decisions.adapted import Adapted
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.decisions.reading import Prompt
 from bayeslora.runs.decisions.requests import Request
-from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader
 from bayeslora.scoring.heads import HeadScoring, QuestionBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
@@ -29,16 +28,11 @@ __all__ = ["AdaptedHeads"]
 
 
 @dataclass(frozen=True)
-class AdaptedHeads:
+class AdaptedHeads(Adapted):
     """Answers by heads of the method that has trained the adapter below them.
 
     A state is read once for all its questions, in each draw; draws are those of the run's seed.
-
-    Args:
-        run: With scoring heads.
     """
-
-    run: Run
 
     @property
     def scoring(self) -> HeadScoring:
@@ -56,10 +50,6 @@ class AdaptedHeads:
     def heads(self) -> Heads:
         """Those that answer."""
         return Heads(self.reading.heads[0], self.reading.state_novelty)
-
-    def reader(self) -> CodeReader:
-        """What writes prompts as the training did."""
-        return reader_of(self.run, self.scoring)
 
     def answers(self, request: Request) -> tuple[dict[str, Answer], float]:
         """Answers to the questions of a request that heads know, and the novelty of its state."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,19 +15,16 @@ from bayeslora.models.layers import base_model, evaluating
 from bayeslora.models.number_type import number_type
 from bayeslora.models.positions import readable_tokens
 from bayeslora.readouts.hidden import hidden_states, read_layers
+from bayeslora.readouts.questions.reading import DEPTHS
 from bayeslora.readouts.row import Row, beginning
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.scoring.codes import CodeReader, Template, TooLongError
-from bayeslora.scoring.codes.prompts import KNOWN_QUESTIONS
 from bayeslora.scoring.codes.reading import Prefix
 from bayeslora.tasks.decisions import Question
 
-__all__ = ["DEPTHS", "HiddenReader", "Prompt", "Vectors", "open_reader"]
+__all__ = ["HiddenReader", "Prompt", "Vectors", "open_reader"]
 
 logger = logging.getLogger("bayeslora")
-
-DEPTHS = (1 / 3, 1 / 2, 2 / 3)
-"""Of the layers behind which is read; those above do not run."""
 
 TOLERANCE = 0.05
 """Median difference within a vector that is read in a row and alone, over the median of its size. SmolLM2 in bfloat16
@@ -108,7 +104,7 @@ class HiddenReader:
         self.reader = reader
         self.layers = read_layers(reader.model, DEPTHS)
         self.begin = beginning([reader.state_tokens(state) for state in _ANY])
-        self.question_tokens = lru_cache(KNOWN_QUESTIONS)(self._question_tokens)
+        self.question_tokens = reader.question_tokens
         self.room = min(_ROW, readable_tokens(reader.model) or _ROW)
         self.together = min(_TOGETHER, self.room)
         self._tried, self._distrusted = 0, False
@@ -155,11 +151,6 @@ class HiddenReader:
                 if piece.last:
                     yield Vectors(parts[0].state, torch.cat([part.questions for part in parts]))
                     parts = []
-
-    def _question_tokens(self, question: Question) -> list[int]:
-        """Tokens of a question behind the state."""
-        text = self.reader.template.show_question(question, [], []) + self.reader.end
-        return list(self.reader.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _pieces(self, prompt: Prompt) -> list[_Piece]:
         """A prompt in parts that fit into a row, each with the state; one of a long state is whole."""

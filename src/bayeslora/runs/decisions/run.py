@@ -232,12 +232,4 @@ def unseen(records: Sequence[Record], model: DecisionModel) -> list[Record]:
 
 def _leave_one_out(model: DecisionModel) -> dict[str, Any]:
     names = {signature(question): name for name, question in model.questions.items()}
-    return {
-        names.get(key, key[1]): {
-            "nll": head.nll,
-            "labels": len(head.targets),
-            "temperature": head.temperature,
-            "wrong": head.share,
-        }
-        for key, head in model.heads.by_signature.items()
-    }
+    return {names.get(key, key[1]): head.described() for key, head in model.heads.by_signature.items()}

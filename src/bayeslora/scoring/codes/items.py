@@ -18,7 +18,7 @@ from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.letter import LetterBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["CodeBatch", "CodeScoring", "ShuffledItems", "ranked_weights", "typed"]
+__all__ = ["CodeBatch", "CodeScoring", "DecisionScoring", "ShuffledItems", "ranked_weights", "typed"]
 
 
 class CodeBatch(LetterBatch):
@@ -46,7 +46,7 @@ class CodeBatch(LetterBatch):
         return weighted.unflatten(0, (-1, orders)).sum(1)
 
 
-class CodeScoring(Scoring):
+class DecisionScoring(Scoring):
     """Reads `DecisionItem`s in the prompt of `CodePrompts`; one that is too long is refused, and never cut.
 
     Args:
@@ -54,12 +54,10 @@ class CodeScoring(Scoring):
         max_length: Longest prompt in tokens.
         chat_template: As of every scoring.
         template: The prompt.
-        orders: Rotations of the options that an item without an order of its own is averaged over.
-        shuffles: Orders of an item in training; default: another one each epoch.
         ranked: Weight of the ranked probability score beside the NLL in the loss of score questions.
+        orders: As of `CodePrompts`.
     """
 
-    name: ClassVar[str] = "codes"
     templated: ClassVar[bool] = True
     templated_by_default: ClassVar[bool] = True
     of_decisions: ClassVar[bool] = True
@@ -71,14 +69,39 @@ class CodeScoring(Scoring):
         *,
         chat_template: bool = False,
         template: Template | None = None,
-        orders: int = 2,
-        shuffles: int | None = None,
         ranked: float = 0.0,
+        orders: int = 1,
     ):
         super().__init__(tokenizer, max_length, chat_template=chat_template)
         options: Any = {"orders": orders, "max_length": max_length, "chat": chat_template}
         self.prompts = CodePrompts(tokenizer, template=template, **options)
-        self.shuffles, self.ranked = shuffles, ranked
+        self.ranked = ranked
+
+
+class CodeScoring(DecisionScoring):
+    """Reads the options by their codes.
+
+    Args:
+        tokenizer: The model's.
+        max_length: Longest prompt in tokens.
+        orders: Rotations of the options that an item without an order of its own is averaged over.
+        shuffles: Orders of an item in training; default: another one each epoch.
+        **options: Of `DecisionScoring`.
+    """
+
+    name: ClassVar[str] = "codes"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = NO_LIMIT,
+        *,
+        orders: int = 2,
+        shuffles: int | None = None,
+        **options: Any,
+    ):
+        super().__init__(tokenizer, max_length, orders=orders, **options)
+        self.shuffles = shuffles
 
     def dataset(self, items: Sequence[ChoiceItem], seed: int) -> ShuffledItems:
         """The items to train on."""

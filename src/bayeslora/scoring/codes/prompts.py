@@ -68,7 +68,7 @@ class CodePrompts:
         separator = " " if self._frame is None else self._frame.separator
         self.codes = single_token_codes(tokenizer, self.end, separator)
         self._rows = lru_cache(KNOWN_QUESTIONS)(self._question_rows)
-        self._plain = lru_cache(KNOWN_QUESTIONS)(self._question_alone)
+        self.question_tokens = lru_cache(KNOWN_QUESTIONS)(self._question_tokens)
 
     def state_tokens(self, state: Any) -> list[int]:
         """Tokens of what all questions about a state share."""
@@ -100,9 +100,10 @@ class CodePrompts:
         Raises:
             TooLongError: With the state they do not fit.
         """
-        return self._fitting(state, [self._plain(question)])[0]
+        return self._fitting(state, [self.question_tokens(question)])[0]
 
-    def _question_alone(self, question: Question) -> list[int]:
+    def _question_tokens(self, question: Question) -> list[int]:
+        """Tokens of a question without its options, behind a state."""
         text = self.template.show_question(question, [], []) + self.end
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
