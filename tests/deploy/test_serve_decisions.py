@@ -117,7 +117,8 @@ WRONG_EXTENSIONS = [
     ("x_num_samples", "10"),
     ("x_num_samples", 2.5),
     ("x_num_samples", True),
-    ("x_num_samples", 0),
+    ("x_num_samples", -1),
+    ("x_num_samples", 65),
     ("x_seed", [1]),
     ("x_seed", -1),
     ("x_seed", 2**63),
@@ -140,7 +141,7 @@ def test_extensions_of_a_wrong_type_are_errors_in_each_clients_format(
     assert all(name in response.text for response in (one, openai, gemini))
 
 
-def test_the_number_of_samples_and_the_seed_alter_no_answer(client: httpx.Client) -> None:
+def test_where_nothing_is_drawn_the_number_of_samples_and_the_seed_alter_no_answer(client: httpx.Client) -> None:
     plain = answers(client, QUESTIONS)
     assert answers(client, QUESTIONS, x_num_samples=1, x_seed=2**63 - 1) == plain
     assert answers(client, QUESTIONS, x_num_samples=None, x_seed=None, x_extensions=None) == plain

@@ -233,6 +233,10 @@ def test_answers_hang_on_state_and_question_alone(model: DecisionModel) -> None:
     assert mean["kind"].probabilities != first["kind"].probabilities != more["kind"].probabilities
     with pytest.raises(ValueError, match="num_samples"):
         model.decide("a state", num_samples=-1)
+    assert model.decide("a state", asked, seed=model.config.seed) == first
+    assert model.decide("a state", asked, seed=model.config.seed + 1) != first
+    with pytest.raises(ValueError, match="seed"):
+        model.decide("a state", seed=-1)
 
 
 def test_the_mean_in_one_pass_is_the_mean_of_a_batch(model: DecisionModel) -> None:

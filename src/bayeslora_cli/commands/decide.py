@@ -43,5 +43,6 @@ class Decide(Command):
             model = DecisionModel.load(options.run, device=options.device)
         else:
             model = DecisionModel(options.run, readout="codes", device=options.device or "auto")
-        answers = model.decide(request["state"], request.get("questions"), num_samples=request.get("x_num_samples"))
+        draws = {"num_samples": request.get("x_num_samples"), "seed": request.get("x_seed")}
+        answers = model.decide(request["state"], request.get("questions"), **draws)
         print(json.dumps({"answers": {name: answer.to_dict() for name, answer in answers.items()}}, ensure_ascii=False))

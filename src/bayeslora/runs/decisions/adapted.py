@@ -12,11 +12,11 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.heads import Heads
+from bayeslora.runs.decisions.requests import Request, read_codes
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
 from bayeslora.scoring.codes.items import DecisionScoring
 from bayeslora.tasks import Splits
-from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import DecisionItem
 
 __all__ = ["Adapted", "AdaptedCodes", "check_trains", "decision_config", "trained_on"]
@@ -37,6 +37,11 @@ class Adapted:
         """Those that answer; here none."""
         return Heads()
 
+    def draws(self, request: Request) -> tuple[int, int]:
+        """How many a request has, of "auto" all, or 0 for the mean; and their seed."""
+        config = self.run.config
+        return config.samples_used(request.num_samples), config.seed if request.seed is None else request.seed
+
     def reader(self) -> CodeReader:
         """What writes prompts, and reads them by codes, as the training did."""
         run, scoring = self.run, cast(DecisionScoring, self.run.scoring)
@@ -49,8 +54,8 @@ class Adapted:
 class AdaptedCodes(Adapted):
     """Predictions by codes of the method that has trained the adapter.
 
-    Draws are those of the run's seed, and each question is predicted by itself: an answer hangs on its state, its
-    question and the number of draws, and on nothing beside it.
+    Each question is predicted by itself: an answer hangs on its state, its question, the number of draws and their
+    seed, and on nothing beside it.
     """
 
     @property
@@ -59,36 +64,28 @@ class AdaptedCodes(Adapted):
         assert isinstance(self.run.scoring, CodeScoring)
         return self.run.scoring
 
-    def read(
-        self,
-        reader: CodeReader,
-        state: list[int],
-        asked: Sequence[tuple[Question, list[list[int]]]],
-        num_samples: int | None = None,
-    ) -> list[Predictive]:
-        """Predictives [draws, 1, options] of questions.
+    def read(self, reader: CodeReader, request: Request) -> list[Predictive]:
+        """Predictives [draws, 1, options] of the questions of a request that codes answer.
 
         Args:
             reader: Of `reader`.
-            state: Its tokens.
-            asked: The questions, each with its `prompts` behind that state.
-            num_samples: Draws, or 0 for the mean; default: the run's, of "auto" all.
+            request: The request.
         """
-        config = self.run.config
-        samples = config.method.effective_num_samples(config.most_samples if num_samples is None else num_samples)
-        if samples == 0 and type(config.method).predict is Method.predict:
+        samples, seed = self.draws(request)
+        if samples == 0 and type(self.run.config.method).predict is Method.predict:
             # One pass, in which the state is read once for all questions.
-            found = [Predictive(score[None, None]) for score in reader.read(state, asked)]
+            found = read_codes(reader, request)
         else:
-            found = [self._drawn(state, question, rows, samples) for question, rows in asked]
+            found = [self._drawn(request, name, samples, seed) for name in request.by_code]
         return [predictive.tempered(self.run.temperature) for predictive in found]
 
-    def _drawn(self, state: list[int], question: Question, rows: list[list[int]], samples: int) -> Predictive:
-        run, item = self.run, DecisionItem("request", "state", question.keys, None, state=None, asked=question)
+    def _drawn(self, request: Request, name: str, samples: int, seed: int) -> Predictive:
+        run, question = self.run, request.questions[name]
+        item = DecisionItem("request", "state", question.keys, None, state=None, asked=question)
         orders = rotations(len(question.options), self.scoring.prompts.orders)
-        batch = self.scoring.batch([item], [[state + row for row in rows]], [orders])
+        batch = self.scoring.batch([item], [[request.state + row for row in request.by_code[name]]], [orders])
         on_device = batch.to(next(run.model.parameters()).device)
-        return run.config.method.predict(run.model, on_device, samples, run.config.seed, None, run.state).cpu()
+        return run.config.method.predict(run.model, on_device, samples, seed, None, run.state).cpu()
 
 
 def trained_on(

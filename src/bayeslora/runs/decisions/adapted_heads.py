@@ -17,11 +17,11 @@ from bayeslora.readouts.together import attending_by_part
 from bayeslora.runs.decisions.adapted import Adapted
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.decisions.reading import Prompt
-from bayeslora.runs.decisions.requests import Request
+from bayeslora.runs.decisions.requests import Request, read_codes
 from bayeslora.scoring.codes import CodeReader
 from bayeslora.scoring.heads import HeadScoring, QuestionBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
-from bayeslora.tasks.decisions import Answer, Question
+from bayeslora.tasks.decisions import Answer
 from bayeslora.tasks.decisions.items import DecisionItem
 
 __all__ = ["AdaptedHeads"]
@@ -31,7 +31,7 @@ __all__ = ["AdaptedHeads"]
 class AdaptedHeads(Adapted):
     """Answers by heads of the method that has trained the adapter below them.
 
-    A state is read once for all its questions, in each draw; draws are those of the run's seed.
+    A state is read once for all its questions, in each draw.
     """
 
     @property
@@ -54,8 +54,7 @@ class AdaptedHeads(Adapted):
     def answers(self, request: Request) -> tuple[dict[str, Answer], float]:
         """Answers to the questions of a request that heads know, and the novelty of its state."""
         assert request.hidden is not None
-        config, run = self.run.config, self.run
-        samples = config.samples_used(config.most_samples if request.num_samples is None else request.num_samples)
+        run, (samples, seed) = self.run, self.draws(request)
         items = [
             DecisionItem(name, "state", question.keys, None, state=None, asked=question)
             for name, question in request.by_head.items()
@@ -66,7 +65,7 @@ class AdaptedHeads(Adapted):
         # The layers below the adapters run once, for novelty and for the draws.
         cache = TrunkCache(run.model)
         for prompt, asked in self._rows(request.hidden, items, samples):
-            batch, found = self._predicted(prompt, asked, samples, cache)
+            batch, found = self._predicted(prompt, asked, samples, seed, cache)
             read += [found.take(torch.tensor([place])) for place in range(len(asked))]
             new = new if len(read) > len(asked) else float(novelty(batch["frozen"][:1, 0, -1]))
         answers = {}
@@ -88,17 +87,17 @@ class AdaptedHeads(Adapted):
         return [(prompt, items)]
 
     def _predicted(
-        self, prompt: Prompt, items: Sequence[DecisionItem], samples: int, cache: TrunkCache
+        self, prompt: Prompt, items: Sequence[DecisionItem], samples: int, seed: int, cache: TrunkCache
     ) -> tuple[QuestionBatch, Predictive]:
         """The batch of one row, and the predictive [draws, questions, options]."""
-        config, run = self.run.config, self.run
+        run = self.run
         # As wide for one question as for all: sums over options have one order whatever else is asked.
         width = max(len(head.question.keys) for head in self.heads.by_signature.values())
         places = [(0, place) for place in range(len(items))]
         with attending_by_part(_parts(prompt)), self._keeping(cache):
             batch = self.scoring.batch([prompt], places, items, width=width)
             on_device = batch.to(next(run.model.parameters()).device)
-            found = config.method.predict(run.model, on_device, samples, config.seed, cache, run.own_state)
+            found = run.config.method.predict(run.model, on_device, samples, seed, cache, run.own_state)
         return batch, found.cpu().tempered(run.temperature)
 
     @contextmanager
@@ -109,16 +108,10 @@ class AdaptedHeads(Adapted):
         finally:
             self.reading.trunk_cache = None
 
-    def read(
-        self,
-        reader: CodeReader,
-        state: list[int],
-        asked: Sequence[tuple[Question, list[list[int]]]],
-        num_samples: int | None = None,
-    ) -> list[Predictive]:
+    def read(self, reader: CodeReader, request: Request) -> list[Predictive]:
         """Predictives [1, 1, options] of questions that no head knows: by codes, of the model without the adapter."""
         with adapters_off(reader.model):
-            return [Predictive(score[None, None]) for score in reader.read(state, asked)]
+            return read_codes(reader, request)
 
 
 def _parts(prompt: Prompt) -> Sequence[Sequence[slice]]:

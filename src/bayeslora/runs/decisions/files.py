@@ -89,7 +89,7 @@ def write_parts(model: DecisionModel, folder: Path) -> None:
 
 
 def save_calibration(model: DecisionModel, folder: Path) -> None:
-    """What `DecisionModel.save_calibration` does."""
+    """Write the model's calibration into its folder, in the place of an earlier one."""
     if model.calibration is not None:
         write_json(folder / CALIBRATION, model.calibration.to_dict())
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.methods import Method
-from bayeslora.options.ranges import Draws, check_value
-from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains, trained_on
 from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
@@ -23,7 +21,7 @@ from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.examples import Examples, counts_of_labels, state_novelty
 from bayeslora.runs.decisions.heads import Heads, check_enough
 from bayeslora.runs.decisions.reading import HiddenReader, Vectors, open_reader
-from bayeslora.runs.decisions.requests import Request, as_questions, with_vectors
+from bayeslora.runs.decisions.requests import Request, as_questions, read_codes, with_vectors
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
@@ -198,28 +196,38 @@ class DecisionModel:
         return {name: question for record in records for name, question in record.questions.items()}
 
     def decide(
-        self, state: Any, questions: Mapping[str, Any] | None = None, *, num_samples: int | None = None
+        self,
+        state: Any,
+        questions: Mapping[str, Any] | None = None,
+        *,
+        num_samples: int | None = None,
+        seed: int | None = None,
     ) -> dict[str, Answer]:
         """Answers by the ids of the questions.
 
         Args:
             state: A text, an object or an array.
             questions: By id, `Question` objects or maps as in a System One request; default: those it was fitted on.
-            num_samples: Posterior draws of an adapter, 0 for its mean; default: as it was trained.
+            num_samples: Posterior draws of an adapter, 0 for its mean; default: as it was trained. Where there is no
+                adapter nothing is drawn.
+            seed: Of the draws; default: the run's.
 
         Raises:
             QuestionError: The state is empty or a question is wrong.
             TooLongError: They do not fit into what the model reads.
             ValueError: A question has more options than there are codes, or there cannot be so many draws.
         """
-        return next(self.answers([self.request(state, questions, num_samples)]))
+        return next(self.answers([self.request(state, questions, num_samples, seed)]))
 
     def request(
-        self, state: Any, questions: Mapping[str, Any] | None = None, num_samples: int | None = None
+        self,
+        state: Any,
+        questions: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
     ) -> Request:
         """A state and questions in tokens, for `answers`; arguments and errors as of `decide`."""
         check_state(state)
-        check_value(num_samples, Draws | None, "num_samples")
         asked = dict(self.questions) if questions is None else as_questions(questions)
         if not asked:
             raise ValueError("there are no questions: give some, or fit the model on records that have them.")
@@ -227,7 +235,7 @@ class DecisionModel:
         by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
         hidden = None if self.heads.novelty is None else self.hidden.prompt(tokens, self.heads.fitted(by_head))
         by_code = {name: self.reader.prompts(tokens, each) for name, each in asked.items() if name not in by_head}
-        return Request(asked, tokens, by_head, hidden, by_code, num_samples)
+        return Request(asked, tokens, by_head, hidden, by_code, num_samples, seed)
 
     def answers(self, requests: Iterable[Request]) -> Iterator[dict[str, Answer]]:
         """Answers to each request by the ids of its questions, the same whatever stands beside it.
@@ -248,18 +256,13 @@ class DecisionModel:
             novelty = self.heads.novelty_of(vectors)
             found |= self.heads.answers(vectors, request.by_head, novelty)
         if request.by_code:
-            for name, predictive in zip(request.by_code, self._by_code(request), strict=True):
+            read = read_codes if self.adapted is None else self.adapted.read
+            for name, predictive in zip(request.by_code, read(self.reader, request), strict=True):
                 probabilities = tuple(predictive.probabilities[0].tolist())
                 information = float(predictive.mutual_information[0])
                 found[name] = Answer(request.questions[name], probabilities, information, novelty)
         answers = {name: found[name] for name in request.questions}
         return answers if self.calibration is None else self.calibration.apply(answers)
-
-    def _by_code(self, request: Request) -> list[Predictive]:
-        asked = [(request.questions[name], rows) for name, rows in request.by_code.items()]
-        if self.adapted is not None:
-            return self.adapted.read(self.reader, request.state, asked, request.num_samples)
-        return [Predictive(score[None, None]) for score in self.reader.read(request.state, asked)]
 
     def calibrate(
         self,
@@ -330,12 +333,6 @@ class DecisionModel:
         from bayeslora.runs.decisions.files import save_decision_model
 
         save_decision_model(self, Path(folder), overwrite=overwrite, metrics=metrics)
-
-    def save_calibration(self, folder: Path) -> None:
-        """Write the calibration into the model's folder, in the place of an earlier one."""
-        from bayeslora.runs.decisions.files import save_calibration
-
-        save_calibration(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> DecisionModel:

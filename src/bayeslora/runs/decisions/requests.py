@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import tee
-from typing import Any
+from typing import Annotated, Any
 
+from bayeslora.options.ranges import Draws, Range, check_value
+from bayeslora.prediction.predictive import Predictive
 from bayeslora.runs.decisions.reading import Prompt, Vectors
+from bayeslora.scoring.codes import CodeReader
 from bayeslora.tasks.decisions import Question, parse_questions
 
-__all__ = ["Request", "as_questions", "with_vectors"]
+__all__ = ["Request", "as_questions", "read_codes", "with_vectors"]
+
+_Seed = Annotated[int, Range(0, 2**63, below=True)]
+"""What torch takes."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Request:
         by_head: The questions that heads answer.
         hidden: What is read for these, and for the novelty of the state; None where nothing was fitted.
         by_code: Tokens of the other questions behind the state, one row for each order of the options.
-        num_samples: Posterior draws of the answers by code; None: as many as the model takes.
+        num_samples: Posterior draws of an adapter; None: as many as the model takes.
+        seed: Of the draws; None: the run's.
     """
 
     questions: dict[str, Question]
@@ -32,12 +39,24 @@ class Request:
     hidden: Prompt | None
     by_code: dict[str, list[list[int]]]
     num_samples: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the draws."""
+        check_value(self.num_samples, Draws | None, "num_samples")
+        check_value(self.seed, _Seed | None, "seed")
 
     @property
     def num_tokens(self) -> int:
         """Of the state and of all questions behind it."""
         heads = 0 if self.hidden is None else sum(map(len, self.hidden.questions))
         return len(self.state) + heads + sum(len(row) for rows in self.by_code.values() for row in rows)
+
+
+def read_codes(reader: CodeReader, request: Request) -> list[Predictive]:
+    """What codes say to the questions of a request that heads do not answer, each [1, 1, options]."""
+    asked = [(request.questions[name], rows) for name, rows in request.by_code.items()]
+    return [Predictive(score[None, None]) for score in reader.read(request.state, asked)]
 
 
 def with_vectors(

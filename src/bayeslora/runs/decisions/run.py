@@ -16,7 +16,7 @@ from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.runs.decisions.adapted import check_trains, decision_config
 from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
-from bayeslora.runs.decisions.files import is_decision_folder, write_model, write_parts
+from bayeslora.runs.decisions.files import is_decision_folder, save_calibration, write_model, write_parts
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.items import subset
 from bayeslora.runs.training import Trained, train
@@ -128,7 +128,7 @@ def calibrate_folder(
     with only_replacer(folder):
         model = DecisionModel.load(folder, device=device)
         model.calibrate(records, alpha=alpha, delta=delta, signal=signal, coverage=coverage)
-        model.save_calibration(Path(folder))
+        save_calibration(model, Path(folder))
     return model
 
 

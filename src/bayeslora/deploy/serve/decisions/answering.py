@@ -26,7 +26,8 @@ class Answering:
 
     Args:
         model: It belongs to this from now on.
-        settings: Its `batch_size` is how many requests share a forward at most.
+        settings: Its `batch_size` is how many requests share a forward at most, and `max_samples` how many draws one
+            may ask for.
         observe: As of `Batcher`.
         room: Tokens of requests that are read together at most; default: those with which throughput on a CPU is
             highest (studies/cost/decisions).
@@ -39,7 +40,7 @@ class Answering:
         observe: Callable[[int, float], None] = lambda items, seconds: None,
         room: int | None = None,
     ):
-        self.model = model
+        self.model, self._most_samples = model, settings.max_samples
         self._room = room or model.hidden.together
         self._words = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bayeslora-tokens")
         self.batcher: Batcher[Request, dict[str, Answer]] = Batcher(
@@ -75,8 +76,12 @@ class Answering:
         await asyncio.to_thread(self._words.shutdown, cancel_futures=True)
 
     def _request(self, asked: Asked) -> Request:
+        samples, seed = asked.extensions.num_samples, asked.extensions.seed
+        if samples is not None and samples > self._most_samples:
+            text = f"x_num_samples should be at most {self._most_samples} draws, got {samples}; ask for fewer."
+            raise refused(text, ("x_num_samples",))
         try:
-            return self.model.request(asked.state, asked.questions)
+            return self.model.request(asked.state, asked.questions, samples, seed)
         except TooLongError as error:
             raise Refused(413, "context_length_exceeded", str(error), path=("state",)) from error
         except ValueError as error:

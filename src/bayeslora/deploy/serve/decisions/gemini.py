@@ -41,7 +41,7 @@ class Gemini(Wire):
     def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
         """As `Wire.answered`."""
         confident = {
-            name: answer.to_dict(asked.extensions) | {"confidence": max(answer.probabilities)}
+            name: answer.to_dict(asked.extensions.answered) | {"confidence": max(answer.probabilities)}
             for name, answer in answers.items()
         }
         usage = {

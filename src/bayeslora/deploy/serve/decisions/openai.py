@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, check_extensions, refused
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, extensions, refused
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, Question, parse_question
 from bayeslora.tasks.decisions.questions import shown
@@ -38,13 +38,13 @@ class OpenAI(Wire):
         for index, value in enumerate(questions):
             parsed[str(index)], values[str(index)] = _question(index, value)
         named = {str(index): value.get("name") for index, value in enumerate(questions)}
-        return Asked(state, parsed, body.get("model"), values, named, check_extensions(body))
+        return Asked(state, parsed, body.get("model"), values, named, extensions(body))
 
     def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
         """As `Wire.answered`."""
         names = asked.names
         listed = [
-            {"name": names[name]} | _answer(answer, asked.values[name], asked.extensions)
+            {"name": names[name]} | _answer(answer, asked.values[name], asked.extensions.answered)
             for name, answer in answers.items()
         ]
         return {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, check_extensions, refused
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, extensions, refused
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, parse_question
 from bayeslora.tasks.decisions.questions import shown
@@ -35,13 +35,13 @@ class SystemOne(Wire):
             name: asking(("questions", name, *_kind(value)), partial(parse_question, value))
             for name, value in questions.items()
         }
-        return Asked(body["state"], parsed, body.get("model"), extensions=check_extensions(body))
+        return Asked(body["state"], parsed, body.get("model"), extensions=extensions(body))
 
     def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
         """As `Wire.answered`."""
         return {
             "model": model,
-            "answers": {name: answer.to_dict(asked.extensions) for name, answer in answers.items()},
+            "answers": {name: answer.to_dict(asked.extensions.answered) for name, answer in answers.items()},
             "usage": {"input_tokens": tokens, "output_tokens": len(answers)},
         }
 

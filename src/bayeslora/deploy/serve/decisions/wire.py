@@ -13,10 +13,25 @@ from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, Question, QuestionError
 from bayeslora.tasks.decisions.questions import shown
 
-__all__ = ["Asked", "Wire", "asking", "check_extensions", "refused"]
+__all__ = ["Asked", "Extensions", "Wire", "asking", "extensions", "refused"]
 
 _MOST_SAMPLES = 2**31 - 1
 _MOST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """What a request asks for beyond its format.
+
+    Args:
+        answered: Whether fields beginning with `x_` are answered.
+        num_samples: Posterior draws, 0 for the mean; None: as the model takes.
+        seed: Of the draws; None: the model's.
+    """
+
+    answered: bool = True
+    num_samples: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Asked:
         model: The name that the client asked for.
         values: What the client calls the options of a question, where that is not their keys.
         names: What the client calls the questions, where that is not their keys here.
-        extensions: Whether fields beginning with `x_` are answered.
+        extensions: What it asks for beyond the format.
     """
 
     state: Any
@@ -37,7 +52,7 @@ class Asked:
     model: str | None = None
     values: dict[str, list[Any]] = field(default_factory=dict)
     names: dict[str, str | None] = field(default_factory=dict)
-    extensions: bool = True
+    extensions: Extensions = field(default_factory=Extensions)
 
 
 class Wire(ABC):
@@ -94,11 +109,8 @@ def asking(path: Sequence[str | int], parse: Callable[[], Any]) -> Any:
         raise refused(str(error), (*path, *error.path)) from error
 
 
-def check_extensions(body: Mapping[str, Any]) -> bool:
-    """Whether a request wants fields beginning with `x_`; null is as absent.
-
-    `x_num_samples` and `x_seed` are only checked, and no answer depends on them: the posterior of a head is integrated
-    by quadrature, and codes over an adapter draw as their run says.
+def extensions(body: Mapping[str, Any]) -> Extensions:
+    """`x_extensions`, `x_num_samples` and `x_seed` of a request; null is as absent.
 
     Raises:
         Refused: An extension is of another type or out of its range (422).
@@ -107,11 +119,11 @@ def check_extensions(body: Mapping[str, Any]) -> bool:
     if not (wanted is None or isinstance(wanted, bool)):
         text = f"x_extensions should be true or false, got {shown(wanted)}; send one of them, or leave it out."
         raise refused(text, ("x_extensions",), "bool_type")
-    for name, least, most in (("x_num_samples", 1, _MOST_SAMPLES), ("x_seed", 0, _MOST_SEED)):
+    for name, least, most in (("x_num_samples", 0, _MOST_SAMPLES), ("x_seed", 0, _MOST_SEED)):
         value = body.get(name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (whole and least <= value <= most):
             expected = f"{name} should be a whole number from {least} to {most}"
             text = f"{expected}, got {shown(value)}; send one, or leave it out."
             raise refused(text, (name,), "value_error" if whole else "int_type")
-    return wanted is not False
+    return Extensions(wanted is not False, body.get("x_num_samples"), body.get("x_seed"))
