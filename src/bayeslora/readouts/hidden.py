@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bayeslora.models.layers import evaluating, forwards_replaced, outermost_layers
 from bayeslora.readouts.together import JoinedBatch, attending_by_part
 from bayeslora.scoring.cloze import ClozeBatch
+from bayeslora.scoring.rows import RowBatch
 from bayeslora.scoring.top_layer import head_left_out
 from bayeslora.scoring.unpacked import UnpackedBatch
 
@@ -200,7 +201,12 @@ def _likelihood_numbers(tokens: Tensor, member: Tensor) -> Tensor:
 
 
 def by_choice(batch: Any, hidden: Tensor) -> Tensor:
-    """[items, choices + 1, layers, poolings, hidden] of rows [rows, tokens, layers, hidden], in their number type."""
+    """[items, choices + 1, layers, poolings, hidden] of rows [rows, tokens, layers, hidden], in their number type.
+
+    Of a `RowBatch` its groups are what choices are of the others.
+    """
+    if isinstance(batch, RowBatch):
+        return batch.pooled(hidden).to(hidden.dtype)
     pooled = _unpacked(batch, hidden) if isinstance(batch, UnpackedBatch) else _packed(batch, hidden)
     return pooled.to(hidden.dtype)
 

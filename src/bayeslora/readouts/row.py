@@ -103,6 +103,21 @@ class Row:
             for text, behind in self.texts
         ]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of a `RowBatch`, whose groups are each text and then what stands behind it."""
+        places = [
+            torch.cat([torch.arange(part.start, part.stop) for part in parts])
+            for text, behind in self.texts
+            for parts in (text, *([own] for own in behind))
+        ]
+        return {
+            "input_ids": torch.tensor([self.tokens]),
+            "position_ids": torch.tensor([self.positions]),
+            "attention_mask": self._allowed(torch.device("cpu")),
+            "lengths": torch.tensor([len(self.tokens)]),
+            "groups": nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1),
+        }
+
     def _allowed(self, device: torch.device) -> Tensor:
         """Which tokens [1, 1, tokens, tokens] each one sees."""
         allowed = torch.zeros(len(self.tokens), len(self.tokens), dtype=torch.bool, device=device)

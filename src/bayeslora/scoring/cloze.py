@@ -58,11 +58,14 @@ class ClozeBatch(ChoiceBatch):
         """
         if self["input_ids"].is_meta:  # Memory is planned for packed choices; there are no numbers to compare.
             return self
+        return self if self.reads_packed(model) else UnpackedBatch.of(self)
+
+    def reads_packed(self, model: nn.Module) -> bool:
+        """Whether a model reads rows as long as these right, and has the positions for them."""
         positions = getattr(text_config(unwrapped(model)), "max_position_embeddings", None)
         length = self["input_ids"].shape[1]
         fits = positions is None or length <= positions
-        trusted = fits and packs(model, length, lambda tokens: self._probe(model, tokens))
-        return self if trusted else UnpackedBatch.of(self)
+        return fits and packs(model, length, lambda tokens: self._probe(model, tokens))
 
     def raw_logits(self, model: nn.Module) -> Tensor:
         """Log-likelihood of each choice over its length to the `length_power` (1: mean per token), nats.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, choice_labels, choice_mask
 from bayeslora.scoring.cloze import ClozeBatch, packed_rows
 from bayeslora.scoring.codes.items import DecisionScoring, ranked_weights, typed
+from bayeslora.scoring.rows import RowBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
@@ -18,13 +19,17 @@ __all__ = ["HeadScoring", "QuestionBatch"]
 
 _ROWS = ("input_ids", "attention_mask", "position_ids", "read", "source", "target", "choice", "lengths")
 _UNPACKED = ("input_ids", "attention_mask", "answer", "real")
+_JOINED = ("input_ids", "attention_mask", "position_ids", "lengths", "groups")
 
 
 class QuestionBatch(ChoiceBatch):
     """Rows [padding | state | question | ...], packed as `ClozeBatch` packs choices; an item is one of the questions.
 
-    Keys beside those of its rows: `asked` [rows, questions], True where a row has that question; `row` and `place`
-    [batch], where an item stands; `weights` [batch], of the items' labels in training.
+    Or one row of several states, each with its questions (`RowBatch`).
+
+    Keys beside those of its rows: `asked` [rows, questions], True where a row has that question; `row`, `state` and
+    `place` [batch]: the row of an item, and there the groups of tokens that are its state, the first of a packed row,
+    and its question; `weights` [batch], of the items' labels in training.
     """
 
     reading: ClassVar[Any] = None
@@ -33,6 +38,8 @@ class QuestionBatch(ChoiceBatch):
     @property
     def rows(self) -> ClozeBatch | UnpackedBatch:
         """What the model reads, each question as a choice."""
+        if "groups" in self:
+            return RowBatch({name: self[name] for name in _JOINED} | {"choice_mask": self["asked"]})
         kind, names = (UnpackedBatch, _UNPACKED) if "real" in self else (ClozeBatch, _ROWS)
         return kind({name: self[name] for name in names} | {"choice_mask": self["asked"]})
 
@@ -88,8 +95,6 @@ class HeadScoring(DecisionScoring):
         rows: Sequence[tuple[list[int], list[list[int]]]],
         places: Sequence[tuple[int, int]],
         items: Sequence[DecisionItem],
-        *,
-        width: int = 0,
     ) -> QuestionBatch:
         """The batch of items whose prompts are in tokens.
 
@@ -97,15 +102,37 @@ class HeadScoring(DecisionScoring):
             rows: Tokens of a state, and of each question behind it.
             places: The row of each item, and which of the row's questions it is.
             items: The items.
+        """
+        return self.of_rows(self.packed(rows), [(row, 0, place + 1) for row, place in places], items)
+
+    def packed(self, rows: Sequence[tuple[list[int], list[list[int]]]]) -> dict[str, Tensor]:
+        """Tensors of rows, each of a state and of questions behind it, in tokens."""
+        most = max(len(questions) for _, questions in rows)
+        asked = torch.tensor([[place < len(questions) for place in range(most)] for _, questions in rows])
+        return packed_rows(rows, self.tokenizer.pad_token_id) | {"asked": asked}
+
+    def of_rows(
+        self,
+        rows: dict[str, Tensor],
+        places: Sequence[tuple[int, int, int]],
+        items: Sequence[DecisionItem],
+        width: int = 0,
+    ) -> QuestionBatch:
+        """The batch of items that stand in rows.
+
+        Args:
+            rows: Tensors of the rows, with `asked`.
+            places: `row`, `state` and `place` of each item.
+            items: The items.
             width: Choices that the batch has at least.
         """
-        most = max(len(questions) for _, questions in rows)
         real = choice_mask(items)
+        row, state, place = torch.tensor(places).unbind(1)
         batch = QuestionBatch(
-            **packed_rows(rows, self.tokenizer.pad_token_id),
-            asked=torch.tensor([[place < len(questions) for place in range(most)] for _, questions in rows]),
-            row=torch.tensor([row for row, _ in places]),
-            place=torch.tensor([place for _, place in places]),
+            **rows,
+            row=row,
+            state=state,
+            place=place,
             choice_mask=nn.functional.pad(real, (0, max(0, width - real.shape[1]))),
             weights=torch.tensor([item.weight for item in items]),
             **ranked_weights(items, self.ranked),

@@ -1,23 +1,33 @@
 """Cost of many states read together, over that of one after the other, and by how many tokens share a forward.
 
 python -m studies.cost.decisions.many_states data --output studies/cost/decisions/many_states.json --threads 1 \
-    --clock processor
+    --clock processor --rounds 3
+python -m studies.cost.decisions.many_states data --output studies/cost/decisions/many_adapted.json --threads 1 \
+    --clock processor --rounds 3 --samples 0 10
 
 `data` is what `studies/decisions/sys1bench/generate.sh` wrote. Heads are fitted on 50 records of each task; then the
-test records are answered by `DecisionModel.labelled`, as `evaluate` and `calibrate` do: tokens, the layers of the model
-and the heads. The reference is `DecisionModel.decide` of each state by itself.
+test records are answered by `DecisionModel.answers`, as `evaluate` and `calibrate` do: tokens, the layers of the model
+and the heads. The reference is `DecisionModel.decide` of each state by itself. With `--samples` the heads lie over
+Bayesian-LoRA in the eight layers below, trained for two steps, since what an answer costs does not hang on what was
+learned; 0 is its mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bayeslora.methods import BayesianLora
+from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions import DecisionModel
-from bayeslora.tasks.decisions import Record, parse_question
+from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
+from bayeslora.runs.decisions.requests import Request
+from bayeslora.tasks.decisions import Answer, Record, parse_question
 from studies.cost.timing import CLOCKS, common_options, environment, paired, ratios, save
 from studies.decisions.peers.records import load
 
@@ -34,50 +44,74 @@ def alike(record: Record) -> Record:
     return replace(record, questions={"answer": _ONE}, targets={"answer": target})
 
 
-def largest_difference(model: DecisionModel, test: list[Record]) -> float:
+def decision_model(device: str, adapted: bool) -> DecisionModel:
+    options: dict[str, Any] = {"readout": "heads", "device": device}
+    if adapted:
+        options |= {"method": BayesianLora(last_layers=8), "train": TrainConfig(max_steps=2)}
+    return DecisionModel("offline:smollm2", **options)
+
+
+def requests(model: DecisionModel, test: list[Record], samples: int | None) -> Iterator[Request]:
+    return (model.request(one.state, {name: one.questions[name] for name in one.targets}, samples) for one in test)
+
+
+def forget(model: DecisionModel) -> None:
+    """States are new each time."""
+    if isinstance(model.adapted, AdaptedHeads):
+        model.adapted.reading.forget()
+
+
+def together(model: DecisionModel, test: list[Record], samples: int | None, room: int) -> list[dict[str, Answer]]:
+    forget(model)
+    model.hidden.together = room
+    return list(model.answers(requests(model, test, samples)))
+
+
+def alone(model: DecisionModel, test: list[Record], samples: int | None) -> list[dict[str, Answer]]:
+    forget(model)
+    return [next(model.answers([request])) for request in requests(model, test, samples)]
+
+
+def largest_difference(model: DecisionModel, test: list[Record], samples: int | None) -> float:
     """Between probabilities of states read together and alone."""
-    together = iter(model.labelled(test))
-    apart = (model.decide(one.state, {name: one.questions[name] for name in one.targets}) for one in test)
-    pairs = ((answer.probabilities, next(together).answer.probabilities) for own in apart for answer in own.values())
-    return max(abs(p - q) for one, other in pairs for p, q in zip(one, other, strict=True))
+    pairs = zip(together(model, test, samples, ROOMS[-1]), alone(model, test, samples), strict=True)
+    both = ((one[name].probabilities, other[name].probabilities) for one, other in pairs for name in one)
+    return max(abs(p - q) for one, other in both for p, q in zip(one, other, strict=True))
 
 
-def candidates(model: DecisionModel, test: list[Record]) -> dict[str, Callable[[], object]]:
-    def together(room: int) -> None:
-        model.hidden.together = room
-        list(model.labelled(test))
-
-    def alone() -> None:
-        for record in test:
-            model.decide(record.state, {name: record.questions[name] for name in record.targets})
-
-    made: dict[str, Callable[[], object]] = {ALONE: alone}
-    return made | {f"{room} tokens": lambda room=room: together(room) for room in ROOMS}  # type: ignore[misc]
+def measured(model: DecisionModel, test: list[Record], samples: int | None, options: Any) -> dict[str, Any]:
+    candidates: dict[str, Callable[[], object]] = {ALONE: partial(alone, model, test, samples)}
+    candidates |= {f"{room} tokens": partial(together, model, test, samples, room) for room in ROOMS}
+    times = paired(candidates, torch.device(options.device), options.rounds, clock=options.clock)
+    shown = list(requests(model, test, samples))
+    return {
+        "states": len(test),
+        "questions_per_state": len(shown[0].questions),
+        "tokens_per_state": sum(each.num_tokens for each in shown) / len(shown),
+        "milliseconds_one_by_one": round(1000 * sorted(times[ALONE])[len(times[ALONE]) // 2] / len(test), 2),
+        "largest_difference": largest_difference(model, test, samples),
+        "over_one_by_one": ratios(times, ALONE),
+    }
 
 
 def main() -> None:
     parser = common_options(__doc__ or "", rounds=5)
     parser.add_argument("data", type=Path)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--samples", type=int, nargs="+", help="draws of Bayesian-LoRA below the heads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = DecisionModel("offline:smollm2", readout="heads", device=options.device)
-    found = {}
+    model = decision_model(options.device, adapted=options.samples is not None)
+    found: dict[str, Any] = {}
     for task, count in TESTS.items():
         train, test = load(options.data, task, "clean", RECORDS, 0, count)
         if task == "boolq":
             train, test = list(map(alike, train)), list(map(alike, test))
         model.fit(train, progress=False)
-        shown = [model.request(record.state, record.questions) for record in test]
-        times = paired(candidates(model, test), torch.device(options.device), options.rounds, clock=options.clock)
-        found[task] = {
-            "states": len(test),
-            "questions_per_state": len(shown[0].questions),
-            "tokens_per_state": sum(each.num_tokens for each in shown) / len(shown),
-            "milliseconds_one_by_one": round(1000 * sorted(times[ALONE])[len(times[ALONE]) // 2] / len(test), 2),
-            "largest_difference": largest_difference(model, test),
-            "over_one_by_one": ratios(times, ALONE),
-        }
+        if options.samples is None:
+            found[task] = measured(model, test, None, options)
+        else:
+            found[task] = {f"{count} draws": measured(model, test, count, options) for count in options.samples}
         save(options.output, environment(torch.device(options.device)) | {"clock": options.clock, "tasks": found})
 
 

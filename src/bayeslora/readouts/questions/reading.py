@@ -223,19 +223,22 @@ class QuestionReading(HeadsOverAdapters):
     # --- what is read --------------------------------------------------------------------------------------------
 
     def _frozen_features(self, batch: QuestionBatch) -> Tensor:
+        if "groups" in batch:  # What happens to be asked together is not met again.
+            return self._read_frozen(batch)
         names = [
             _name(batch, row, place) for row, place in zip(batch["row"].tolist(), batch["place"].tolist(), strict=True)
         ]
         if not all(name in self._known for name in names):
-            device = next(self.base.parameters()).device
-            whole = self._batch(batch.to(device))
-            with adapters_off(self.base), evaluating(self.base), torch.no_grad(), served(whole, self.trunk_cache):
-                read = _read(self.base, whole, self.every)
-            self._known |= dict(zip(names, read, strict=True))
+            self._known |= dict(zip(names, self._read_frozen(batch), strict=True))
         found = torch.stack([self._known[name] for name in names])
         while len(self._known) > self._room:
             del self._known[next(iter(self._known))]
         return found
+
+    def _read_frozen(self, batch: QuestionBatch) -> Tensor:
+        whole = self._batch(batch.to(next(self.base.parameters()).device))
+        with adapters_off(self.base), evaluating(self.base), torch.no_grad(), served(whole, self.trunk_cache):
+            return _read(self.base, whole, self.every)
 
     def _place(self, question: Question) -> int:
         """Which of the known questions it is.
@@ -308,10 +311,9 @@ def _read(model: nn.Module, batch: QuestionBatch, layers: Sequence[int]) -> Tens
     """[draws * items, poolings, layers, hidden], float32 on the CPU, with the graph."""
     suited = batch.suited_to(model)
     vectors = differentiable_vectors(model, suited.rows, layers).float().cpu()
-    rows = vectors.unflatten(0, (-1, len(suited["asked"])))[:, batch["row"].cpu()]
-    items, place = torch.arange(rows.shape[1]), batch["place"].cpu() + 1
-    state, own = rows[:, :, 0, :, 0], rows[:, items, place]
-    return torch.cat([state.unsqueeze(2), own.transpose(2, 3)], 2).flatten(0, 1)
+    rows = vectors.unflatten(0, (-1, len(suited["asked"])))
+    row, state, place = (batch[name].cpu() for name in ("row", "state", "place"))
+    return torch.cat([rows[:, row, state, :, :1], rows[:, row, place]], 3).transpose(2, 3).flatten(0, 1)
 
 
 def _name(batch: QuestionBatch, row: int, place: int) -> bytes:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import repeat
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.examples import Examples, counts_of_labels, state_novelty
 from bayeslora.runs.decisions.heads import Heads, check_enough
-from bayeslora.runs.decisions.reading import HiddenReader, Vectors, open_reader
-from bayeslora.runs.decisions.requests import Request, as_questions, read_codes, with_vectors
+from bayeslora.runs.decisions.reading import HiddenReader, open_reader
+from bayeslora.runs.decisions.requests import Request, as_questions, read_codes, with_read
 from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
@@ -233,7 +233,8 @@ class DecisionModel:
             raise ValueError("there are no questions: give some, or fit the model on records that have them.")
         tokens = self.reader.state_tokens(state)
         by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
-        hidden = None if self.heads.novelty is None else self.hidden.prompt(tokens, self.heads.fitted(by_head))
+        reads = bool(by_head) if isinstance(self.adapted, AdaptedHeads) else self.heads.novelty is not None
+        hidden = self.hidden.prompt(tokens, self.heads.fitted(by_head)) if reads else None
         by_code = {name: self.reader.prompts(tokens, each) for name, each in asked.items() if name not in by_head}
         return Request(asked, tokens, by_head, hidden, by_code, num_samples, seed)
 
@@ -242,19 +243,20 @@ class DecisionModel:
 
         What heads read is read together; requests are taken as they are needed.
         """
-        # Heads over an adapter read with its draws.
-        fitted = self.heads.novelty is not None and not isinstance(self.adapted, AdaptedHeads)
-        pairs = with_vectors(requests, self.hidden.each) if fitted else zip(requests, repeat(None), strict=False)
-        return (self._answers(request, vectors) for request, vectors in pairs)
+        return (self._answers(request, *(read or ({}, None))) for request, read in with_read(requests, self._by_head))
 
-    def _answers(self, request: Request, vectors: Vectors | None) -> dict[str, Answer]:
-        found: dict[str, Answer] = {}
-        novelty = None
-        if isinstance(self.adapted, AdaptedHeads) and request.by_head:
-            found, novelty = self.adapted.answers(request)
-        elif vectors is not None:
+    def _by_head(self, requests: Iterable[Request]) -> Iterator[tuple[dict[str, Answer], float | None]]:
+        """What heads answer, and the novelty of the state."""
+        if isinstance(self.adapted, AdaptedHeads):
+            yield from self.adapted.answers(requests, self.hidden)
+            return
+        own, ahead = tee(requests)
+        read = self.hidden.each(request.hidden for request in ahead if request.hidden is not None)
+        for request, vectors in zip(own, read, strict=True):
             novelty = self.heads.novelty_of(vectors)
-            found |= self.heads.answers(vectors, request.by_head, novelty)
+            yield self.heads.answers(vectors, request.by_head, novelty), novelty
+
+    def _answers(self, request: Request, found: dict[str, Answer], novelty: float | None) -> dict[str, Answer]:
         if request.by_code:
             read = read_codes if self.adapted is None else self.adapted.read
             for name, predictive in zip(request.by_code, read(self.reader, request), strict=True):

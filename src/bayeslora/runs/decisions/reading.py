@@ -152,6 +152,11 @@ class HiddenReader:
                     yield Vectors(parts[0].state, torch.cat([part.questions for part in parts]))
                     parts = []
 
+    def rows(self, prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+        """Prompts, or the parts of them that fit into a row, as they are read together."""
+        pieces = (piece for prompt in prompts for piece in self._pieces(prompt))
+        return ([piece.prompt for piece in row] for row in self._rows(pieces))
+
     def _pieces(self, prompt: Prompt) -> list[_Piece]:
         """A prompt in parts that fit into a row, each with the state; one of a long state is whole."""
         if self._is_long(prompt.state):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import tee
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from bayeslora.options.ranges import Draws, Range, check_value
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.runs.decisions.reading import Prompt, Vectors
+from bayeslora.runs.decisions.reading import Prompt
 from bayeslora.scoring.codes import CodeReader
 from bayeslora.tasks.decisions import Question, parse_questions
 
-__all__ = ["Request", "as_questions", "read_codes", "with_vectors"]
+__all__ = ["Request", "as_questions", "read_codes", "with_read"]
+
+Read = TypeVar("Read")
 
 _Seed = Annotated[int, Range(0, 2**63, below=True)]
 """What torch takes."""
@@ -27,7 +29,7 @@ class Request:
         questions: By id, in the order of the answers.
         state: Tokens of the state.
         by_head: The questions that heads answer.
-        hidden: What is read for these, and for the novelty of the state; None where nothing was fitted.
+        hidden: What is read for these, and for the novelty of the state; None where nothing is.
         by_code: Tokens of the other questions behind the state, one row for each order of the options.
         num_samples: Posterior draws of an adapter; None: as many as the model takes.
         seed: Of the draws; None: the run's.
@@ -59,13 +61,13 @@ def read_codes(reader: CodeReader, request: Request) -> list[Predictive]:
     return [Predictive(score[None, None]) for score in reader.read(request.state, asked)]
 
 
-def with_vectors(
-    requests: Iterable[Request], read: Callable[[Iterable[Prompt]], Iterator[Vectors]]
-) -> Iterator[tuple[Request, Vectors | None]]:
-    """Each request with what is read of it; None for one that was made before anything was fitted."""
+def with_read(
+    requests: Iterable[Request], read: Callable[[Iterable[Request]], Iterator[Read]]
+) -> Iterator[tuple[Request, Read | None]]:
+    """Each request with what `read` gives of those of which heads read something; None for the others."""
     own, ahead = tee(requests)
-    vectors = read(request.hidden for request in ahead if request.hidden is not None)
-    return ((request, None if request.hidden is None else next(vectors)) for request in own)
+    found = read(request for request in ahead if request.hidden is not None)
+    return ((request, None if request.hidden is None else next(found)) for request in own)
 
 
 def as_questions(questions: Mapping[str, Any]) -> dict[str, Question]:
