@@ -320,6 +320,12 @@ def test_commands_that_such_a_run_is_not_for_say_what_is(
     )
     said = capsys.readouterr().out
     assert "train again" in said and "--extend" not in said
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="bayeslora"), pytest.raises(SystemExit):
+        main(
+            ["train", "--extend", run, "--task.name", str(tmp_path / "log.jsonl"), "--output_dir", str(tmp_path / "x")]
+        )
+    assert "trained adapters" in capsys.readouterr().err and "heads on the frozen model" not in caplog.text
 
 
 def test_an_interrupted_training_goes_on_with_its_heads(base: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Question, Record, parse_question
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Examples", "Labels", "counts_of_labels", "stacked", "state_novelty"]
+__all__ = ["Examples", "Labels", "counts_of_labels", "held", "stacked", "state_novelty"]
 
 
 def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:
@@ -137,6 +137,20 @@ class Examples:
                 raise ValueError(f"questions.{index} has labels of different numbers")
             labels[signature(question)] = Labels(question, states, **own)
         return cls(int(content["records"]), dict(zip(names, tensors["states"], strict=True)), labels)
+
+
+def held(examples: Examples | None) -> Examples:
+    """What a model holds of its training, for more records.
+
+    Raises:
+        ValueError: Nothing.
+    """
+    if examples is None:
+        raise ValueError(
+            "expected a model that was fitted and holds what it was fitted on, which zero-shot models, trained "
+            "adapters and models of earlier versions do not; fit one on all records together."
+        )
+    return examples
 
 
 def stacked(vectors: Vectors, place: int) -> Tensor:

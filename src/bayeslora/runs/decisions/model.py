@@ -18,7 +18,7 @@ from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
-from bayeslora.runs.decisions.examples import Examples, counts_of_labels, state_novelty
+from bayeslora.runs.decisions.examples import Examples, counts_of_labels, held, state_novelty
 from bayeslora.runs.decisions.heads import Heads, check_enough
 from bayeslora.runs.decisions.reading import HiddenReader, open_reader
 from bayeslora.runs.decisions.requests import Request, as_questions, read_codes, with_read
@@ -157,24 +157,19 @@ class DecisionModel:
             ValueError: The model was not fitted, or does not hold what it was fitted on.
             TooLongError: A state does not fit; nothing is cut.
         """
-        if self.examples is None:
-            raise ValueError(
-                "expected a model that was fitted and holds what it was fitted on, which zero-shot models, trained "
-                "adapters and models of earlier versions do not; fit one on all records together."
-            )
+        before = held(self.examples)
         if isinstance(records, str | Path):
             records = read_records(records, self.questions or None, require_labels=True)
         known = sum(record.state_key in self.trained_states for record in records)
         logger.info(
             "%d records of before and %d new ones, of which %d have a state of before",
-            self.examples.records,
+            before.records,
             len(records),
             known,
         )
         if self.calibration is not None:
             logger.warning("the calibration was of the heads of before, and is left out: calibrate again")
-        before = self.questions
-        self.questions = before | self._learn(records, self.examples, progress)
+        self.questions = self.questions | self._learn(records, before, progress)
         return self
 
     def _learn(self, records: Sequence[Record], before: Examples, progress: bool) -> dict[str, Question]:

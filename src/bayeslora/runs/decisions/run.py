@@ -16,6 +16,7 @@ from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.runs.decisions.adapted import check_trains, decision_config
 from bayeslora.runs.decisions.calibration import Signal
 from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.examples import held
 from bayeslora.runs.decisions.files import is_decision_folder, save_calibration, write_model, write_parts
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.items import subset
@@ -136,14 +137,14 @@ def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionMode
     train = train_file(config.task.name)
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
+    task, settings = config.task, _settings(config)
+    model = None if extend is None else _before(extend, settings)
     logger.info("heads on the frozen model; for an adapter below them: --task.scoring heads, with a method")
     if unread := _unread(config):
         logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
-    task, settings = config.task, _settings(config)
-    model = None if extend is None else _before(extend, settings)
     shared = model.questions if model is not None else None
     records = subset(read_records(train, shared or None, require_labels=True), task.train_examples, task.subset_seed)
-    before = model.examples.records if model is not None and model.examples is not None else 0
+    before = 0 if model is None else held(model.examples).records
     model = DecisionModel(settings).fit(records) if model is None else model.extend(records)
     metrics: dict[str, Any] = {"task": task.name, "model": model.config.model, "records": before + len(records)}
     metrics |= {} if extend is None else {"extends": str(extend), "records_before": before}
@@ -166,9 +167,10 @@ def _before(folder: str | Path, settings: DecisionConfig) -> DecisionModel:
     """The model in a folder, for more records.
 
     Raises:
-        ValueError: An option was set to another value than the model's.
+        ValueError: It cannot be extended, or an option was set to another value than the model's.
     """
     model = DecisionModel.load(folder, device=None if settings.device == "auto" else settings.device)
+    held(model.examples)
     for one in fields(DecisionConfig):
         given, own = getattr(settings, one.name), getattr(model.config, one.name)
         if one.name != "device" and given not in (own, getattr(_settings(RunConfig()), one.name)):
