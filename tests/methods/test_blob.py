@@ -196,7 +196,7 @@ def test_options_reach_the_posterior() -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("epsilon", 0.0), ("epsilon", -0.05), ("prior_std", 0.0)])
 def test_values_out_of_range(option: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{option} must be positive, got {value}"):
+    with pytest.raises(ValueError, match=f"{option} must be above 0 and at most 1000, got {value}"):
         BlobConfig(**{option: value})
 
 

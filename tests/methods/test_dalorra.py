@@ -193,9 +193,9 @@ def test_training_lowers_the_loss_and_repeats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probability": 1.0}, "probability must lie between 0 and 1"),
-        ({"prior_probability": 0.0}, "prior_probability must lie between 0 and 1"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"probability": 1.0}, "probability must be above 0 and below 1"),
+        ({"prior_probability": 0.0}, "prior_probability must be above 0 and below 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )
 def test_values_out_of_range(options: dict[str, float], message: str) -> None:

@@ -218,7 +218,7 @@ def test_starting_from_one_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_no_members() -> None:
-    with pytest.raises(ValueError, match="members must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="members must be at least 1 and at most 65536, got 0"):
         EnsembleConfig(members=0)
 
 

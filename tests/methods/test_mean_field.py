@@ -93,7 +93,7 @@ def test_optimum_for_linear_regression(kind: type[GaussianWeights]) -> None:
 
 @pytest.mark.parametrize("option", ["std", "prior_std"])
 def test_values_out_of_range(option: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{option} must be positive, got -1\.0"):
+    with pytest.raises(ValueError, match=rf"^{option} must be above 0 and at most 1000, got -1\.0"):
         MeanFieldConfig(**{option: -1.0})
 
 

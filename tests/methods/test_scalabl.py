@@ -164,5 +164,5 @@ def test_the_kl_reaches_the_scales_and_not_the_frame() -> None:
 
 @pytest.mark.parametrize("options", [{"std": 0.0}, {"prior_std": -1.0}])
 def test_values_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="std must be positive"):
+    with pytest.raises(ValueError, match="std must be above 0"):
         ScalaBLConfig(**options)

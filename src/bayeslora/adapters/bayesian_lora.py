@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
-from torch import nn
-
-from bayeslora.adapters.config import Part, RandomLoraConfig
-from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters.config import RandomLoraConfig, Side
 from bayeslora.adapters.registration import register
 from bayeslora.options.plain import Plain
-from bayeslora.options.ranges import Positive, Range, Size, StandardDeviation
+from bayeslora.options.ranges import Range, Size, StandardDeviation
 from bayeslora.posteriors import get_posterior
 from bayeslora.posteriors.weights.inducing import InducingWeights
 
@@ -74,7 +71,7 @@ class BayesianLoraConfig(RandomLoraConfig):
     mean_std: StandardDeviation | list[StandardDeviation | None] | None = None
     bases: Literal["lora", "free"] = "lora"
     num_inducing: Size | None = None
-    inducing_diagonal: Positive = 0.1
+    inducing_diagonal: Annotated[float, Range(2e-3, 1e9, above=True)] = 0.1
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -84,41 +81,17 @@ class BayesianLoraConfig(RandomLoraConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in ("posterior_std", "inducing_diagonal"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("prior_std", "inducing_std", "mean_std"):
-            value = getattr(self, name)
-            if not all(std is None or std > 0 for std in _pair(name, value)):
-                raise ValueError(f"{name} must be positive, got {value}.")
-        if self.inducing_diagonal <= 2e-3:
-            raise ValueError(f"inducing_diagonal must be above 0.002, got {self.inducing_diagonal}.")
-        for name, allowed in (("mean", ("lora", "inducing")), ("bases", ("lora", "free"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        self._check_residual_scale()
-        get_posterior(self.posterior, 2, 2, self.posterior_std, **self.posterior_options)
-
-    def _check_residual_scale(self) -> None:
+            _pair(name, getattr(self, name))
         bound = self.maximum_residual_scale
-        if not 0 < bound <= 1:
-            raise ValueError(f"maximum_residual_scale must lie in (0, 1], got {bound}.")
-        if not 0 < self.residual_scale <= 1:
-            raise ValueError(f"residual_scale (lambda) must lie in (0, 1], got {self.residual_scale}.")
         if self.learn_residual_scale and not self.residual_scale < bound:
             raise ValueError(
                 f"a trained residual_scale must start below maximum_residual_scale, got {self.residual_scale} and "
                 f"{bound}; lower residual_scale, for example to {0.9 * bound:.3g}."
             )
+        get_posterior(self.posterior, 2, 2, self.posterior_std, **self.posterior_options)
 
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """Both factors."""
-        if part == "lora_dropout" or not isinstance(module, nn.Linear):
-            return None
-        side: Literal["A", "B"] = "A" if part == "lora_A" else "B"
-        return RandomFactor(self.family(side, module.out_features, module.in_features), module.weight.data)
-
-    def family(self, side: Literal["A", "B"], rows: int, columns: int) -> InducingWeights:
+    def family(self, side: Side, rows: int, columns: int) -> InducingWeights:
         """q(W) of one factor `[rows, columns]`.
 
         Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import peft.mapping
 from peft import LoraConfig, PeftConfig
@@ -107,9 +107,7 @@ def read_adapter_config(folder: str | Path) -> Any:
             f"{path}: peft_type must be LORA or a type that bayeslora knows, got {content.get('peft_type')!r}; "
             "adapters of other kinds are not read here."
         )
-    inherited = get_type_hints(LoraConfig)
-    own = {name: hint for name, hint in get_type_hints(kind).items() if name not in inherited}
-    for name, hint in (_FIELDS | own).items():
+    for name, hint in _FIELDS.items():
         if name in content:
             check_value(content[name], hint, f"{path}: {name}")
     try:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
-from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import StandardDeviation
@@ -57,24 +56,13 @@ class BlobConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
+    random_sides: ClassVar[tuple[Side, ...]] = ("A",)
+
     epsilon: StandardDeviation = 0.05
     prior_std: StandardDeviation = 0.2
     flipout: bool = True
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be positive, got {self.epsilon}; the paper's value is 0.05.")
-        self.family(1, 1)
-
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """A alone; B stays deterministic."""
-        if part != "lora_A" or not isinstance(module, nn.Linear):
-            return None
-        return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
-
-    def family(self, rows: int, columns: int) -> BlobWeights:
+    def family(self, side: Side, rows: int, columns: int) -> BlobWeights:
         """q(A) of a factor `[rows, columns]`."""
         return BlobWeights(rows, columns, std=self.epsilon**2, prior_std=self.prior_std, flipout=self.flipout)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.random_module import RandomModule, check_sample_major, random_signs
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
@@ -222,27 +222,20 @@ class CLoraConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
+    random_sides: ClassVar[tuple[Side, ...]] = ("B",)
+
     std: StandardDeviation = 0.2
     prior_std: StandardDeviation = 0.2
     hidden: Size = 64
     flipout: bool = True
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {self.hidden}.")
-        self.family(1)
-
-    def randomised(self, part: Part, module: nn.Module) -> ContextualFactor | None:
+    def factor(self, side: Side, module: nn.Linear) -> ContextualFactor:
         """What follows A; A stays deterministic."""
-        if part != "lora_B" or not isinstance(module, nn.Linear):
-            return None
-        return ContextualFactor(module.weight.data, self.family(module.in_features), self.hidden)
+        return ContextualFactor(module.weight.data, self.family(side, *module.weight.shape), self.hidden)
 
-    def family(self, rank: int) -> GaussianWeights:
-        """q(E) given its mean and standard deviation."""
-        return GaussianWeights(rank, rank, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
+    def family(self, side: Side, rows: int, columns: int) -> GaussianWeights:
+        """q(E) given its mean and standard deviation; `columns` is the rank."""
+        return GaussianWeights(columns, columns, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
 
 
 @options_of(CLoraConfig)

@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
-from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Positive, Range
@@ -104,22 +103,13 @@ class DalorraConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
+    random_sides: ClassVar[tuple[Side, ...]] = ("A",)
+
     probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9
     prior_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5
     temperature: Positive = 2 / 3
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        self.family(1, 1)
-
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """A alone; B stays deterministic."""
-        if part != "lora_A" or not isinstance(module, nn.Linear):
-            return None
-        return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
-
-    def family(self, rows: int, columns: int) -> MaskedRowsWeights:
+    def family(self, side: Side, rows: int, columns: int) -> MaskedRowsWeights:
         """q(A) of a factor `[rows, columns]`."""
         return MaskedRowsWeights(
             rows,

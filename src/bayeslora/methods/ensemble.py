@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method
 from bayeslora.options.from_config import options_of
@@ -40,25 +40,24 @@ class EnsembleConfig(RandomLoraConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if self.members < 1:
-            raise ValueError(f"members must be at least 1, got {self.members}.")
         if not isinstance(self.init_lora_weights, bool):
             raise ValueError(
                 "an ensemble needs a random start for each member, so init_lora_weights must be True (PEFT's default), "
                 f"got {self.init_lora_weights!r}."
             )
 
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """Both factors: each member's A starts at random as PEFT's does, its B where PEFT's does (zero)."""
-        if part == "lora_dropout" or not isinstance(module, nn.Linear):
-            return None
-        family = MembersWeights(module.out_features, module.in_features, members=self.members)
-        factor = RandomFactor(family, module.weight.data)
-        if part == "lora_A":
+    def factor(self, side: Side, module: nn.Linear) -> RandomFactor:
+        """Each member's A starts at random as PEFT's does, its B where PEFT's does (zero)."""
+        factor = RandomFactor(self.family(side, module.out_features, module.in_features), module.weight.data)
+        if side == "A":
             with torch.no_grad():
                 for member in factor.parameters_by_name["members"][1:]:
                     nn.init.kaiming_uniform_(member, a=5**0.5)
         return factor
+
+    def family(self, side: Side, rows: int, columns: int) -> MembersWeights:
+        """The members of a factor `[rows, columns]`."""
+        return MembersWeights(rows, columns, members=self.members)
 
 
 @options_of(EnsembleConfig)

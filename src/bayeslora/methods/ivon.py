@@ -10,11 +10,10 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.draws import random_factors
-from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Positive, Range, StandardDeviation
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
@@ -44,20 +43,11 @@ class IvonConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
-    initial_std: float = 0.03
+    initial_std: StandardDeviation = 0.03
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if not self.initial_std > 0:
-            raise ValueError(f"initial_std must be positive, got {self.initial_std}.")
-
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """Both factors."""
-        if part == "lora_dropout" or not isinstance(module, nn.Linear):
-            return None
-        family = IvonWeights(module.out_features, module.in_features, std=self.initial_std)
-        return RandomFactor(family, module.weight.data)
+    def family(self, side: Side, rows: int, columns: int) -> IvonWeights:
+        """q(W) of a factor `[rows, columns]`."""
+        return IvonWeights(rows, columns, std=self.initial_std)
 
 
 class Ivon(Method):

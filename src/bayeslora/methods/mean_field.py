@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from bayeslora.adapters import Part, RandomLoraConfig, register
-from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import StandardDeviation
@@ -37,18 +34,7 @@ class MeanFieldConfig(RandomLoraConfig):
     prior_std: StandardDeviation = 0.2
     flipout: bool = False
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        self.family(1, 1)
-
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """Both factors."""
-        if part == "lora_dropout" or not isinstance(module, nn.Linear):
-            return None
-        return RandomFactor(self.family(module.out_features, module.in_features), module.weight.data)
-
-    def family(self, rows: int, columns: int) -> GaussianWeights:
+    def family(self, side: Side, rows: int, columns: int) -> GaussianWeights:
         """q(W) of a factor `[rows, columns]`."""
         return GaussianWeights(rows, columns, std=self.std, prior_std=self.prior_std, flipout=self.flipout)
 

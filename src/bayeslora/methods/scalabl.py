@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
@@ -90,25 +90,20 @@ class ScalaBLConfig(RandomLoraConfig):
         ValueError: A value out of range, or an option of LoRA that cannot be combined.
     """
 
+    random_sides: ClassVar[tuple[Side, ...]] = ("A",)
+
     std: StandardDeviation = 0.05
     prior_std: StandardDeviation = 1.0
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        self.family(1, 1)
-
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """A alone; B stays deterministic."""
-        if part != "lora_A" or not isinstance(module, nn.Linear):
-            return None
+    def factor(self, side: Side, module: nn.Linear) -> RandomFactor:
+        """Where the start allows it, one with orthogonal rows."""
         weight = module.weight.data
         # Where B is zero any A gives the same model. Other starts, such as PiSSA's, need the A that they chose.
         if self.init_lora_weights in (True, "gaussian"):
             weight = orthogonal_rows(weight)
-        return RandomFactor(self.family(module.out_features, module.in_features), weight)
+        return RandomFactor(self.family(side, module.out_features, module.in_features), weight)
 
-    def family(self, rows: int, columns: int) -> ScaledRowsWeights:
+    def family(self, side: Side, rows: int, columns: int) -> ScaledRowsWeights:
         """q(A) of a factor `[rows, columns]`."""
         return ScaledRowsWeights(rows, columns, std=self.std, prior_std=self.prior_std)
 

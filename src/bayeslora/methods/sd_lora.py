@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 
-from bayeslora.adapters import BayesianLoraConfig, Part, RandomLoraConfig, register
+from bayeslora.adapters import BayesianLoraConfig, RandomLoraConfig, Side, register
 from bayeslora.adapters.files import is_factor, read_adapter_config
 from bayeslora.adapters.from_lora import located_adapter, lora_fields
 from bayeslora.adapters.random_factor import RandomFactor
@@ -49,18 +49,15 @@ class SdLoraConfig(RandomLoraConfig):
         if self.tasks < 1 or any(rank % self.tasks for rank in ranks):
             raise ValueError(f"the rank must be a multiple of the number of tasks, got r={ranks}, tasks={self.tasks}.")
 
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """Both factors."""
-        if part == "lora_dropout" or not isinstance(module, nn.Linear):
-            return None
+    def factor(self, side: Side, module: nn.Linear) -> RandomFactor:
+        """The factors of all tasks in one."""
         rows, columns = module.out_features, module.in_features
-        side: Literal["A", "B"] = "A" if part == "lora_A" else "B"
         own = (rows // self.tasks, columns) if side == "A" else (rows, columns // self.tasks)
-        family = DirectionsWeights(rows, columns, side=side, current=self.current(side, *own), tasks=self.tasks)
+        family = DirectionsWeights(rows, columns, side=side, current=self.family(side, *own), tasks=self.tasks)
         return RandomFactor(family, module.weight.data)
 
-    def current(self, side: Literal["A", "B"], rows: int, columns: int) -> WeightPosterior:
-        """The family of the current task's factor."""
+    def family(self, side: Side, rows: int, columns: int) -> WeightPosterior:
+        """The family of the current task's factor `[rows, columns]`."""
         return PointWeights(rows, columns)
 
 
@@ -69,9 +66,7 @@ class SdLoraConfig(RandomLoraConfig):
 class BayesianSdLoraConfig(SdLoraConfig, BayesianLoraConfig):
     """Config of SD-LoRA with the posterior of `BayesianLoraConfig` over the current task's factors."""
 
-    def current(self, side: Literal["A", "B"], rows: int, columns: int) -> WeightPosterior:
-        """q(W) of the current task's factor."""
-        return self.family(side, rows, columns)
+    family = BayesianLoraConfig.family
 
 
 class SdLora(Method):

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
-
-from bayeslora.adapters import Part, RandomLoraConfig, register
-from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import Method
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
@@ -31,18 +28,9 @@ class SnapshotConfig(RandomLoraConfig):
 
     snapshots: Size = 4
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if self.snapshots < 1:
-            raise ValueError(f"snapshots must be at least 1, got {self.snapshots}.")
-
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """Both factors."""
-        if part == "lora_dropout" or not isinstance(module, nn.Linear):
-            return None
-        family = SnapshotWeights(module.out_features, module.in_features, snapshots=self.snapshots)
-        return RandomFactor(family, module.weight.data)
+    def family(self, side: Side, rows: int, columns: int) -> SnapshotWeights:
+        """A factor `[rows, columns]` and its snapshots."""
+        return SnapshotWeights(rows, columns, snapshots=self.snapshots)
 
 
 @options_of(SnapshotConfig)

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from bayeslora.adapters import Part, RandomLoraConfig, register
+from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Count, Positive, Size
@@ -48,11 +48,11 @@ class TfbWeights(FixedGaussianWeights):
 class TfbConfig(RandomLoraConfig):
     """Config of TFB (arXiv 2412.05723); every field of `peft.LoraConfig` works as there."""
 
-    def randomised(self, part: Part, module: nn.Module) -> RandomFactor | None:
-        """A alone; B stays deterministic."""
-        if part != "lora_A" or not isinstance(module, nn.Linear):
-            return None
-        return RandomFactor(TfbWeights(module.out_features, module.in_features), module.weight.data)
+    random_sides: ClassVar[tuple[Side, ...]] = ("A",)
+
+    def family(self, side: Side, rows: int, columns: int) -> TfbWeights:
+        """q(A) of a factor `[rows, columns]`."""
+        return TfbWeights(rows, columns)
 
 
 class Tfb(Method):

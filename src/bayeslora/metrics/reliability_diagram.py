@@ -1,6 +1,5 @@
 """Pictures of calibration, drawn without pyplot and so without global state."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bayeslora.metrics import Array, ReliabilityCurve, reliability_curve, summary
+from bayeslora.system.files import atomic_file
 
 _BAR_COLOUR = "#4c78a8"
 _OVERCONFIDENT_COLOUR = "#f3b0af"
@@ -112,10 +112,5 @@ def _panel_title(name: str, metrics: Mapping[str, float]) -> str:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; a failure leaves an older picture as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        FigureCanvasAgg(figure).print_figure(partial, format="png", dpi=150)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as aside:
+        FigureCanvasAgg(figure).print_figure(aside, format="png", dpi=150)

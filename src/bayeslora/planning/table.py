@@ -7,6 +7,7 @@ from typing import Any
 
 from bayeslora.planning.memory import Memory
 from bayeslora.planning.plan import Plan, RowPlan
+from bayeslora.system.console import text_table
 
 __all__ = ["as_record", "as_text"]
 
@@ -68,22 +69,24 @@ def _memory(plan: Plan) -> list[str]:
         for row in plan.rows
     ]
     largest = max(plan.rows, key=lambda row: max(row.training.total, row.prediction.total))
-    table = _aligned([[*header, "fits"], *body])
-    return ["memory at the peak:", *table, "", f"The row that needs most, {largest.title}:", *_one_row(largest)]
+    return [
+        "memory at the peak:",
+        text_table([*header, "fits"], body),
+        "",
+        f"The row that needs most, {largest.title}:",
+        *_one_row(largest),
+    ]
 
 
 def _one_row(row: RowPlan) -> list[str]:
     def cells(memory: Memory) -> list[str]:
         return [_size(getattr(memory, name)) for name in _PARTS]
 
-    table = [
-        ["memory at the peak", "training", "prediction"],
-        *map(list, zip(_PARTS, cells(row.training), cells(row.prediction), strict=True)),
-    ]
+    parts = list(zip(_PARTS, cells(row.training), cells(row.prediction), strict=True))
     return [
         f"trained      {_count(row.trainable)} parameters, {_count(row.extra, sign=True)} over plain LoRA",
         f"prediction   {_samples(row)}",
-        *_aligned(table),
+        text_table(["memory at the peak", "training", "prediction"], parts),
     ]
 
 
@@ -115,15 +118,6 @@ def _verdict(plan: Plan) -> list[str]:
 
 def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return lines
 
 
 def _size(size: int) -> str:

@@ -73,8 +73,7 @@ class FeatureReader:
         with console.progress("features", len(items), "items", show=progress) as line:
             for first in range(0, len(items), _TOGETHER):
                 rows += self._part(items[first : first + _TOGETHER])
-                if line is not None:
-                    line.advance(min(_TOGETHER, len(items) - first))
+                line.advance(min(_TOGETHER, len(items) - first))
         features = _joined(rows, self.layers)
         return features if self.hidden else replace(features, hidden={})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from bayeslora.prediction.sequential import Adaptive, Settling
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
-from bayeslora.runs.kept import kept_or_computed, run_key, write_kept
+from bayeslora.runs.kept import Key, kept_or_computed, run_key, write_kept
 from bayeslora.runs.prediction import Prediction
 from bayeslora.tasks import Item
 
@@ -146,8 +147,8 @@ def _settling(adaptive: Adaptive, rows: Sequence[Any]) -> Settling:
     return Settling.fit(adaptive, samples)
 
 
-def _key(config: RunConfig, dev: Sequence[Item], temperature: float) -> Callable[[Path], dict[str, Any]]:
-    return lambda folder: run_key(folder, config, dev, config.most_samples, temperature=temperature)
+def _key(config: RunConfig, dev: Sequence[Item], temperature: float) -> Key:
+    return partial(run_key, config=config, items=dev, num_samples=config.most_samples, temperature=temperature)
 
 
 def _draws(dev: Prediction) -> list[list[list[float]]]:

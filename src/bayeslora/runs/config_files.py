@@ -11,7 +11,7 @@ import yaml
 from bayeslora.options.parsing import file_parser, parse_file
 from bayeslora.runs.config import RunConfig, describe_method
 from bayeslora.runs.differences import BEFORE
-from bayeslora.system.files import atomic_file
+from bayeslora.system.files import write_file
 
 _END = "..."
 """The end of a document in YAML; what a run writes has it, so that a file that was cut is not read with defaults."""
@@ -46,8 +46,7 @@ def dump_config(config: RunConfig) -> str:
 
 def write_config(config: RunConfig, path: Path) -> None:
     """The config as YAML that `bayeslora train --config` reads."""
-    with atomic_file(path) as aside:
-        aside.write_text(f"{_WRITTEN}\n{dump_config(config)}{_END}\n", encoding="utf-8")
+    write_file(path, f"{_WRITTEN}\n{dump_config(config)}{_END}\n")
 
 
 def read_config(path: Path) -> RunConfig:

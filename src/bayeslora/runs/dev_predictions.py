@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from bayeslora.runs.adaptive import NumSamples, draws_in_words
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
-from bayeslora.runs.kept import kept_or_computed, run_key, write_kept
+from bayeslora.runs.kept import Key, kept_or_computed, run_key, write_kept
 from bayeslora.runs.prediction import Prediction
 from bayeslora.runs.run import Run
 from bayeslora.scoring.base import choice_mask
@@ -50,11 +50,7 @@ def dev_probabilities(run: Run, dev: Sequence[Item], num_samples: NumSamples = N
     They are those that the run keeps, if they are of its adapter, config, temperature and so many draws; else they are
     predicted, and kept in their place.
     """
-    samples = draws_in_words(run.config, num_samples)
-
-    def key(folder: Path) -> dict[str, Any]:
-        return _key(folder, run.config, dev, samples, run.temperature)
-
+    key = _key(run.config, dev, num_samples, run.temperature)
     rows = kept_or_computed(run.folder, _NAME, key, lambda: _rows(run.predict(dev, num_samples)))
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])
@@ -63,14 +59,13 @@ def dev_probabilities(run: Run, dev: Sequence[Item], num_samples: NumSamples = N
 def keep_dev_predictions(folder: Path, prediction: Prediction, temperature: float) -> None:
     """Write the predictions of dev to a run folder that holds its adapter and config."""
     config = read_config(folder / "config.yaml")
-    key = _key(folder, config, prediction.items, draws_in_words(config, None), temperature)
-    write_kept(folder, _NAME, key, _rows(prediction))
+    key = _key(config, prediction.items, None, temperature)
+    write_kept(folder, _NAME, key(folder), _rows(prediction))
 
 
-def _key(
-    folder: Path, config: RunConfig, dev: Sequence[Item], samples: int | str, temperature: float
-) -> dict[str, Any]:
-    return run_key(folder, config, dev, samples, temperature=temperature)
+def _key(config: RunConfig, dev: Sequence[Item], num_samples: NumSamples, temperature: float) -> Key:
+    samples = draws_in_words(config, num_samples)
+    return partial(run_key, config=config, items=dev, num_samples=samples, temperature=temperature)
 
 
 def _rows(prediction: Prediction) -> list[list[float]]:

@@ -17,12 +17,15 @@ from bayeslora.system.folders import writer_within
 from bayeslora.system.processes import is_main
 from bayeslora.system.reading import read_json
 
-__all__ = ["KEPT", "items_digest", "kept_or_computed", "run_key", "write_kept"]
+__all__ = ["KEPT", "Key", "items_digest", "kept_or_computed", "run_key", "write_kept"]
 
 logger = logging.getLogger("bayeslora")
 
 KEPT = ("dev_predictions.json", "unsure_above.json", "dev_draws.json")
 """All files of this kind in a run folder."""
+
+Key = Callable[[Path], dict[str, Any]]
+"""The key of what is kept, for the run in a folder."""
 
 
 def run_key(
@@ -54,9 +57,7 @@ def items_digest(items: Sequence[Any]) -> str:
     return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()
 
 
-def kept_or_computed(
-    folder: Path | None, name: str, key: Callable[[Path], dict[str, Any]], compute: Callable[[], Any]
-) -> Any:
+def kept_or_computed(folder: Path | None, name: str, key: Key, compute: Callable[[], Any]) -> Any:
     """The content of a kept file that is of `key`, or else what `compute` returns, which is then kept.
 
     Args:

@@ -16,7 +16,7 @@ from bayeslora.metrics import ReliabilityCurve
 from bayeslora.prediction.temperature import bound_of
 from bayeslora.report.text import markdown_table
 from bayeslora.runs.config import RunConfig
-from bayeslora.system.files import atomic_file
+from bayeslora.system.files import write_file
 from bayeslora.tasks import TaskError, get_task
 
 __all__ = ["CardFacts", "model_card", "write_model_card"]
@@ -60,8 +60,7 @@ def write_model_card(
     folder: Path, config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts | None = None
 ) -> None:
     """Write `folder/README.md`."""
-    with atomic_file(folder / "README.md") as aside:
-        aside.write_text(str(model_card(config, metrics, facts or CardFacts())), encoding="utf-8")
+    write_file(folder / "README.md", str(model_card(config, metrics, facts or CardFacts())))
 
 
 def model_card(config: RunConfig, metrics: Mapping[str, Any], facts: CardFacts) -> ModelCard:

@@ -216,8 +216,7 @@ def predict_chunks(
             else:
                 predictive = config.method.predict(model, batch, samples, seed, trunk_cache, state)
             parts.append(predictive.cpu())
-            if line is not None:
-                line.advance(len(chunk))
+            line.advance(len(chunk))
     cut = sum(items[index].id in scoring.cut for chunk in own for index in chunk)
     joined = Predictive.concatenate(parts if together else gather_items(parts))
     return joined, cut if together else sum(gather_items([cut]))

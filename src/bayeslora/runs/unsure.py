@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +49,8 @@ def unsure_above(run: Run, measure: Measure, num_samples: int, seed: int) -> flo
     prompts, raw = _dev_prompts(run.config)
     if not prompts:
         return None
-
-    def key(folder: Path) -> dict[str, Any]:
-        return run_key(folder, run.config, prompts, num_samples, seed=seed, share=EXCEPTION, tokens=_TOKENS)
+    parts: Any = {"config": run.config, "items": prompts, "num_samples": num_samples, "seed": seed}
+    key = partial(run_key, **parts, share=EXCEPTION, tokens=_TOKENS)
 
     def compute() -> dict[str, float]:
         logger.info(

@@ -16,7 +16,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bayeslora.system.files import atomic_file
+from bayeslora.system.files import write_file
 
 __all__ = ["DiskStore", "MemoryStore", "Store"]
 
@@ -218,8 +218,7 @@ class DiskStore:
             return
         # A name that was never used: others remember what is in a file by its name.
         name = uuid.uuid4().hex + _SUFFIX
-        with atomic_file(self.folder / name) as aside:
-            aside.write_bytes(content)
+        write_file(self.folder / name, content)
         self._learn(name)
 
     def _sweep(self) -> None:

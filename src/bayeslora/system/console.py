@@ -40,6 +40,7 @@ class Progress:
         unit: What a step is, in the plural.
         done: How many were done before.
         clock: Seconds, of any beginning.
+        shown: Whether it says anything; else it only counts.
 
     Attributes:
         done: Steps that have ended.
@@ -47,14 +48,20 @@ class Progress:
     """
 
     def __init__(
-        self, what: str, total: int, unit: str, done: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        what: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        shown: bool = True,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
-        self._clock, self.first = clock, done
+        self._clock, self.first, self._shown = clock, done, shown
         self._began = self._said = clock()
-        self._outer = _open[-1] if _open else None
+        self._outer = _open[-1] if shown and _open else None
         self._bar: tqdm | None = None
-        if self._outer is None and sys.stderr.isatty():
+        if shown and self._outer is None and sys.stderr.isatty():
             self._bar = tqdm(
                 desc=what, total=total, initial=done, bar_format=_LINE, leave=False, dynamic_ncols=True, smoothing=0.1
             )
@@ -66,7 +73,7 @@ class Progress:
             self._outer.note(f"{self.what} {self.done}/{self.total}")
         elif self._bar is not None:
             self._bar.update(steps)
-        elif self._clock() - self._said >= _PERIOD and self.done < self.total:
+        elif self._shown and self._clock() - self._said >= _PERIOD and self.done < self.total:
             self._said = self._clock()
             say(f"{self.what}: {self.done} of {self.total} {self.unit}, {self.left}")
 
@@ -143,10 +150,10 @@ def headlines() -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "items", done: int = 0, show: bool = True) -> Iterator[Progress | None]:
-    """A `Progress` while the work inside is under way; None in processes but the main one, and without `show`."""
+def progress(what: str, total: int, unit: str = "items", done: int = 0, show: bool = True) -> Iterator[Progress]:
+    """A `Progress` while the work inside is under way; silent in processes but the main one, and without `show`."""
     if not (show and is_main()):
-        yield None
+        yield Progress(what, total, unit, done, shown=False)
         return
     line = Progress(what, total, unit, done)
     _open.append(line)
@@ -164,8 +171,7 @@ def track(work: Iterable[T], what: str, unit: str, *, total: int | None = None, 
     with progress(what, len(work) if isinstance(work, Sized) else total or 0, unit, show=show) as line:
         for each in work:
             yield each
-            if line is not None:
-                line.advance()
+            line.advance()
 
 
 def say(text: str) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "save_adapter",
     "sort_sets",
     "synchronised",
+    "write_file",
     "write_json",
 ]
 
@@ -145,10 +146,15 @@ def _gathered(model: PeftModel) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not is_dtensor(value)}
 
 
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """A text, as UTF-8, or bytes, atomically."""
+    with atomic_file(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """`content` as indented JSON, atomically."""
-    with atomic_file(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(content, indent=2) + "\n")
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:

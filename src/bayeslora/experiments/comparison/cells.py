@@ -131,16 +131,14 @@ class CellComputer:
     ) -> tuple[dict[str, Prediction], dict[str, Any]]:
         """The predictions of dev at the length power that the task's rows will have, and how it was chosen."""
         dev, lengths = predictions["dev"], _lengths(trained, predictions)
+        powers = self.config.length_powers(planned.task)
         assert lengths is not None
-        read = {power: dev.predictive.rescaled(lengths["dev"] ** (1.0 - power)) for power in self._powers(planned)}
+        read = {power: dev.predictive.rescaled(lengths["dev"] ** (1.0 - power)) for power in powers}
         known = {power: predictive for power, predictive in read.items() if predictive is not None}
         chosen = choose_length_power(known, torch.tensor([item.label for item in dev.items]))
         tried = {f"{power:g}": nll for power, nll in chosen.nll.items()}
         details = {"length_power": chosen.power, "length_powers": tried}
         return {"dev": replace(dev, predictive=known[chosen.power])}, details
-
-    def _powers(self, planned: PlannedCell) -> list[float]:
-        return self.config.length_powers(planned.task)
 
     def _readings(
         self, planned: PlannedCell, trained: Run, predictions: Mapping[str, Prediction], one_pass_seconds: float

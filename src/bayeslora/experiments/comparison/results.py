@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from bayeslora.experiments.comparison.growth import grown
 from bayeslora.experiments.comparison.records import Cell, Header, Items, Predictions, Stage
-from bayeslora.system.files import atomic_file
+from bayeslora.system.files import write_file
 from bayeslora.system.folders import sweep
 
 __all__ = ["Results"]
@@ -85,15 +85,13 @@ class Results:
         if not whole:
             whole = _line(header.to_json(), "header")
         if whole != content:
-            with atomic_file(path) as aside:
-                aside.write_bytes(whole)
+            write_file(path, whole)
         results = cls._parse(path, whole)
         config = grown(results.header.config, header.config, defaults, path)
         _warn_of_other_versions(results.header, header, path)
         if config != results.header.config:
             results.header = dataclasses.replace(results.header, config=config)
-            with atomic_file(path) as aside:
-                aside.write_bytes(_line(results.header.to_json(), "header") + whole.partition(b"\n")[2])
+            write_file(path, _line(results.header.to_json(), "header") + whole.partition(b"\n")[2])
         results._file = FileIO(path, "a")
         return results
 

@@ -81,7 +81,6 @@ def _compute_missing(
     waiting = list(wanted)
     with progress("compare", len(waiting), "cells") as line, headlines():
         # A comparison is one process, the main one.
-        assert line is not None
         return _Work(config, results, workers, line, waiting).done()
 
 

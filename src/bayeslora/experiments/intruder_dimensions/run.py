@@ -20,7 +20,7 @@ from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.loading import scoring_of
 from bayeslora.scoring import get_scoring
 from bayeslora.system.console import track
-from bayeslora.system.files import atomic_file, check_absent, write_json
+from bayeslora.system.files import check_absent, write_file, write_json
 from bayeslora.system.folders import only_replacer
 from bayeslora.system.locating import is_hub_run
 from bayeslora.tasks import allow_task
@@ -120,8 +120,7 @@ def _write(record: dict[str, Any], target: Path) -> None:
     write_json(target / "diagnosis.json", record)
     picture = target / "diagnosis.png"
     if found_any(record):
-        with atomic_file(picture) as aside:
-            aside.write_bytes(diagnosis_picture(record))
+        write_file(picture, diagnosis_picture(record))
     else:
         picture.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from bayeslora.runs.config_files import dump_config
 from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.options import Options
-from bayeslora.system.files import atomic_file, write_json
+from bayeslora.system.files import write_file, write_json
 from bayeslora.system.reading import read_json
 
 __all__ = ["sweep"]
@@ -72,10 +72,8 @@ def sweep(config: SweepConfig, output_dir: str | Path) -> dict[str, Any]:
         "rows": rows,
     }
     write_json(output / "sweep.json", record)
-    with atomic_file(output / "sweep.md") as aside:
-        aside.write_text(sweep_table(record) + "\n", encoding="utf-8")
-    with atomic_file(output / "sweep.png") as aside:
-        aside.write_bytes(sweep_picture(record))
+    write_file(output / "sweep.md", sweep_table(record) + "\n")
+    write_file(output / "sweep.png", sweep_picture(record))
     return record
 
 
@@ -142,8 +140,7 @@ def _write_winner(config: SweepConfig, output: Path, row: dict[str, Any]) -> Non
     name = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
     row["winner"] = f"winner-{name}.yaml"
     best = config.run(row["task"], row["row"], config.seeds[0], row["best"])
-    with atomic_file(output / row["winner"]) as aside:
-        aside.write_text(dump_config(best), encoding="utf-8")
+    write_file(output / row["winner"], dump_config(best))
 
 
 # --- curvature ---------------------------------------------------------------------------------------------------

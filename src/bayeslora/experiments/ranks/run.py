@@ -20,7 +20,7 @@ from bayeslora.report.text import mean_and_std
 from bayeslora.runs import task_items
 from bayeslora.runs.config import describe
 from bayeslora.runs.loading import load_model
-from bayeslora.system.files import atomic_file, write_json
+from bayeslora.system.files import write_file, write_json
 from bayeslora.tasks import Item
 
 __all__ = ["rank_study"]
@@ -75,10 +75,8 @@ def rank_study(config: RankStudyConfig, output_dir: str | Path) -> dict[str, Any
         "rows": rows,
     }
     write_json(output / "rank_study.json", record)
-    with atomic_file(output / "rank_study.md") as aside:
-        aside.write_text(rank_study_table(record) + "\n", encoding="utf-8")
-    with atomic_file(output / "rank_study.png") as aside:
-        aside.write_bytes(rank_study_picture(record))
+    write_file(output / "rank_study.md", rank_study_table(record) + "\n")
+    write_file(output / "rank_study.png", rank_study_picture(record))
     return record
 
 

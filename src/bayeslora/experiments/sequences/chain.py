@@ -23,7 +23,7 @@ from bayeslora.runs.going_on import train_or_load
 from bayeslora.runs.loading import merge_adapters
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.console import headlines, progress
-from bayeslora.system.files import atomic_file, write_json
+from bayeslora.system.files import write_file, write_json
 from bayeslora.system.folders import only_writer
 from bayeslora.system.reading import read_json
 
@@ -68,7 +68,6 @@ def _run_chain(config: ChainConfig, output: Path) -> list[dict[str, Any]]:
     records = _records(output / _STATE, described, at_defaults(config))
     cache: TrunkCache | None = None
     with progress("chain", config.blocks, "blocks", done=len(records)) as line, headlines():
-        assert line is not None  # one process, the main one
         for block in range(len(records), config.blocks):
             started = time.perf_counter()
             run = _trained(config, output, block, cache)
@@ -77,8 +76,7 @@ def _run_chain(config: ChainConfig, output: Path) -> list[dict[str, Any]]:
             write_json(output / _STATE, {"config": described, "blocks": records})
             line.ended(f"block {block}: {_line(records[-1])}", time.perf_counter() - started)
     _write_merged(output, len(records))
-    with atomic_file(output / "chain.md") as aside:
-        aside.write_text(_table(records), encoding="utf-8")
+    write_file(output / "chain.md", _table(records))
     return records
 
 

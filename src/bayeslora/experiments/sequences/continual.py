@@ -98,7 +98,6 @@ class _Continual:
                 results.append(record)
             cells = len(config.seeds) * len(config.rows) * len(config.sequence)
             with progress("continual", cells, "cells") as line, headlines():
-                assert line is not None  # one process, the main one
                 for seed, row in product(config.seeds, config.rows):
                     try:
                         self._pass(row, seed, results, line)

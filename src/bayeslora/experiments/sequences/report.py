@@ -12,7 +12,7 @@ from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.sequences.forgetting import METRICS, Passes, average_final, forgetting, when_learned
 from bayeslora.metrics.reliability_diagram import write_png
 from bayeslora.report.text import markdown_table, mean_and_std, plus_minus
-from bayeslora.system.files import atomic_file
+from bayeslora.system.files import write_file
 
 __all__ = ["continual_summary", "write_continual_report"]
 
@@ -30,8 +30,7 @@ def write_continual_report(folder: str | Path) -> Path:
     folder = Path(folder)
     passes = _whole_passes(Results.read(folder / "results.jsonl"))
     _picture(passes, folder / "matrices.png")
-    with atomic_file(folder / "report.md") as aside:
-        aside.write_text(_page(passes), encoding="utf-8")
+    write_file(folder / "report.md", _page(passes))
     return folder / "report.md"
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["KL", "Noise", "WeightPosterior"]
+__all__ = ["KL", "Noise", "WeightPosterior", "no_kl"]
 
 
 class KL(NamedTuple):
@@ -108,3 +108,14 @@ class WeightPosterior(ABC):
     @abstractmethod
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
         """KL from posterior to prior, `[...]` each; `noise` serves the families that estimate it."""
+
+
+def no_kl(parameter: Tensor, like: int = 2) -> KL:
+    """That of a family without a density: zeros, one for each of the stacked factors.
+
+    Args:
+        parameter: One of the family's `[..., *]`.
+        like: How many of its last dimensions are those of one factor.
+    """
+    zero = parameter.new_zeros(parameter.shape[:-like])
+    return KL(zero, zero)

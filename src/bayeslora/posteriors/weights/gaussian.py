@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
 __all__ = ["FixedGaussianWeights", "GaussianWeights"]
@@ -83,5 +83,4 @@ class FixedGaussianWeights(GaussianWeights):
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
         """None: the loss knows no posterior."""
-        zero = parameters["mean"].new_zeros(parameters["mean"].shape[:-2])
-        return KL(zero, zero)
+        return no_kl(parameters["mean"])

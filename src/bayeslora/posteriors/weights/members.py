@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
 __all__ = ["MembersWeights"]
@@ -47,5 +47,4 @@ class MembersWeights(WeightPosterior):
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
         """None: point masses have no density."""
-        zero = parameters["members"].new_zeros(parameters["members"].shape[:-3])
-        return KL(zero, zero)
+        return no_kl(parameters["members"], 3)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
+from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
 __all__ = ["SnapshotWeights"]
@@ -49,5 +49,4 @@ class SnapshotWeights(WeightPosterior):
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
         """None: point masses have no density."""
-        zero = parameters["mean"].new_zeros(parameters["mean"].shape[:-2])
-        return KL(zero, zero)
+        return no_kl(parameters["mean"])

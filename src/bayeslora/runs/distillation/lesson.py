@@ -146,18 +146,15 @@ def taught(run: Run, config: RunConfig, splits: Splits, further: Sequence[Item],
 
 def _predicted(run: Run, config: RunConfig, part: Sequence[Item], folder: Path, number: int) -> dict[str, Any]:
     """The probabilities of each item, and the seconds that they took."""
-    asked = config.distill.num_samples
+    asked, teacher = config.distill.num_samples, run_folder(str(config.distill.teacher))
     samples = draws_in_words(run.config, asked)
-
-    def key(_: Path) -> dict[str, Any]:
-        teacher = run_folder(str(config.distill.teacher))
-        return run_key(teacher, run.config, part, samples, temperature=run.temperature)
 
     def predict() -> dict[str, Any]:
         found = run.predict(part, asked)
         return {"probabilities": [row["probabilities"] for row in found.rows()], "seconds": found.seconds}
 
-    kept: dict[str, Any] = kept_or_computed(folder, f"predictions-{number:05d}.json", key, predict)
+    key = run_key(teacher, run.config, part, samples, temperature=run.temperature)
+    kept: dict[str, Any] = kept_or_computed(folder, f"predictions-{number:05d}.json", lambda _: key, predict)
     return kept
 
 

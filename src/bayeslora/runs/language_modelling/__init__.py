@@ -4,9 +4,9 @@
 with task.scoring text, need `pip install "bayeslora[sft]"`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bayeslora.options.late import late
 from bayeslora.runs.language_modelling.metrics import token_metrics, token_reliability
 from bayeslora.runs.language_modelling.tokens import TokenPrediction, predict_tokens
 
@@ -23,11 +23,5 @@ __all__ = [
     "train_texts",
 ]
 
-_LATER = {"predict_texts": "evaluation", "train_texts": "training"}
-"""Names whose modules need TRL."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+# Their modules need TRL.
+__getattr__ = late(__name__, {"predict_texts": "evaluation", "train_texts": "training"})

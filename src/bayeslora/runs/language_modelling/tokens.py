@@ -101,8 +101,7 @@ def predict_tokens(
         for numbers in _batches(model, rows, batch_size, memory_limit):
             batch = [rows[number] for number in numbers]
             found |= zip(numbers, _predict_batch(model, batch, num_samples, seed, memory_limit), strict=True)
-            if line is not None:
-                line.advance(len(numbers))
+            line.advance(len(numbers))
     return [found[number] for number in range(len(rows))]
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from bayeslora.experiments.comparison import Results
 from bayeslora.experiments.comparison.report.content import Report, build_report
 from bayeslora.report.figure import Picture
-from bayeslora.system.files import atomic_file
+from bayeslora.system.files import write_file
 
 __all__ = ["write_pages", "write_report"]
 
@@ -42,11 +42,9 @@ def write_pages(report: Report, output_dir: str | Path) -> Path:
     """Write the pages and pictures of a report; returns the path of report.html."""
     output = Path(output_dir)
     for picture in _pictures(report):
-        with atomic_file(output / "pictures" / f"{picture.name}.png") as aside:
-            aside.write_bytes(picture.png)
+        write_file(output / "pictures" / f"{picture.name}.png", picture.png)
     for name in ("report.md", "report.html"):
-        with atomic_file(output / name) as aside:
-            aside.write_text(_render(f"{name}.j2", report), encoding="utf-8")
+        write_file(output / name, _render(f"{name}.j2", report))
     return output / "report.html"
 
 

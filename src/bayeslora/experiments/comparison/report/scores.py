@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy
 
@@ -20,7 +20,7 @@ Scores: TypeAlias = dict[str, dict[str, Score]]
 _BySeed: TypeAlias = dict[int, numpy.ndarray]
 
 
-class TaskScores:
+class TaskScores(NamedTuple):
     """Scores of one task.
 
     Attributes:
@@ -29,8 +29,9 @@ class TaskScores:
         readings: For each other link the scores on the test split of the rows that were read by it.
     """
 
-    def __init__(self, test: Scores, outside: dict[str, Scores], readings: dict[str, Scores]):
-        self.test, self.outside, self.readings = test, outside, readings
+    test: Scores
+    outside: dict[str, Scores]
+    readings: dict[str, Scores]
 
 
 def task_scores(task: TaskRows, resampling: Resampling) -> TaskScores:

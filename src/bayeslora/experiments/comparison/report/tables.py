@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
+from operator import attrgetter
 
 from bayeslora.experiments.comparison import Cell
 from bayeslora.experiments.comparison.report.rows import Row, TaskRows, outside_name
@@ -199,17 +200,22 @@ def cost_table(task: TaskRows) -> Table:
 
     heads = ["training (s)", "peak memory (GiB)", "trainable parameters", "extra parameters", "draws"]
     heads += ["prediction (ms per item)", "prediction / one deterministic pass"]
-    ratios = {"training": _train_seconds, "memory": _memory, "prediction": _predict_seconds}
+    train_seconds: _RATES = attrgetter("train_seconds")
+    ratios: dict[str, _RATES] = {
+        "training": train_seconds,
+        "memory": _memory,
+        "prediction": attrgetter("predict_seconds"),
+    }
     if baseline is not None:
         heads += [f"{name} / {BASELINE}" for name in ratios]
     rows = {}
     for row in [row for row in task.rows if not row.has_temperature]:
         entries = [
-            _significant(row.mean(_train_seconds)),
+            _significant(row.mean(train_seconds)),
             _significant(row.mean(_memory)),
             f"{row.first.trainable_parameters:,}",
             f"{row.first.extra_parameters:,}",
-            f"{draws:g}" if (draws := round(row.mean(_draws) or 0, 2)) else MISSING,
+            f"{draws:g}" if (draws := round(row.mean(attrgetter("num_samples")) or 0, 2)) else MISSING,
             _significant(row.mean(_milliseconds_per_item)),
             _significant(row.mean(passes)),
         ]
@@ -223,18 +229,6 @@ def cost_table(task: TaskRows) -> Table:
 def _milliseconds_per_item(cell: Cell) -> float | None:
     """Prediction time of an item, all draws included; None where the number of items is not known."""
     return 1000 * cell.predict_seconds / cell.predict_items if cell.predict_items else None
-
-
-def _draws(cell: Cell) -> float:
-    return cell.num_samples
-
-
-def _train_seconds(cell: Cell) -> float:
-    return cell.train_seconds
-
-
-def _predict_seconds(cell: Cell) -> float:
-    return cell.predict_seconds
 
 
 def _memory(cell: Cell) -> float | None:
