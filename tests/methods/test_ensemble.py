@@ -14,7 +14,7 @@ import bayeslora
 from bayeslora.adapters.draws import hold_draw, random_factors
 from bayeslora.methods.ensemble import DeepEnsemble, EnsembleConfig
 from bayeslora.methods.lora import Lora
-from bayeslora.posteriors.weights.members import MembersWeights
+from bayeslora.posteriors.weights.point import MembersWeights
 from bayeslora.scoring import ChoiceBatch
 from conftest import distance, logits_of, perturb, seeded, tiny_llama
 from helpers import generator, normal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -201,8 +201,7 @@ class Draws:
         """Forward pre-hook of the layers from the first random one on."""
         return self._repeat(args), self._repeat(kwargs)
 
-    @contextmanager
-    def copies_computed_once(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+    def copies_computed_once(self, layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
         """What the linear maps and norms in `layers` make of copies is computed once and copied, without gradients.
 
         In the first random layer that is the norm before the attention and the base model's projections.
@@ -216,8 +215,7 @@ class Draws:
             return copies
 
         inside = [module for layer in layers for module in layer.modules() if _acts_on_rows(module)]
-        with forwards_replaced(inside, run):
-            yield
+        return forwards_replaced(inside, run)
 
 
 def _acts_on_rows(module: nn.Module) -> bool:

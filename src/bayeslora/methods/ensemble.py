@@ -15,7 +15,7 @@ from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
-from bayeslora.posteriors.weights.members import MembersWeights
+from bayeslora.posteriors.weights.point import MembersWeights
 
 __all__ = ["DeepEnsemble", "EnsembleConfig"]
 

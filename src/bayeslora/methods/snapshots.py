@@ -9,7 +9,7 @@ from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import Method
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
-from bayeslora.posteriors.weights.snapshots import SnapshotWeights
+from bayeslora.posteriors.weights.point import SnapshotWeights
 
 __all__ = ["SnapshotConfig", "Snapshots"]
 

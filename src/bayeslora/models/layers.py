@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -127,8 +127,7 @@ def layers_below(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Modul
     return [layer for _, layer in every[:number]] if one_chain else []
 
 
-@contextmanager
-def run_once(layers: Sequence[nn.Module]) -> Iterator[None]:
+def run_once(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Run `layers` in the first forward inside this context; later forwards, of the same input, take their output."""
     kept: list[Any] = []
 
@@ -140,8 +139,7 @@ def run_once(layers: Sequence[nn.Module]) -> Iterator[None]:
             kept.append(output)
         return output
 
-    with forwards_replaced(layers, run):
-        yield
+    return forwards_replaced(layers, run)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -61,20 +61,17 @@ def last_positions(model: nn.Module, count: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def head_of_words(model: nn.Module, words: Tensor) -> Iterator[bool]:
+def head_of_words(model: nn.Module, words: Tensor) -> AbstractContextManager[bool]:
     """Whether logits of forwards inside this context are those of `words` [words] alone, in their order."""
 
     def run(head: Any, own: Callable[..., Any], hidden: Tensor) -> Tensor:
         bias = None if head.bias is None else head.bias[words]
         return nn.functional.linear(hidden, head.weight[words], bias)
 
-    with _head_replaced(model, run) as replaced:
-        yield replaced
+    return _head_replaced(model, run)
 
 
-@contextmanager
-def head_at_ends(model: nn.Module, ends: Tensor, words: Tensor) -> Iterator[bool]:
+def head_at_ends(model: nn.Module, ends: Tensor, words: Tensor) -> AbstractContextManager[bool]:
     """Whether logits of forwards inside this context are those of `words` at one place of each row alone
     [rows, 1, words], in float32: in bfloat16 a logit of 20 is known to a sixteenth.
 
@@ -89,26 +86,21 @@ def head_at_ends(model: nn.Module, ends: Tensor, words: Tensor) -> Iterator[bool
         bias = None if head.bias is None else head.bias[words].float()
         return nn.functional.linear(last.float(), head.weight[words].float(), bias)
 
-    with _head_replaced(model, run) as replaced:
-        yield replaced
+    return _head_replaced(model, run)
 
 
-@contextmanager
-def head_of_positions(model: nn.Module, choose: Callable[[Tensor], Tensor]) -> Iterator[bool]:
+def head_of_positions(model: nn.Module, choose: Callable[[Tensor], Tensor]) -> AbstractContextManager[bool]:
     """Whether the head sees `choose(hidden)` instead of the hidden states [rows, positions, hidden]."""
-    with _head_replaced(model, lambda head, own, hidden: own(choose(hidden))) as replaced:
-        yield replaced
+    return _head_replaced(model, lambda head, own, hidden: own(choose(hidden)))
 
 
-@contextmanager
-def head_left_out(model: nn.Module) -> Iterator[bool]:
+def head_left_out(model: nn.Module) -> AbstractContextManager[bool]:
     """Whether the head hands on the hidden states of each row's first position, for forwards whose logits nobody reads.
 
     To read one position would cost more than it seems: in bfloat16 on a CPU a few rows times a wide vocabulary take
     seconds.
     """
-    with _head_replaced(model, lambda head, own, hidden: hidden[:, :1]) as replaced:
-        yield replaced
+    return _head_replaced(model, lambda head, own, hidden: hidden[:, :1])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.posteriors.weights.snapshots import SnapshotWeights
+from bayeslora.posteriors.weights.point import SnapshotWeights
 
 __all__ = ["Capture"]
 

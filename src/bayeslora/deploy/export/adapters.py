@@ -16,7 +16,7 @@ from bayeslora.adapters.sampling import sampling
 from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.rounding import Spread
-from bayeslora.posteriors.weights.members import MembersWeights
+from bayeslora.posteriors.weights.point import MembersWeights
 
 __all__ = ["Mean", "Samples", "export_mean", "export_samples", "mean_warnings", "require_draws", "require_mean"]
 

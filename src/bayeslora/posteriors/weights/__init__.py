@@ -4,8 +4,7 @@ from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.directions import INITIAL_MAGNITUDE, DirectionsWeights
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights, GaussianWeights
 from bayeslora.posteriors.weights.inducing import InducingWeights
-from bayeslora.posteriors.weights.members import MembersWeights
-from bayeslora.posteriors.weights.point import PointWeights
+from bayeslora.posteriors.weights.point import MembersWeights, PointWeights, SnapshotWeights
 from bayeslora.posteriors.weights.whitening import Whitening, whiten
 
 __all__ = [
@@ -18,6 +17,7 @@ __all__ = [
     "MembersWeights",
     "Noise",
     "PointWeights",
+    "SnapshotWeights",
     "WeightPosterior",
     "Whitening",
     "whiten",

@@ -110,12 +110,7 @@ class WeightPosterior(ABC):
         """KL from posterior to prior, `[...]` each; `noise` serves the families that estimate it."""
 
 
-def no_kl(parameter: Tensor, like: int = 2) -> KL:
-    """That of a family without a density: zeros, one for each of the stacked factors.
-
-    Args:
-        parameter: One of the family's `[..., *]`.
-        like: How many of its last dimensions are those of one factor.
-    """
-    zero = parameter.new_zeros(parameter.shape[:-like])
+def no_kl(weight: Tensor) -> KL:
+    """That of a family without a density: zeros `[...]` for factors `[..., rows, columns]`."""
+    zero = weight.new_zeros(weight.shape[:-2])
     return KL(zero, zero)

@@ -1,4 +1,4 @@
-"""A point mass: one LoRA factor, with nothing random about it."""
+"""Point masses: one LoRA factor or several, of which nothing is drawn but which one a draw is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["PointWeights"]
+__all__ = ["MembersWeights", "PointWeights", "SnapshotWeights"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PointWeights(WeightPosterior):
 
     @property
     def noise_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Nothing is random."""
+        """Nothing is random but the number of a draw."""
         return ()
 
     def initial(self, weight: Tensor) -> dict[str, Tensor]:
@@ -39,5 +39,57 @@ class PointWeights(WeightPosterior):
         return mean.expand(noise.number.shape[0], *mean.shape)
 
     def kl(self, parameters: Mapping[str, Tensor], noise: Noise | None) -> KL:
-        """None: a point mass has no density."""
-        return no_kl(parameters["mean"])
+        """None: point masses have no density."""
+        return no_kl(self.mean_weight(parameters))
+
+
+@dataclass(frozen=True)
+class MembersWeights(PointWeights):
+    """K factors with equal weight: draw number s is member s mod K in every factor of the model.
+
+    Args:
+        rows: o.
+        columns: i.
+        members: K.
+    """
+
+    draws_in_training: ClassVar[bool] = True
+    location: ClassVar[tuple[str, ...]] = ("members",)
+
+    members: int = 5
+
+    def initial(self, weight: Tensor) -> dict[str, Tensor]:
+        """`members` `[K, rows, columns]`: K times `weight`."""
+        return {"members": at_least_float32(weight.detach()).repeat(self.members, 1, 1)}
+
+    def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The first member: a mean of factors is no trained model."""
+        return parameters["members"].select(-3, 0)
+
+    def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """The members of the draws' numbers."""
+        return parameters["members"].movedim(-3, 0)[noise.number % self.members]
+
+
+@dataclass(frozen=True)
+class SnapshotWeights(PointWeights):
+    """A factor that is trained, and K copies of it of earlier moments with equal weight: draw s is copy s mod K.
+
+    Args:
+        rows: o.
+        columns: i.
+        snapshots: K.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ("snapshots",)
+
+    snapshots: int = 4
+
+    def initial(self, weight: Tensor) -> dict[str, Tensor]:
+        """`mean` `[rows, columns]`, which is `weight`, and `snapshots` `[K, rows, columns]`: K times it."""
+        mean = super().initial(weight)["mean"]
+        return {"mean": mean, "snapshots": mean.repeat(self.snapshots, 1, 1)}
+
+    def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """The snapshots of the draws' numbers."""
+        return parameters["snapshots"].movedim(-3, 0)[noise.number % self.snapshots]
