@@ -3,7 +3,7 @@
 python -m studies.cost.decisions.many_states data --output studies/cost/decisions/many_states.json --threads 1 \
     --clock processor --rounds 3
 python -m studies.cost.decisions.many_states data --output studies/cost/decisions/many_adapted.json --threads 1 \
-    --clock processor --rounds 3 --samples 0 10
+    --clock processor --rounds 3 --samples 0 10 --tasks sst2 support_tickets --states 12 --rooms 1024
 
 `data` is what `studies/decisions/sys1bench/generate.sh` wrote. Heads are fitted on 50 records of each task; then the
 test records are answered by `DecisionModel.answers`, as `evaluate` and `calibrate` do: tokens, the layers of the model
@@ -74,14 +74,14 @@ def alone(model: DecisionModel, test: list[Record], samples: int | None) -> list
 
 def largest_difference(model: DecisionModel, test: list[Record], samples: int | None) -> float:
     """Between probabilities of states read together and alone."""
-    pairs = zip(together(model, test, samples, ROOMS[-1]), alone(model, test, samples), strict=True)
+    pairs = zip(together(model, test, samples, max(ROOMS)), alone(model, test, samples), strict=True)
     both = ((one[name].probabilities, other[name].probabilities) for one, other in pairs for name in one)
     return max(abs(p - q) for one, other in both for p, q in zip(one, other, strict=True))
 
 
 def measured(model: DecisionModel, test: list[Record], samples: int | None, options: Any) -> dict[str, Any]:
     candidates: dict[str, Callable[[], object]] = {ALONE: partial(alone, model, test, samples)}
-    candidates |= {f"{room} tokens": partial(together, model, test, samples, room) for room in ROOMS}
+    candidates |= {f"{room} tokens": partial(together, model, test, samples, room) for room in options.rooms}
     times = paired(candidates, torch.device(options.device), options.rounds, clock=options.clock)
     shown = list(requests(model, test, samples))
     return {
@@ -99,12 +99,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--samples", type=int, nargs="+", help="draws of Bayesian-LoRA below the heads")
+    parser.add_argument("--tasks", nargs="+", choices=list(TESTS), default=list(TESTS))
+    parser.add_argument("--states", type=int, help="of each task; default: as many as are short enough for a round")
+    parser.add_argument("--rooms", type=int, nargs="+", default=ROOMS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = decision_model(options.device, adapted=options.samples is not None)
     found: dict[str, Any] = {}
-    for task, count in TESTS.items():
-        train, test = load(options.data, task, "clean", RECORDS, 0, count)
+    for task in options.tasks:
+        train, test = load(options.data, task, "clean", RECORDS, 0, options.states or TESTS[task])
         if task == "boolq":
             train, test = list(map(alike, train)), list(map(alike, test))
         model.fit(train, progress=False)

@@ -19,6 +19,7 @@ from starlette.types import Scope
 from bayeslora import __version__
 from bayeslora.deploy.serve.bounds import BoundedBody
 from bayeslora.deploy.serve.decisions.answering import Answering
+from bayeslora.deploy.serve.decisions.cloudflare import Cloudflare
 from bayeslora.deploy.serve.decisions.encodings import DecodedBody
 from bayeslora.deploy.serve.decisions.gemini import Gemini
 from bayeslora.deploy.serve.decisions.openai import OpenAI
@@ -103,7 +104,7 @@ def create_decision_app(
         content = wire.answered(asked, answers, served, tokens)
         return JSONResponse(content, headers={"x-typesafe-request-id": uuid.uuid4().hex})
 
-    for path in (*_SYSTEM_ONE, *_BY_SHAPE):
+    for path in (*_SYSTEM_ONE, *_BY_SHAPE, Cloudflare.path):
         app.add_api_route(path, decide, methods=["POST"], summary="Answers to typed questions about a state")
 
     @app.get("/v1/models", summary="Names that requests may have")
@@ -135,6 +136,8 @@ def _described(model: DecisionModel, served: str) -> dict[str, Any]:
 
 def _wire_of(path: str, body: Mapping[str, Any]) -> Wire:
     """OpenAI asks a list, Gemini a map about an input, System One a map about a state."""
+    if path.startswith(Cloudflare.prefix):
+        return Cloudflare()
     if path in _SYSTEM_ONE:
         return SystemOne()
     if isinstance(body.get("questions"), list):
@@ -151,7 +154,7 @@ def _render(scope: Scope, problem: Refused) -> Response:
         by_client: Wire = (
             Gemini() if google else OpenAI() if b"OpenAI" in headers.get(b"user-agent", b"") else SystemOne()
         )
-        wire = by_client if scope["path"] in _BY_SHAPE else SystemOne()
+        wire = by_client if scope["path"] in _BY_SHAPE else _wire_of(scope["path"], {})
     return wire.refusal(problem)
 
 
