@@ -6,14 +6,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bayeslora.metrics.reliability_diagram import reliability_diagram
 from bayeslora.runs.adaptive import NOT_FOR_TEXTS, NumSamples, is_adaptive
 from bayeslora.runs.config import TaskConfig
-from bayeslora.runs.evaluation_files import EVALUATION_PARTS, TEXT_EVALUATION_PARTS, check_evaluation
+from bayeslora.runs.evaluation_files import check_evaluation
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.items import build_task, task_items, with_file_options
 from bayeslora.runs.prediction import Prediction, write_rows
@@ -23,6 +20,9 @@ from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.locating import is_hub_run
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import LocalFile, allow_task
+
+if TYPE_CHECKING:
+    from bayeslora.runs.language_modelling.evaluation import TextPrediction
 
 logger = logging.getLogger("bayeslora")
 
@@ -88,36 +88,41 @@ def evaluate(
         if is_main():
             identity = run.metrics | {"task": described.name, "split": split}
             check_evaluation(target, Path(folder), identity, overwrite)
-        if run.config.task.scoring == "text":
-            if is_adaptive(num_samples):
-                raise ValueError(NOT_FOR_TEXTS)
-            from bayeslora.runs.language_modelling.evaluation import evaluate_texts
-
-            metrics = evaluate_texts(run, described, split, num_samples, target)
-        else:
-            metrics = _evaluate(run, described, split, num_samples, target)
-    parts = TEXT_EVALUATION_PARTS if run.config.task.scoring == "text" else EVALUATION_PARTS
-    logger.info("written to %s: %s", target, ", ".join(parts))
+        prediction, scores = _predicted(run, described, split, num_samples)
+        metrics = run.scored(described.name, split, scores)
+        if is_main():
+            write_evaluation(target, prediction, metrics)
+        barrier()
+    logger.info("written to %s: metrics.json, %s, reliability.png", target, prediction.file)
     return metrics
 
 
-def _evaluate(run: Run, described: TaskConfig, split: str, num_samples: NumSamples, target: Path) -> dict[str, Any]:
-    items = getattr(task_items(described), split)
-    if not items:
-        raise ValueError(f"task {described.name!r} has no {split} items.")
-    prediction = run.predict(items, num_samples)
-    metrics = run.scored(described.name, split, prediction.metrics())
-    if is_main():
-        write_evaluation(target, prediction, metrics)
-    barrier()
-    return metrics
+def _predicted(
+    run: Run, described: TaskConfig, split: str, num_samples: NumSamples
+) -> tuple[Prediction | TextPrediction, dict[str, Any]]:
+    """What the run predicts for the items or texts of a split, and its scores."""
+    if run.config.task.scoring != "text":
+        prediction = run.predict(_of_split(described, task_items(described), split, "items"), num_samples)
+        return prediction, prediction.metrics()
+    from bayeslora.runs.language_modelling.evaluation import predict_texts
+    from bayeslora.runs.language_modelling.texts import text_splits
+
+    if is_adaptive(num_samples):
+        raise ValueError(NOT_FOR_TEXTS)
+    texts = predict_texts(run, _of_split(described, text_splits(described), split, "texts"), num_samples)
+    return texts, texts.metrics(run)
 
 
-def write_evaluation(target: Path, prediction: Prediction, metrics: dict[str, Any]) -> None:
-    """metrics.json, predictions.jsonl and reliability.png, all or none; for the only writer of the folder."""
-    labels = torch.tensor([item.label for item in prediction.items])
-    curves = {str(metrics["method"]): (prediction.predictive.probabilities, labels)}
-    with replaced_together(target, EVALUATION_PARTS) as aside:
-        write_rows(aside / "predictions.jsonl", prediction.rows())
-        reliability_diagram(curves, aside / "reliability.png", title=f"{metrics['task']} ({metrics['split']})")
+def _of_split(described: TaskConfig, splits: Any, split: str, unit: str) -> list[Any]:
+    found: list[Any] = getattr(splits, split)
+    if not found:
+        raise ValueError(f"task {described.name!r} has no {split} {unit}.")
+    return found
+
+
+def write_evaluation(target: Path, prediction: Prediction | TextPrediction, metrics: dict[str, Any]) -> None:
+    """metrics.json, a record of each item and reliability.png, all or none; for the only writer of the folder."""
+    with replaced_together(target, ("metrics.json", prediction.file, "reliability.png")) as aside:
+        write_rows(aside / prediction.file, prediction.rows())
+        prediction.draw(aside / "reliability.png", metrics)
         write_json(aside / "metrics.json", metrics)

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVALUATION_PARTS", "TEXT_EVALUATION_PARTS", "check_evaluation"]
-
-EVALUATION_PARTS = ("metrics.json", "predictions.jsonl", "reliability.png")
-TEXT_EVALUATION_PARTS = ("metrics.json", "texts.jsonl", "reliability.png")
+__all__ = ["check_evaluation"]
 
 _SAME = ("method", "model", "seed", "scoring", "task", "split")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from bayeslora.runs.config import TaskConfig
 from bayeslora.scoring import get_scoring
-from bayeslora.tasks import Item, LocalFile, Splits, Task, TaskError, get_task
+from bayeslora.tasks import FileLayout, Item, LocalFile, Splits, Task, TaskError, get_task
 from bayeslora.tasks.classes import class_texts
 from bayeslora.tasks.decisions import is_decision_file
 from bayeslora.tasks.decisions.items import items_of, read_splits, train_file
@@ -29,7 +29,7 @@ __all__ = [
     "with_file_options",
 ]
 
-FILE_OPTIONS = ("question_column", "choices_column", "label_column", "labels", "id_column", "group_column", "choices")
+FILE_OPTIONS = tuple(FileLayout.__annotations__)
 """The fields of a task's config that say how a file is read."""
 
 logger = logging.getLogger("bayeslora")
@@ -97,7 +97,7 @@ def _decisions(config: TaskConfig) -> Splits:
     for name, records in read_splits(config.name).items():
         some = subset(records, getattr(config, f"{name}_examples"), config.subset_seed)
         parts[name], available[name] = [*items_of(some)], sum(len(record.targets) for record in records)
-    if config.scoring == "heads":
+    if get_scoring(config.scoring).by_heads:
         parts |= {name: _with_heads(parts[name], parts["train"], name) for name in ("dev", "test")}
     return Splits(**parts, origin=f"questions of records from {file}", available=available)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class Prediction:
     """Items whose questions were too long and lost their middle."""
     further: Mapping[str, Tensor] = field(default_factory=dict)
     """What else is known of each item, by name [items], such as novelty."""
+    file: ClassVar[str] = "predictions.jsonl"
+    """Where an evaluation writes the records."""
 
     def first(self, count: int) -> Prediction:
         """That of the first items, at most so many."""
@@ -73,6 +75,15 @@ class Prediction:
             "spread": float(self.predictive.spread.mean()),
             "cut_items": self.cut,
         }
+
+    def draw(self, path: Path, metrics: Mapping[str, Any]) -> None:
+        """The picture of their calibration."""
+        # Later: matplotlib.
+        from bayeslora.metrics.reliability_diagram import reliability_diagram
+
+        labels = torch.tensor([item.label for item in self.items])
+        curves = {str(metrics["method"]): (self.predictive.probabilities, labels)}
+        reliability_diagram(curves, path, title=f"{metrics['task']} ({metrics['split']})")
 
     def rows(self, abstain_above: float | None = None, rule: ConformalSets | None = None) -> Iterator[dict[str, Any]]:
         """One record per item for predictions.jsonl; entropies in nats.

@@ -4,12 +4,14 @@ A new task is one new file in this folder with a named subclass of Task; nothing
 """
 
 from bayeslora.tasks.base import Task
+from bayeslora.tasks.reading.columns import FileLayout
 from bayeslora.tasks.reading.finder import allow_task, get_task, task_names
 from bayeslora.tasks.reading.item import Item, SoftItem, TaskError
 from bayeslora.tasks.reading.local import LocalFile, load_items
 from bayeslora.tasks.reading.split import Splits, hashed_split
 
 __all__ = [
+    "FileLayout",
     "Item",
     "LocalFile",
     "SoftItem",

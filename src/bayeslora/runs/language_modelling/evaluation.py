@@ -5,27 +5,22 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
 from bayeslora.metrics.reliability_diagram import draw_reliability_curves
-from bayeslora.runs.config import TaskConfig
-from bayeslora.runs.evaluation_files import TEXT_EVALUATION_PARTS
 from bayeslora.runs.language_modelling.metrics import token_metrics, token_reliability
 from bayeslora.runs.language_modelling.quiet import quiet_datasets
-from bayeslora.runs.language_modelling.texts import TextRow, text_dataset, text_splits
+from bayeslora.runs.language_modelling.texts import TextRow, text_dataset
 from bayeslora.runs.language_modelling.tokens import TokenPrediction, predict_tokens
-from bayeslora.runs.prediction import write_rows
 from bayeslora.runs.run import Run
-from bayeslora.system.files import write_json
-from bayeslora.system.folders import replaced_together
 from bayeslora.training.sft import SFTConfig, SFTTrainer
 
-__all__ = ["TextPrediction", "evaluate_texts", "predict_texts", "write_text_evaluation"]
+__all__ = ["TextPrediction", "predict_texts"]
 
 _PREPARATION = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "truncation_mode")
 """Fields of SFTConfig that decide which tokens of a text are targets."""
@@ -41,6 +36,8 @@ class TextPrediction:
     seconds: float
     dropped: int
     """Texts of which truncation left no target token."""
+    file: ClassVar[str] = "texts.jsonl"
+    """Where an evaluation writes the records."""
 
     def metrics(self, run: Run) -> dict[str, Any]:
         """`token_metrics`, and how they came about."""
@@ -49,6 +46,11 @@ class TextPrediction:
             "predict_seconds": round(self.seconds, 2),
             "dropped_texts": self.dropped,
         }
+
+    def draw(self, path: Path, metrics: Mapping[str, Any]) -> None:
+        """The picture of their calibration, token by token."""
+        title = f"{Path(metrics['task']).name} ({metrics['split']})"
+        draw_reliability_curves({panel_title(metrics): token_reliability(self.tokens)}, path, title, unit="tokens")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record per text for texts.jsonl; nats."""
@@ -115,35 +117,7 @@ def _prepared(run: Run, rows: Sequence[TextRow]) -> Dataset:
     return prepared
 
 
-def evaluate_texts(run: Run, task: TaskConfig, split: str, num_samples: int | None, target: Path) -> dict[str, Any]:
-    """What `bayeslora.runs.evaluate` does for a run on texts: metrics.json, texts.jsonl and reliability.png.
-
-    Raises:
-        ValueError: The split is empty.
-    """
-    rows = getattr(text_splits(task), split)
-    if not rows:
-        raise ValueError(f"task {task.name!r} has no {split} texts.")
-    prediction = predict_texts(run, rows, num_samples)
-    metrics = run.scored(task.name, split, prediction.metrics(run))
-    write_text_evaluation(target, prediction, metrics)
-    return metrics
-
-
-def write_text_evaluation(target: Path, prediction: TextPrediction, metrics: dict[str, Any]) -> None:
-    """metrics.json, texts.jsonl and reliability.png, all or none; for the only writer of the folder."""
-    with replaced_together(target, TEXT_EVALUATION_PARTS) as aside:
-        write_rows(aside / "texts.jsonl", prediction.rows())
-        draw_reliability_curves(
-            {panel_title(metrics): token_reliability(prediction.tokens)},
-            aside / "reliability.png",
-            title=f"{Path(metrics['task']).name} ({metrics['split']})",
-            unit="tokens",
-        )
-        write_json(aside / "metrics.json", metrics)
-
-
-def panel_title(metrics: dict[str, Any]) -> str:
+def panel_title(metrics: Mapping[str, Any]) -> str:
     """The method and its most important numbers, for a picture."""
     numbers = f"ECE {metrics['ece']:.3f}   perplexity {metrics['perplexity']:.2f}   accuracy {metrics['accuracy']:.1%}"
     return f"{metrics['method']}\n{numbers}"

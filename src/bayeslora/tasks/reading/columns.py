@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from bayeslora.tasks.reading.hints import nearest
 from bayeslora.tasks.reading.item import Item, TaskError
@@ -22,6 +22,31 @@ _ALSO_CALLED = {
     "group_column": {"passage", "document", "context", "page", "source"},
 }
 """What a column for it is called in other files."""
+
+
+class FileLayout(TypedDict, total=False):
+    """How a file of items is read: the options of `load_items` and `LocalFile`.
+
+    Args:
+        question_column: holds the question; default: "question", as the others have the names of their fields.
+        choices_column: holds a list (in CSV: a JSON list) or {"text": [...], "label": [...]}; or it
+            names one column for each choice, separated by commas ("A,B,C,D").
+        label_column: holds an index from 0, a letter or the exact text of a choice; nothing for None. The whole rule
+            is in docs/start/data.md.
+        labels: "index", "letter" or "text", where a label could be read in more than one way: 4 is the text of a choice
+            and the index of another among "1" to "5"; default: "auto".
+        id_column: holds an id; where there is none, the id is the file's stem and the row's index.
+        group_column: holds what keeps items on one side of a split, such as their passage; default: no column.
+        choices: the choices of every item, for a file that has no column of them.
+    """
+
+    question_column: str
+    choices_column: str
+    label_column: str
+    labels: LabelKind
+    id_column: str
+    group_column: str | None
+    choices: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,24 @@ class Columns:
     require_label: bool = False
     optional_label: bool = False
     """Whether a file may lack label, id and group columns even though they were named: items to predict often do."""
+
+    @classmethod
+    def of(cls, layout: Mapping[str, Any], *, require_label: bool = False, optional_label: bool = False) -> Columns:
+        """The columns of a `FileLayout`.
+
+        Raises:
+            TypeError: it has another option.
+            TaskError: the choices are one text.
+        """
+        options, choices = FileLayout.__annotations__, layout.get("choices")
+        if unknown := [name for name in layout if name not in options]:
+            raise TypeError(f"how a file is read has the options {', '.join(options)}, got {', '.join(unknown)}.")
+        if isinstance(choices, str):
+            raise TaskError(f"choices should be a list of texts, but it is {choices!r}; put it in a list.")
+        named = {name: layout[option] for name, option in _OPTIONS.items() if option in layout}
+        needs: Any = {"require_label": require_label, "optional_label": optional_label}
+        shared = None if choices is None else tuple(choices)
+        return cls(**named, shared_choices=shared, labels=layout.get("labels", "auto"), **needs)
 
     def check(self, known: Iterable[str]) -> None:
         """Raise TaskError unless every column that is needed or was named is among the known ones."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from bayeslora.tasks.base import Task
-from bayeslora.tasks.reading.columns import Columns
+from bayeslora.tasks.reading.columns import Columns, FileLayout
 from bayeslora.tasks.reading.item import Item, TaskError
-from bayeslora.tasks.reading.labels import LabelKind, LabelReader
+from bayeslora.tasks.reading.labels import LabelReader
 from bayeslora.tasks.reading.parse_rows import Row
 from bayeslora.tasks.reading.rows import read_rows
 from bayeslora.tasks.reading.split import Splits, check_fraction, hashed_split
@@ -19,50 +19,22 @@ TEST_FRACTION = 0.2
 
 
 def load_items(
-    path: str | Path,
-    *,
-    question_column: str = "question",
-    choices_column: str = "choices",
-    label_column: str = "label",
-    id_column: str = "id",
-    group_column: str | None = None,
-    choices: Sequence[str] | None = None,
-    labels: LabelKind = "auto",
-    require_label: bool = False,
-    optional_label: bool = False,
+    path: str | Path, *, require_label: bool = False, optional_label: bool = False, **layout: Unpack[FileLayout]
 ) -> list[Item]:
     """Read the items of a .jsonl, .json, .csv or .parquet file.
 
     Args:
         path: the file.
-        question_column: holds the question.
-        choices_column: holds a list (in CSV: a JSON list) or {"text": [...], "label": [...]}; or it
-            names one column for each choice, separated by commas ("A,B,C,D").
-        label_column: holds an index from 0, a letter or the exact text of a choice; nothing for None. The whole rule
-            is in docs/start/data.md.
-        group_column: holds what keeps items on one side of a split, such as their passage; None: no column.
-        id_column: holds an id; where there is none, the id is the file's stem and the row's index.
-        choices: the choices of every item, for a file that has no column of them.
-        labels: "index", "letter" or "text", where a label could be read in more than one way: 4 is the text of a choice
-            and the index of another among "1" to "5".
         require_label: whether an item without a label is an error.
         optional_label: whether the file may lack the label, id and group columns even though they were named, and
             labels that cannot be read are passed over with a word in the log.
+        **layout: which columns hold what, and how labels are read (`FileLayout`).
 
     Raises:
         TaskError: the file, a column or a row is wrong; the message names the line or row.
+        TypeError: there is no such option.
     """
-    columns = Columns(
-        question=question_column,
-        choices=choices_column,
-        label=label_column,
-        id=id_column,
-        group=group_column,
-        shared_choices=_shared(choices),
-        labels=labels,
-        require_label=require_label,
-        optional_label=optional_label,
-    )
+    columns = Columns.of(layout, require_label=require_label, optional_label=optional_label)
     return _load(Path(path), columns, Path(path).stem)
 
 
@@ -77,13 +49,7 @@ class LocalFile(Task):
         dev: the file to choose settings on.
         test: the file to report on.
         name: the task's name; the train file's stem where there is none.
-        question_column: see load_items.
-        choices_column: see load_items.
-        label_column: see load_items.
-        id_column: see load_items.
-        group_column: see load_items.
-        choices: see load_items.
-        labels: see load_items.
+        **layout: which columns hold what, and how labels are read (`FileLayout`).
     """
 
     def __init__(
@@ -93,28 +59,13 @@ class LocalFile(Task):
         test: str | Path | None = None,
         *,
         name: str | None = None,
-        question_column: str = "question",
-        choices_column: str = "choices",
-        label_column: str = "label",
-        id_column: str = "id",
-        group_column: str | None = None,
-        choices: Sequence[str] | None = None,
-        labels: LabelKind = "auto",
+        **layout: Unpack[FileLayout],
     ) -> None:
         self.train = Path(train)
         self.dev = None if dev is None else Path(dev)
         self.test = None if test is None else Path(test)
         self.name = name or self.train.stem
-        self.columns = Columns(
-            question=question_column,
-            choices=choices_column,
-            label=label_column,
-            id=id_column,
-            group=group_column,
-            shared_choices=_shared(choices),
-            labels=labels,
-            require_label=True,
-        )
+        self.columns = Columns.of(layout, require_label=True)
 
     def parse(self, row: Row, index: int) -> Item:
         """Read an item from a row of a file.
@@ -154,12 +105,6 @@ def files_origin(train: Path, dev: Path | None, test: Path | None) -> str:
     made = [name for name, path in (("dev", dev), ("test", test)) if path is None]
     given = ", ".join(str(path) for path in (train, dev, test) if path is not None)
     return f"from {given}" + (f"; {' and '.join(made)} set aside from {train.name} by id" if made else "")
-
-
-def _shared(choices: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(choices, str):
-        raise TaskError(f"choices should be a list of texts, but it is {choices!r}; put it in a list.")
-    return None if choices is None else tuple(choices)
 
 
 def _load(path: Path, columns: Columns, prefix: str) -> list[Item]:
