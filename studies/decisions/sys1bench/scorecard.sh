@@ -4,7 +4,7 @@
 # BIN and SUITES are the folders of the programs bayeslora and sys1bench.
 set -euo pipefail
 export HF_HUB_OFFLINE=1
-port=8124 here=$(dirname "$0") runs=${RUNS:-build/scorecards}
+port=8124 runs=${RUNS:-build/scorecards}
 mkdir -p "$runs"
 cat >"$runs/local.yaml" <<YAML
 {adapter: jev_typesafe, model_id: jev-latest, url: "http://127.0.0.1:$port/v1/systemone", api_key: local, allow_alias: true,
@@ -23,5 +23,6 @@ for task in support_tickets phishing_email; do
   wait $server || true
   trap - EXIT
   "$SUITES/sys1bench" score "$runs/$task.jsonl" --out "$2/scorecard_$task.json" --table "$2/scorecard_$task.md"
-  "$BIN/python" "$here/ours.py" "$runs/$task.jsonl" >>"$2/scorecard_$task.md"
+  "$BIN/python" -m studies.decisions.sys1bench.ours "$runs/$task.jsonl" "$1/${task}_clean.jsonl" "$1/${task}_clean_test.jsonl" \
+    >>"$2/scorecard_$task.md"
 done
