@@ -1,8 +1,10 @@
 """How many tokens SmolLM2 reads to answer each request of jevcompat, by the most options that one of its questions has.
 
-python -m studies.decisions.jevcompat.tokens build/no_key.json studies/decisions/jevcompat/tokens.json
+jevcompat mock --port 8199 &
+jevcompat test http://127.0.0.1:8199 --json build/mock.json
+python -m studies.decisions.jevcompat.tokens build/mock.json studies/decisions/jevcompat/tokens.json
 
-The report is jevcompat's own, with its exchanges. A question is read in two orders of its options.
+The report is jevcompat's own, with its exchanges; whoever answers, it asks the same. A question is read in two orders of its options.
 """
 
 from __future__ import annotations
