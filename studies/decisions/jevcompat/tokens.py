@@ -4,7 +4,8 @@ jevcompat mock --port 8199 &
 jevcompat test http://127.0.0.1:8199 --json build/mock.json
 python -m studies.decisions.jevcompat.tokens build/mock.json studies/decisions/jevcompat/tokens.json
 
-The report is jevcompat's own, with its exchanges; whoever answers, it asks the same. A question is read in two orders of its options.
+The report is jevcompat's own, with its exchanges; whoever answers, it asks the same. A question is read
+in two orders of its options.
 """
 
 from __future__ import annotations
