@@ -1,0 +1,101 @@
+"""table.md beside it from readings.jsonl: what one plain pass loses against the whole posterior, means of the runs of a task.
+
+python studies/methods/one_pass/table.py
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+FOLDER = Path(__file__).parent
+READINGS = {"mean": "mean", "gauss_newton": "whole posterior", "one_pass": "one pass"}
+
+
+def main() -> None:
+    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in (FOLDER / "readings.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        cells[record["task"].removeprefix("../shared/data/")].append(record)
+    lines = ["# One plain pass against the whole posterior", ""]
+    lines += [
+        "Means of the runs of a task. ECE in brackets. Within: the distance of one pass from the whole posterior.",
+        "",
+    ]
+    lines += scores(cells)
+    lines += [
+        "",
+        "Rank correlation with the whole posterior, and AUROC of the variance ratio against the test items:",
+        "",
+    ]
+    lines += uncertainties(cells)
+    lines += [
+        "",
+        "Seconds of one core, for an item of the first run of a task, and of the fit over those of the training:",
+        "",
+    ]
+    lines += seconds(cells)
+    (FOLDER / "table.md").write_text("\n".join(lines) + "\n")
+
+
+def scores(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """NLL and ECE of each reading, without and with a temperature."""
+    found = table("task (runs)", "temperature", *READINGS.values(), "within")
+    for task, records in cells.items():
+        for title, part in {"1": "at_1", "of dev items": "with_temperature"}.items():
+            values = {
+                name: [mean(record[name][part][score] for record in records) for score in ("nll", "ece")]
+                for name in READINGS
+            }
+            (whole_nll, whole_ece), (nll, ece) = values["gauss_newton"], values["one_pass"]
+            within = f"{100 * (nll / whole_nll - 1):+.2f} % ({ece - whole_ece:+.3f})"
+            texts = (f"{nll:.3f} ({ece:.3f})" for nll, ece in values.values())
+            found.append(row(f"{task} ({len(records)})", title, *texts, within))
+    return found
+
+
+def uncertainties(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """By task and place: correlation of mutual information and of the variance ratio, AUROC of both posteriors."""
+    found = table(
+        "task", "items of", "mutual information", "variance ratio", "AUROC, whole posterior", "AUROC, one pass"
+    )
+    for task, records in cells.items():
+        for place in records[0]["rank_correlation"]["mutual_information"]:
+            numbers = [
+                mean(record["rank_correlation"][name][place] for record in records)
+                for name in ("mutual_information", "variance_ratio")
+            ]
+            if place in records[0]["auroc"]:
+                numbers += [
+                    mean(record["auroc"][place][name] for record in records) for name in ("gauss_newton", "one_pass")
+                ]
+            found.append(row(task, place, *(f"{number:.2f}" for number in numbers), *[""] * (4 - len(numbers))))
+    return found
+
+
+def seconds(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+    found = table(
+        "task", *(f"{title}, an item" for title in READINGS.values()), "fit, whole posterior", "fit, one pass"
+    )
+    for task, records in cells.items():
+        times = records[0]["seconds_per_item"]
+        fits = [
+            mean(record["fit_seconds"][name] / record["train_seconds"] for record in records)
+            for name in ("gauss_newton", "one_pass")
+        ]
+        found.append(row(task, *(f"{times[name]:.4f}" for name in READINGS), *(f"{fit:.2f}" for fit in fits)))
+    return found
+
+
+def table(*titles: str) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [row(*titles), "|" + "---|" * len(titles)]
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
