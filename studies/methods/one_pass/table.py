@@ -1,4 +1,4 @@
-"""table.md beside it from readings.jsonl: what one plain pass loses against the whole posterior, in the mean of the runs.
+"""table.md beside it from readings.jsonl: what one pass loses against the whole posterior, in the mean of the runs.
 
 python studies/methods/one_pass/table.py
 """
