@@ -18,6 +18,7 @@ class Cloudflare(SystemOne):
     """System One in `{result, success, errors, messages}`; the path names the account and the model."""
 
     name: ClassVar[str] = "cloudflare"
+    wrong_body: ClassVar[int | None] = 400
     prefix: ClassVar[str] = "/client/v4/accounts/"
     path: ClassVar[str] = "/client/v4/accounts/{account}/ai/run/{model:path}"
 
@@ -31,10 +32,6 @@ class Cloudflare(SystemOne):
         """As `Wire.answered`."""
         result = super().answered(asked, answers, model, tokens)
         return {"result": result, "success": True, "errors": [], "messages": []}
-
-    def status(self, problem: Refused) -> int:
-        """400 for whatever is wrong with a body."""
-        return 400 if problem.status in (413, 422) else problem.status
 
     def error(self, problem: Refused) -> dict[str, Any]:
         """`{result: null, success: false, errors: [{code, message}], messages: []}`, the status as the code."""

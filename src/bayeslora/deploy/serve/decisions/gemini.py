@@ -26,6 +26,7 @@ class Gemini(Wire):
     """The format of google-genai's client."""
 
     name: ClassVar[str] = "gemini"
+    wrong_body: ClassVar[int | None] = 400
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
         """As `Wire.parse`."""
@@ -50,10 +51,6 @@ class Gemini(Wire):
             "total_tokens": tokens + len(answers),
         }
         return {"model": model, "answers": confident, "usage": usage}
-
-    def status(self, problem: Refused) -> int:
-        """400 for whatever is wrong with a body."""
-        return 400 if problem.status in (413, 422) else problem.status
 
     def error(self, problem: Refused) -> dict[str, Any]:
         """`{error: {code, message, status}}`."""

@@ -21,6 +21,7 @@ class OpenAI(Wire):
     """The format of OpenAI's client."""
 
     name: ClassVar[str] = "openai"
+    wrong_body: ClassVar[int | None] = 400
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
         """As `Wire.parse`."""
@@ -58,10 +59,6 @@ class OpenAI(Wire):
                 "total_tokens": tokens + len(answers),
             },
         }
-
-    def status(self, problem: Refused) -> int:
-        """400 for whatever is wrong with a body."""
-        return 400 if problem.status in (413, 422) else problem.status
 
     def error(self, problem: Refused) -> dict[str, Any]:
         """`{error: {message, type, param, code}}`."""

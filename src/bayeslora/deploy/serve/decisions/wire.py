@@ -59,6 +59,8 @@ class Wire(ABC):
     """One of the formats."""
 
     name: ClassVar[str]
+    wrong_body: ClassVar[int | None] = None
+    """The status of whatever is wrong with a body; None: 413 for one that is too long, else 422."""
 
     @abstractmethod
     def parse(self, body: Mapping[str, Any]) -> Asked:
@@ -85,7 +87,7 @@ class Wire(ABC):
 
     def status(self, problem: Refused) -> int:
         """Its HTTP status."""
-        return problem.status
+        return self.wrong_body if self.wrong_body and problem.status in (413, 422) else problem.status
 
     def refusal(self, problem: Refused) -> Response:
         """The whole answer."""
