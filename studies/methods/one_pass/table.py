@@ -7,41 +7,36 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeAlias
+
+from bayeslora.report.text import markdown_table
 
 FOLDER = Path(__file__).parent
+Cells: TypeAlias = dict[str, list[dict[str, Any]]]
+"""The readings of each task."""
 READINGS = {"mean": "mean", "gauss_newton": "whole posterior", "one_pass": "one pass"}
 
 
 def main() -> None:
-    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    cells: Cells = defaultdict(list)
     for line in (FOLDER / "readings.jsonl").read_text().splitlines():
         record = json.loads(line)
         cells[record["task"].removeprefix("../shared/data/")].append(record)
-    lines = ["# One plain pass against the whole posterior", ""]
-    lines += [
+    parts = [
+        "# One plain pass against the whole posterior",
         "Means of the runs of a task. ECE in brackets. Within: the distance of one pass from the whole posterior.",
-        "",
-    ]
-    lines += scores(cells)
-    lines += [
-        "",
+        scores(cells),
         "Rank correlation with the whole posterior, and AUROC of the variance ratio against the test items:",
-        "",
-    ]
-    lines += uncertainties(cells)
-    lines += [
-        "",
+        uncertainties(cells),
         "Seconds of one core, for an item of the first run of a task, and of the fit over those of the training:",
-        "",
+        seconds(cells),
     ]
-    lines += seconds(cells)
-    (FOLDER / "table.md").write_text("\n".join(lines) + "\n")
+    (FOLDER / "table.md").write_text("\n\n".join(parts) + "\n")
 
 
-def scores(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+def scores(cells: Cells) -> str:
     """NLL and ECE of each reading, without and with a temperature."""
-    found = table("task (runs)", "temperature", *READINGS.values(), "within")
+    rows = []
     for task, records in cells.items():
         for title, part in {"1": "at_1", "of dev items": "with_temperature"}.items():
             values = {
@@ -51,15 +46,13 @@ def scores(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
             (whole_nll, whole_ece), (nll, ece) = values["gauss_newton"], values["one_pass"]
             within = f"{100 * (nll / whole_nll - 1):+.2f} % ({ece - whole_ece:+.3f})"
             texts = (f"{nll:.3f} ({ece:.3f})" for nll, ece in values.values())
-            found.append(row(f"{task} ({len(records)})", title, *texts, within))
-    return found
+            rows.append([f"{task} ({len(records)})", title, *texts, within])
+    return markdown_table(["task (runs)", "temperature", *READINGS.values(), "within"], rows)
 
 
-def uncertainties(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+def uncertainties(cells: Cells) -> str:
     """By task and place: correlation of mutual information and of the variance ratio, AUROC of both posteriors."""
-    found = table(
-        "task", "items of", "mutual information", "variance ratio", "AUROC, whole posterior", "AUROC, one pass"
-    )
+    rows = []
     for task, records in cells.items():
         for place in records[0]["rank_correlation"]["mutual_information"]:
             numbers = [
@@ -70,31 +63,23 @@ def uncertainties(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
                 numbers += [
                     mean(record["auroc"][place][name] for record in records) for name in ("gauss_newton", "one_pass")
                 ]
-            found.append(row(task, place, *(f"{number:.2f}" for number in numbers), *[""] * (4 - len(numbers))))
-    return found
+            rows.append([task, place, *(f"{number:.2f}" for number in numbers), *[""] * (4 - len(numbers))])
+    heads = ("task", "items of", "mutual information", "variance ratio", "AUROC, whole posterior", "AUROC, one pass")
+    return markdown_table(heads, rows)
 
 
-def seconds(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
-    found = table(
-        "task", *(f"{title}, an item" for title in READINGS.values()), "fit, whole posterior", "fit, one pass"
-    )
+def seconds(cells: Cells) -> str:
+    """By task: of an item by each reading, and of both fits."""
+    rows = []
     for task, records in cells.items():
         times = records[0]["seconds_per_item"]
         fits = [
             mean(record["fit_seconds"][name] / record["train_seconds"] for record in records)
             for name in ("gauss_newton", "one_pass")
         ]
-        found.append(row(task, *(f"{times[name]:.4f}" for name in READINGS), *(f"{fit:.2f}" for fit in fits)))
-    return found
-
-
-def table(*titles: str) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [row(*titles), "|" + "---|" * len(titles)]
-
-
-def row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+        rows.append([task, *(f"{times[name]:.4f}" for name in READINGS), *(f"{fit:.2f}" for fit in fits)])
+    items = (f"{title}, an item" for title in READINGS.values())
+    return markdown_table(["task", *items, "fit, whole posterior", "fit, one pass"], rows)
 
 
 if __name__ == "__main__":
