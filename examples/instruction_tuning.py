@@ -71,7 +71,7 @@ def main() -> None:
     output: Path = options.output_dir
     write_texts(output / "texts")
     results: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "texts": COUNTS, "methods": {}}
-    curves = {}
+    curves: dict[str, Any] = {}
     for method in (Lora(r=8, last_layers=2), BayesianLora(r=8, last_layers=2)):
         settings = config(output / "texts", method, options.epochs)
         run = train_texts(settings, output / method.name, overwrite=options.overwrite)

@@ -70,7 +70,8 @@ class Sitting:
     def base(self) -> Any:
         """SmolLM2, or of the same kind a model that is narrow and has two layers."""
         if self.dry:
-            return AutoModelForCausalLM.from_pretrained(self.narrow()).to(self.device)
+            narrow: Any = AutoModelForCausalLM.from_pretrained(self.narrow())
+            return narrow.to(self.device)
         return load_base_model(SMOLLM2, dtype="bfloat16", device=str(self.device))[0]
 
     def narrow(self) -> Path:
@@ -163,11 +164,11 @@ def prediction(sitting: Sitting, compiled: bool) -> dict[str, Any]:
 def _predictions(setting: Setting, tokenizer: Any) -> dict[str, Work]:
     """As users call them. The posterior of one pass is fitted to a few items, as its time depends on none of them."""
     works: dict[str, Work] = {REFERENCE: setting.lora, "posterior mean": setting.mean}
-    items = Letter(tokenizer)(bayeslora.get_task("arc_easy").splits().train[:FITTED])
-    items = items.to(next(setting.model.parameters()).device)
+    items = bayeslora.get_task("arc_easy").splits().train[:FITTED]
+    batch = Letter(tokenizer)(items).to(next(setting.model.parameters()).device)
     # B is zero before training, and the evidence has nothing to find a prior's scale from.
     method, samples = OnePass(prior_scale=1.0), setting.options["samples"]
-    state = method.fit_posterior(setting.model, TrainingResult(lambda: [items], FITTED, None, None, 0))
+    state = method.fit_posterior(setting.model, TrainingResult(lambda: [batch], FITTED, None, None, 0))
     works[ONE_PASS] = lambda: method.predict(setting.model, setting.batch, samples, 0, state=state)
     return works | {"samples": setting.sampled}
 

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -19,6 +19,7 @@ from bayeslora.adapters.from_lora import from_lora, located_adapter
 from bayeslora.adapters.placement import Placement, Targets, adapted_layers, linear_names
 from bayeslora.adapters.starts import continue_adapter
 from bayeslora.models.heads import saved_modules
+from bayeslora.models.kinds import ModelKind
 from bayeslora.models.modalities import excluded_modules
 from bayeslora.options.ranges import AtLeastZero, Count, Positive, Range, RateScale, Share, Size
 from bayeslora.prediction.predictive import Predictive, predict
@@ -160,7 +161,7 @@ class Method(ABC):
         """The PEFT config with these LoRA options."""
         return self.config_class(**lora_options, **self.own_options)
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """`model` with fresh adapters, or with those of `init_from`.
 
         Raises:

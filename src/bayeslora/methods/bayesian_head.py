@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from bayeslora.methods.base import Method
+from bayeslora.models.kinds import ModelKind
 from bayeslora.options.ranges import ShareBelowOne, check_value
 
 __all__ = ["READS", "BayesianHead"]
@@ -52,7 +53,7 @@ class BayesianHead(Method):
         self.label_noise = label_noise
         self.prior = prior
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """There is none.
 
         Raises:

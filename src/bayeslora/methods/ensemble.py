@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -13,6 +13,7 @@ from torch import nn
 from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method
+from bayeslora.models.kinds import ModelKind
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.point import MembersWeights
@@ -80,7 +81,7 @@ class DeepEnsemble(Method):
         super().__init__(**kwargs)
         self.train_samples = self.members
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """As the base class; with `init_from` all members start at that adapter."""
         if self.init_from is not None:
             logger.warning(

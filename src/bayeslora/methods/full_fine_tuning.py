@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,6 +18,7 @@ from bayeslora.adapters.placement import linear_names
 from bayeslora.adapters.starts import open_adapter
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.models.heads import held_by, saved_modules
+from bayeslora.models.kinds import ModelKind
 from bayeslora.models.layers import inside_layers
 from bayeslora.models.modalities import beside_text
 
@@ -43,7 +44,7 @@ class FullFineTuning(Method):
 
     name: ClassVar[str] = "full_fine_tuning"
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """`model` with trained copies of its modules.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -13,6 +13,7 @@ from bayeslora.adapters import Part, RandomLoraConfig, register
 from bayeslora.adapters.from_lora import from_lora
 from bayeslora.adapters.random_module import RandomModule
 from bayeslora.methods.base import TASK_TYPES, Method
+from bayeslora.models.kinds import ModelKind
 from bayeslora.options.ranges import Range
 from bayeslora.posteriors.weights.base import Noise
 
@@ -137,7 +138,7 @@ class MonteCarloDropout(Method):
     def __init__(self, lora_dropout: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1, **kwargs: Any):
         super().__init__(lora_dropout=lora_dropout, **kwargs)
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """As the base class; the adapter of `init_from` gets this method's dropout."""
         if self.init_from is None:
             return super().adapt(model, kind)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.methods.base import Method, State, TrainingResult
+from bayeslora.models.kinds import ModelKind
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
@@ -163,7 +164,7 @@ class RepLora(Method):
 
     name: ClassVar[str] = "replora"
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """As the base class, with the latent of each block shared by its layers."""
         adapted = super().adapt(model, kind)
         share_latents(adapted)

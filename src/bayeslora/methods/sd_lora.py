@@ -20,6 +20,7 @@ from bayeslora.adapters.starts import open_adapter, with_new
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.models.heads import saved_modules
+from bayeslora.models.kinds import ModelKind
 from bayeslora.posteriors.weights.base import WeightPosterior
 from bayeslora.posteriors.weights.directions import DirectionsWeights
 from bayeslora.posteriors.weights.point import PointWeights
@@ -90,7 +91,7 @@ class SdLora(Method):
         super().__init__(**kwargs)
         self.old_magnitudes = old_magnitudes
 
-    def adapt(self, model: nn.Module, kind: Literal["causal_lm", "sequence_classification"]) -> PeftModel:
+    def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """As the base class, or with the directions of the run `init_from`."""
         if self.init_from is not None:
             folder = located_adapter(self.init_from)

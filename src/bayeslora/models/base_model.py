@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from filelock import FileLock
@@ -31,12 +31,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bayeslora.models.heads import compute_in_float32, head_modules, held_by, note_new_weights
-from bayeslora.models.kinds import DtypeName, Quantization
+from bayeslora.models.kinds import DtypeName, ModelKind, Quantization
 from bayeslora.models.quantization import keep_layout, quantization_config
 from bayeslora.options.registry import did_you_mean
 from bayeslora.system.devices import choose_device
-
-Kind = Literal["causal_lm", "sequence_classification"]
 
 _AUTO_CLASSES: Mapping[str, Any] = {
     "causal_lm": AutoModelForCausalLM,
@@ -48,7 +46,7 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def load_base_model(
     name: str,
     *,
-    kind: Kind = "causal_lm",
+    kind: ModelKind = "causal_lm",
     dtype: DtypeName = "auto",
     num_labels: int | None = None,
     revision: str | None = None,
@@ -82,7 +80,7 @@ def load_base_model(
         OSError: When the folder is no model or the Hub id cannot be loaded.
         ImportError: When the package that carries an offline model, reads it or quantises is missing.
     """
-    _require_one_of("kind", kind, get_args(Kind))
+    _require_one_of("kind", kind, get_args(ModelKind))
     _require_one_of("dtype", dtype, get_args(DtypeName))
     _require_one_of("quantization", quantization, get_args(Quantization))
     if num_labels is not None and kind == "causal_lm":
@@ -259,7 +257,12 @@ def _ensure_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 def _packing(
-    source: str, kind: Kind, dtype: DtypeName, quantization: Quantization, place: torch.device, shared: dict[str, str]
+    source: str,
+    kind: ModelKind,
+    dtype: DtypeName,
+    quantization: Quantization,
+    place: torch.device,
+    shared: dict[str, str],
 ) -> dict[str, Any]:
     """Options of `from_pretrained` that quantise all but the head."""
     heads = None
@@ -278,7 +281,7 @@ def drawn_weights(report: Mapping[str, Any]) -> dict[str, str]:
     return dict.fromkeys(sorted(report["missing_keys"]), "not in the checkpoint") | resized
 
 
-def _require_pretrained(name: str, kind: Kind, model: PreTrainedModel, missing: list[str]) -> None:
+def _require_pretrained(name: str, kind: ModelKind, model: PreTrainedModel, missing: list[str]) -> None:
     """Refuse a model with random weights anywhere but in the head of a classifier."""
     if missing:
         remedy = {

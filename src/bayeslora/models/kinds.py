@@ -1,12 +1,15 @@
-"""The words for number types, quantisations and places in options; what they mean is in files that import torch."""
+"""The words for models, number types and places in options; what they mean is in files that import torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["DtypeName", "Placement", "Quantization", "Targets"]
+__all__ = ["DtypeName", "ModelKind", "Placement", "Quantization", "Targets"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+ModelKind = Literal["causal_lm", "sequence_classification"]
+"""What a base model ends in: a head over the vocabulary, or one over classes."""
 
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit", "torchao_int8"]
 

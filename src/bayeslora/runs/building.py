@@ -32,7 +32,7 @@ def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftMo
         method = below_head(method, base)
         read_by_heads(config, base, scoring, features_folder(config.train, output))
     set_seed(config.seed)
-    model = method.adapt(base, scoring.kind)  # type: ignore[arg-type]
+    model = method.adapt(base, scoring.kind)
     if reading := reading_of(scoring):
         read_above_adapters(model, reading)
     return model, scoring, width

@@ -61,7 +61,7 @@ def load_model(
     scoring = get_scoring(task.scoring)
     base, tokenizer = load_base_model(
         config.name,
-        kind=scoring.kind,  # type: ignore[arg-type]
+        kind=scoring.kind,
         dtype=number_type(config.dtype, config.name, config.device, say=not trained),
         device=init_processes(config.device),
         revision=config.revision,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from bayeslora.models.kinds import ModelKind
 from bayeslora.models.layers import base_model
 from bayeslora.scoring.chat import chat_frame
 from bayeslora.scoring.fitting import fit
@@ -118,7 +119,7 @@ class Scoring(ABC):
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str] = "causal_lm"
+    kind: ClassVar[ModelKind] = "causal_lm"
     """Head of the model that this scoring reads: "causal_lm" or "sequence_classification"."""
     templated: ClassVar[bool] = False
     """Whether its prompts can be put into the tokenizer's chat template."""

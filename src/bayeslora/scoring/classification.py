@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from bayeslora.models.kinds import ModelKind
 from bayeslora.scoring.base import (
     ChoiceBatch,
     ChoiceItem,
@@ -63,7 +64,7 @@ class Classification(Scoring):
     """
 
     name: ClassVar[str] = "classification"
-    kind: ClassVar[str] = "sequence_classification"
+    kind: ClassVar[ModelKind] = "sequence_classification"
     shares_trunk: ClassVar[bool] = False
     takes_classes: ClassVar[bool] = True
 

@@ -17,8 +17,9 @@ import bayeslora
 from bayeslora.methods import BayesianLora
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions import DecisionModel
+from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from studies.cost.decisions.measure import LONG, STATE, PlainLora, of_length, record
-from studies.cost.timing import CLOCKS, common_options, environment, paired, ratios, save
+from studies.cost.timing import CLOCKS, Work, common_options, environment, paired, ratios, save
 
 RECORDS = 12
 SAMPLES = (0, 1, 4, 10)
@@ -38,13 +39,14 @@ def main() -> None:
     splits = bayeslora.get_task("boolq").splits()
     model = fitted(splits.train)
     state, asked, lora = of_length(model, splits.test, STATE), list(LONG.values()), PlainLora(model)
-    reading = model.adapted.reading
+    adapted = model.adapted
+    assert isinstance(adapted, AdaptedHeads)
 
     def decide(samples: int) -> None:
-        reading.forget()  # A state is new each time.
+        adapted.reading.forget()  # A state is new each time.
         model.decide(state, LONG, num_samples=samples)
 
-    candidates = {"lora, 8 questions": lambda: lora.ask(state, asked)}
+    candidates: dict[str, Work] = {"lora, 8 questions": lambda: lora.ask(state, asked)}
     candidates |= {f"{samples} draws": partial(decide, samples) for samples in SAMPLES}
     times = paired(candidates, torch.device("cpu"), options.rounds, clock=options.clock)
     found = environment(torch.device("cpu")) | {"clock": options.clock, "rounds": options.rounds}

@@ -82,7 +82,9 @@ def named(item: Item, *words: str) -> bool:
 def record(item: Item) -> Record:
     """Its questions, long and short."""
     short = {f"short {name}": question for name, question in SHORT.items()}
-    targets = {name: (1.0, 0.0) if label(item) else (0.0, 1.0) for name, (_, label) in _ASKED.items()}
+    targets: dict[str, tuple[float, ...]] = {
+        name: (1.0, 0.0) if label(item) else (0.0, 1.0) for name, (_, label) in _ASKED.items()
+    }
     targets |= {f"short {name}": targets[name] for name in SHORT}
     return Record(item.question[:800], LONG | short, targets, item.id)
 
@@ -195,7 +197,7 @@ def concurrent(
     found: dict[str, Any] = {"tokens": [model.request(one.state, one.questions).num_tokens for one in requests]}
     for clients in CLIENTS:
         candidates = {
-            name: (lambda room=room, clients=clients: serve(model, requests, clients, room))  # type: ignore[misc]
+            name: (lambda room=room, clients=clients: serve(model, requests, clients, room))
             for name, room in ROOMS.items()
         }
         table = ratios(paired(candidates, torch.device("cpu"), options.rounds, clock=options.clock), "one by one")

@@ -91,7 +91,11 @@ def main() -> None:
     config.update(NARROW)
     base = AutoModelForCausalLM.from_config(config)
     setting = Setting((base, copy.deepcopy(base)), tokenizer, batch=1, length=4)
-    prediction = {REFERENCE: setting.lora, "posterior mean": setting.mean, "10 samples": setting.sampled}
+    prediction: dict[str, Work] = {
+        REFERENCE: setting.lora,
+        "posterior mean": setting.mean,
+        "10 samples": setting.sampled,
+    }
     record = environment(torch.device("cpu")) | {"narrow": NARROW, "prediction": compared(prediction, options.rounds)}
     save(options.output, record)
     config.update({"vocab_size": WORDS})

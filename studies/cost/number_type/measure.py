@@ -7,6 +7,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from peft import LoraConfig, get_peft_model
 
 import bayeslora
 from bayeslora.models import load_base_model
+from bayeslora.models.kinds import DtypeName
 from bayeslora.models.number_type import _has_bfloat16_units
 from bayeslora.system.files import write_json
 
-TYPES, ROUNDS, BATCH = ("float32", "bfloat16"), 5, 4
+TYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")
+ROUNDS, BATCH = 5, 4
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -37,37 +40,37 @@ def main() -> None:
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
     @torch.no_grad()
-    def nll(kind: str) -> float:
+    def nll(kind: DtypeName) -> float:
         total = 0.0
         for batch in batches:
             inputs = prepare[kind](batch)
             logs = inputs.choice_logits(bases[kind][0]).log_softmax(-1)
-            total -= logs.gather(1, inputs.labels.unsqueeze(1)).sum().item()
+            total -= logs.gather(1, inputs["labels"].unsqueeze(1)).sum().item()
         return total / len(items)
 
     found = {kind: nll(kind) for kind in TYPES}
 
     @torch.no_grad()
-    def predict(kind: str) -> None:
+    def predict(kind: DtypeName) -> None:
         for batch in batches[:4]:
             prepare[kind](batch).choice_logits(bases[kind][0])
 
-    times = {kind: [] for kind in TYPES}
-    steps = {kind: [] for kind in TYPES}
+    times: dict[str, list[float]] = {kind: [] for kind in TYPES}
+    steps: dict[str, list[float]] = {kind: [] for kind in TYPES}
     for _ in range(ROUNDS):
         for kind in TYPES:
-            times[kind].append(seconds(lambda kind=kind: predict(kind)))
+            times[kind].append(seconds(partial(predict, kind)))
     layers = list(range(22, 30))
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], layers_to_transform=layers, task_type="CAUSAL_LM")
     adapted = {kind: get_peft_model(base, config) for kind, (base, _) in bases.items()}
 
-    def step(kind: str) -> None:
+    def step(kind: DtypeName) -> None:
         inputs = prepare[kind](batches[0])
-        torch.nn.functional.cross_entropy(inputs.choice_logits(adapted[kind]), inputs.labels).backward()
+        torch.nn.functional.cross_entropy(inputs.choice_logits(adapted[kind]), inputs["labels"]).backward()
 
     for _ in range(ROUNDS):
         for kind in TYPES:
-            steps[kind].append(seconds(lambda kind=kind: step(kind)))
+            steps[kind].append(seconds(partial(step, kind)))
     record = {
         "processor": platform.processor() or platform.machine(),
         "bfloat16_units": _has_bfloat16_units(),

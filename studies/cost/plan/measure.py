@@ -95,9 +95,9 @@ def train(model: Any, scoring: Any, items: list[Any], case: Case) -> None:
 
 def work_of(case: Case, items: list[Any]) -> tuple[Callable[[], object], Any, Any]:
     """What is measured, the model (its bytes are there before), and the scoring."""
-    task = TaskConfig(name="arc_easy", scoring=case.scoring)  # type: ignore[arg-type]
+    task = TaskConfig(name="arc_easy", scoring=case.scoring)
     base, _, scoring = load_model(ModelConfig(dtype="float32", device="cpu"), task, len(items[0].choices))
-    model = METHOD.adapt(base, scoring.kind)  # type: ignore[arg-type]
+    model = METHOD.adapt(base, scoring.kind)
     if case.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

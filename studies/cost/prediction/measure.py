@@ -102,7 +102,8 @@ class Setting:
             with peak_memory(device) as memory:
                 work()
             peaks.append(memory.peak)
-        return None if None in peaks else round(peaks[1] / peaks[0], 3)
+        plain, sampled = peaks
+        return None if plain is None or sampled is None else round(sampled / plain, 3)
 
     def close(self) -> None:
         """Take the adapters off the bases."""

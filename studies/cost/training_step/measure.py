@@ -28,7 +28,7 @@ from bayeslora.training.elbo import kl_divergence, negative_elbo
 from studies.cost.timing import common_options, environment, paired, ratios, save
 
 NUM_EXAMPLES = 2000
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
 
 def configs() -> dict[str, Callable[[], LoraConfig]]:
@@ -129,7 +129,7 @@ def parameter_table() -> dict[str, Mapping[str, float]]:
     """Trainable parameters, for SmolLM2 and for a model of width 4096 (on the meta device)."""
     smollm2 = load_base_model("offline:smollm2")[0].config
     wide = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
-    table = {}
+    table: dict[str, Mapping[str, float]] = {}
     for title, config in (("SmolLM2-135M", smollm2), ("Llama, 32 layers of width 4096", wide)):
         counts = {}
         for name in ("lora", "bayesian_lora"):

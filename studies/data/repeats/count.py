@@ -23,9 +23,10 @@ def by_id(splits: Splits) -> Splits:
     own_test = any(item.group is not None for item in splits.test)
     groups = {item.id: item.group for item in splits.items}
     rest = [replace(item, group=None) for item in (splits.items if own_test else splits.train + splits.dev)]
-    rest, test = hashed_split(rest, OFFLINE_TEST_FRACTION, salt="test") if own_test else (rest, splits.test)
-    parts = (*hashed_split(rest), test)
-    return Splits(*([replace(item, group=groups[item.id]) for item in part] for part in parts))
+    rest, held_out = hashed_split(rest, OFFLINE_TEST_FRACTION, salt="test") if own_test else (rest, splits.test)
+    parts = (*hashed_split(rest), held_out)
+    train, dev, test = ([replace(item, group=groups[item.id]) for item in part] for part in parts)
+    return Splits(train, dev, test)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ RATES = (2e-3, 5e-3, 1e-2)
 SIZES = (200, 50)
 DRAWS = 3
 DEV = 100
-TRAIN = {"epochs": 4, "arguments": {"disable_tqdm": True}}
+TRAIN: dict[str, Any] = {"epochs": 4, "arguments": {"disable_tqdm": True}}
 KEYS = ("task", "records", "draw", "method", "learning_rate")
 
 
@@ -61,7 +61,8 @@ def chosen(rows: list[dict[str, Any]], task: str, size: int, method: str) -> flo
 def measured(method: str, rate: float | None, parts: tuple[list[Record], list[Record], list[Record]]) -> dict[str, Any]:
     """NLL of each dev and test label (nats), whether the answer is right, and processor seconds."""
     train, dev, test = parts
-    kind, options = METHODS[method], {"readout": "heads", "seed": 0}
+    kind = METHODS[method]
+    options: dict[str, Any] = {"readout": "heads", "seed": 0}
     if kind is not None:
         options |= {"method": kind(last_layers=8), "train": TrainConfig(learning_rate=rate or 0.0, **TRAIN)}
     model = DecisionModel("offline:smollm2", **options)

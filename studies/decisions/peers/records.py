@@ -93,6 +93,7 @@ def _openbookqa(item: Item) -> Record:
         "instructions": "Which answer or continuation is right?",
         "criteria": dict.fromkeys(item.choices),
     }
+    assert item.label is not None
     return _record(item, item.question, question, item.choices[item.label])
 
 

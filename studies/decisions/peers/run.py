@@ -89,7 +89,7 @@ def measured(system: System, train: list[Any], test: list[Any]) -> dict[str, Any
     system.fit(train)
     fitted, owed = time.process_time(), system.owed
     answers = system.predict(test)
-    row = scores(answers, labels)
+    row: dict[str, Any] = dict(scores(answers, labels))
     row["fit_seconds"] = fitted - started + owed
     row["predict_seconds"] = time.process_time() - fitted + system.owed - owed
     row["test_answers"] = len(labels)

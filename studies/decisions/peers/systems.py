@@ -59,11 +59,14 @@ class Read:
     """Reads each state with its questions once in a process; what that took is owed by whoever asks again."""
 
     def __init__(self, read: Callable[[Any, Sequence[Question]], Any]):
-        self.read, self.known, self.asker = read, {}, None
+        self.read = read
+        self.known: dict[tuple[Any, ...], tuple[Any, float]] = {}
+        self.asker: System | None = None
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> Any:
         key = (text_of(state), *((signature(question), question.keys) for question in questions))
         if key in self.known:
+            assert self.asker is not None, "whoever asks says so first"
             self.asker.owed += self.known[key][1]
         else:
             started = time.process_time()
@@ -204,7 +207,7 @@ class Decisionformer(System):
         self.chosen = {"best_step": summary["best_step"], "temperatures": summary["temperatures"]}
 
     def predict(self, test: Sequence[Record]) -> Probabilities:
-        found = []
+        found: list[tuple[float, ...]] = []
         for record, response in zip(test, self.model.decide_many([_row(record) for record in test]), strict=True):
             for name in record.targets:
                 answer = response["answers"][name]

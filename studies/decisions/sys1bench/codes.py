@@ -1,7 +1,7 @@
 """Codes on generated tickets: frozen, over LoRA and over Bayesian-LoRA, beside the heads of results.json.
 
     bash studies/decisions/sys1bench/generate.sh data
-    python studies/decisions/sys1bench/codes.py data codes.json
+    python -m studies.decisions.sys1bench.codes data codes.json
 
 SmolLM2-135M in bfloat16, adapters on the last 8 of 30 layers. Of each method the learning rate is taken with which its
 mean has the lowest NLL on dev records, with 50 training records; with 200 it is the same. Test records are those of the
@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import load, scores
 
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
+from bayeslora.readouts.head import labels_of
 from bayeslora.runs import train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.run import Run
 from bayeslora.tasks import Splits
 from bayeslora.tasks.decisions import Answer, Record
 from bayeslora.tasks.decisions.items import DecisionItem, items_of
+from studies.decisions.sys1bench.run import load, scores
 
 TASK = "support_tickets"
 EPOCHS = {50: 4.0, 200: 2.0}
@@ -65,7 +66,7 @@ def predicted(run: Run, items: Sequence[DecisionItem], num_samples: int | None =
 def scored(predictive: Predictive, items: Sequence[DecisionItem]) -> dict[str, float]:
     rows = predictive.probabilities.tolist()
     answers = [Answer(item.asked, tuple(row[: len(item.choices)])) for item, row in zip(items, rows, strict=True)]
-    return scores(answers, [item.label for item in items])  # type: ignore[misc]
+    return scores(answers, labels_of(items).tolist())
 
 
 def measured(run: Run, dev: Sequence[DecisionItem], test: Sequence[DecisionItem]) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     content: dict[str, Any] = {
-        "command": " ".join(["python studies/decisions/sys1bench/codes.py", *sys.argv[1:]]),
+        "command": " ".join(["python -m studies.decisions.sys1bench.codes", *sys.argv[1:]]),
         "epochs": EPOCHS,
         "num_samples": SAMPLES,
         "rates": [],

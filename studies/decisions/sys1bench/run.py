@@ -1,7 +1,7 @@
 """Decision heads on generated records: SmolLM2's hidden states against TF-IDF under the same head, and codes zero-shot.
 
     bash studies/decisions/sys1bench/generate.sh data
-    python studies/decisions/sys1bench/run.py data results.json
+    python -m studies.decisions.sys1bench.run data results.json
 
 Each row: a task, a condition (clean, 15 % wrong training labels, 30 % unknowable), a number of records, and three draws
 of them. Three questions a record; test records are generated with another seed, and states that a training record has
@@ -53,7 +53,8 @@ class Kept:
     """A reader that reads each state and question once."""
 
     def __init__(self, read: Read):
-        self.read, self.known, self.seconds, self.count = read, {}, 0.0, 0
+        self.read, self.seconds, self.count = read, 0.0, 0
+        self.known: dict[tuple[Any, ...], Vectors] = {}
 
     def vectors(self, asked: Iterable[Asked]) -> list[Vectors]:
         asked = list(asked)
@@ -127,7 +128,7 @@ def rows_of(
             fresh = [record for record in test if record.state_key not in seen]
             for name, vectors in (("tf-idf", Kept(tf_idf(train))), ("hidden states", reader)):
                 started = time.perf_counter()
-                examples = Examples.of(vectors, train, progress=False)  # type: ignore[arg-type]
+                examples = Examples.of(vectors, train, progress=False)
                 heads = Heads.fit(examples, model.config, fewest=2)
                 seconds = time.perf_counter() - started
                 answers, labels = asked(heads, vectors, fresh)
@@ -143,7 +144,7 @@ def rows_of(
 def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Record]) -> float:
     """Of novelty, between test states and states of the other generator."""
     low, high = (
-        [heads.novelty_of(vectors) for vectors in reader.vectors((record.state, []) for record in part)]
+        [heads.novelty_of(vectors) or 0.0 for vectors in reader.vectors((record.state, []) for record in part)]
         for part in (near, far)
     )
     won = sum((b > a) + (b == a) / 2 for a in low for b in high)
@@ -206,7 +207,7 @@ def main() -> None:
     model = DecisionModel("offline:smollm2", readout="heads")
     reader = Kept(model.hidden.vectors)
     content: dict[str, Any] = {
-        "command": " ".join(["python studies/decisions/sys1bench/run.py", *sys.argv[1:]]),
+        "command": " ".join(["python -m studies.decisions.sys1bench.run", *sys.argv[1:]]),
         "rows": [],
     }
     for task in options.tasks:

@@ -1,6 +1,6 @@
 """Is a dev set needed? The temperature of the training items against that of 200 held-out ones: dev_temperature.jsonl.
 
-    OMP_NUM_THREADS=1 python studies/methods/readout/dev_temperature.py --features FOLDER
+    OMP_NUM_THREADS=1 python -m studies.methods.readout.dev_temperature --features FOLDER
 
 The same heads as in measure.py. 200 of the test items give the other temperature, of least NLL on a grid; both are
 scored on the rest. SST-2 has 274 test items, too few to split.
@@ -14,12 +14,15 @@ import warnings
 from pathlib import Path
 
 import torch
-from measure import FIXED, SIZES, drawn, labels_of, splits
+from torch import Tensor
 
 from bayeslora import BayesianHead
-from bayeslora.readouts.head import fit_head
+from bayeslora.readouts.blocks import OptionFeatures
+from bayeslora.readouts.head import Head, fit_head
 from bayeslora.runs.config import ModelConfig
 from bayeslora.runs.heads import choice_indicators, fixed_choices, open_reader
+from bayeslora.tasks import Item
+from studies.methods.readout.measure import FIXED, SIZES, drawn, labels_of, splits
 
 RESULTS = Path(__file__).with_name("dev_temperature.jsonl")
 GRID = [math.exp(step / 12) for step in range(-18, 19)]
@@ -47,14 +50,20 @@ def main() -> None:
             train = drawn(pool, size, 0)
             classes = fixed_choices(train) if task in FIXED else None
 
-            def read(items, classes=classes):
+            def read(items: list[Item], classes: list[str] | None = classes) -> OptionFeatures:
                 numbers = {} if classes is None else {"choice": choice_indicators(items, classes)}
                 return reader(items).with_numbers(**numbers)
 
             fitted, features, labels = fit_head(read(train), labels_of(train)), read(test), labels_of(test)
             dev, rest = (torch.tensor(part) for part in (places[:DEV], places[DEV:]))
 
-            def nll(items, temperature, fitted=fitted, features=features, labels=labels):
+            def nll(
+                items: Tensor,
+                temperature: float,
+                fitted: Head = fitted,
+                features: OptionFeatures = features,
+                labels: Tensor = labels,
+            ) -> Tensor:
                 found = fitted.predict(features[items], temperature=temperature).predictive.log_probabilities
                 return -found.gather(-1, labels[items].unsqueeze(-1))[:, 0]
 

@@ -1,6 +1,6 @@
 """Readouts of a frozen SmolLM2-135M-Instruct by training items, and heads on other tasks: results.jsonl beside it.
 
-    OMP_NUM_THREADS=1 python studies/methods/readout/measure.py --features FOLDER [--tasks arc_easy openbookqa]
+    OMP_NUM_THREADS=1 python -m studies.methods.readout.measure --features FOLDER [--tasks arc_easy openbookqa]
 
 Cells that the results file has are not computed again; what was read of the model is kept in FOLDER (1 GB). Settings
 were chosen on ARC-Easy and OpenBookQA, by the evidence and with a look at test scores there; the other tasks were

@@ -1,6 +1,6 @@
 """Peak memory and CPU seconds of a head with 100,000 contrasts: memory.json beside it.
 
-    OMP_NUM_THREADS=1 python studies/methods/readout/memory.py
+    OMP_NUM_THREADS=1 python -m studies.methods.readout.memory
 
 25,000 items of five choices, made-up float32 features of two blocks of 32, all settings of the library. What the
 process holds before the features are made (torch and this package) is told apart.

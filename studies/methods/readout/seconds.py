@@ -1,6 +1,6 @@
 """CPU seconds of a head on frozen features against cloze LoRA, on one core, in one process: seconds.json beside it.
 
-    OMP_NUM_THREADS=1 python studies/methods/readout/seconds.py
+    OMP_NUM_THREADS=1 python -m studies.methods.readout.seconds
 
 ARC-Easy, 100 training and 50 test items. The head's training has its features; LoRA's has the trunk cache, which is
 how `bayeslora train` runs. Predictions read every item anew, in batches of 8 (LoRA) and in forwards of 512 tokens
@@ -12,12 +12,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import drawn, splits
 
 from bayeslora.methods import Lora, Method
 from bayeslora.methods.bayesian_head import BayesianHead
@@ -27,6 +27,7 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfi
 from bayeslora.runs.heads import HeadRun
 from bayeslora.runs.run import Run
 from bayeslora.tasks import Item
+from studies.methods.readout.measure import drawn, splits
 
 RESULTS = Path(__file__).with_name("seconds.json")
 MODEL = ModelConfig(name="offline:smollm2", dtype="bfloat16")
@@ -76,7 +77,7 @@ def main() -> None:
         train(config_of(data, "cloze", Lora(last_layers=8), warm), Path(folder) / "warm", evaluate_dev=False)
         for row, (scoring, method) in ROWS.items():
             config = config_of(data, scoring, method, TrainConfig(epochs=3, save_steps=100_000))
-            runs[row], seconds = timed(lambda c=config, r=row: train(c, Path(folder) / r, evaluate_dev=False))
+            runs[row], seconds = timed(partial(train, config, Path(folder) / row, evaluate_dev=False))
             found[row] = {"train_cpu_seconds": round(seconds, 1)}
         for row, run in runs.items():
             found[row]["predict_cpu_seconds"] = predicting(run, test)
@@ -84,11 +85,11 @@ def main() -> None:
                 with patch.object(features, "_TOKENS", 1):
                     found[row + ALONE] = {"predict_cpu_seconds": predicting(run, test)}
     first = found[next(iter(ROWS))]
-    for row in found.values():
-        row |= {
-            f"{name}_ratio": round(row[f"{name}_cpu_seconds"] / first[f"{name}_cpu_seconds"], 3)
+    for seconds_of in found.values():
+        seconds_of |= {
+            f"{name}_ratio": round(seconds_of[f"{name}_cpu_seconds"] / first[f"{name}_cpu_seconds"], 3)
             for name in ("train", "predict")
-            if f"{name}_cpu_seconds" in row
+            if f"{name}_cpu_seconds" in seconds_of
         }
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))

@@ -1,4 +1,4 @@
-"""table.md from results.jsonl and cloze/results.jsonl: python studies/methods/readout/table.py"""
+"""table.md from results.jsonl and cloze/results.jsonl: python -m studies.methods.readout.table"""
 
 import json
 import math

@@ -25,7 +25,7 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfi
 from bayeslora.runs.loading import scoring_of
 
 DEV = 100
-TRAIN = {"train_examples": 160, "epochs": 3, "learning_rate": 5e-4, "last_layers": 8}
+TRAIN: dict[str, Any] = {"train_examples": 160, "epochs": 3, "learning_rate": 5e-4, "last_layers": 8}
 """Of the short training; batches of 8 items, 60 steps."""
 
 

@@ -11,13 +11,14 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.runs import train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-PAPER = {"inducing_std": None, "posterior_std": 1.0, "posterior_learning_rate_scale": 1.0}
+PAPER: dict[str, Any] = {"inducing_std": None, "posterior_std": 1.0, "posterior_learning_rate_scale": 1.0}
 CANDIDATES: dict[str, Method] = {
     "lora": Lora(last_layers=4),
     "default (tau 0.2, sigma 0.05)": BayesianLora(last_layers=4),

@@ -46,7 +46,7 @@ def nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
 
 def world(
     choices: int, sharpness: float, temperature: float, dev: int, repetitions: int
-) -> dict[float, tuple[float, int]]:
+) -> dict[float, tuple[float, float]]:
     """For each prior the mean excess NLL, nats, and how many fits ended at a bound; `nan` is no scaling."""
     source = torch.Generator().manual_seed(0)
     test = draw(TEST, choices, sharpness, temperature, source)

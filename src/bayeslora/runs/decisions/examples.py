@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
-from bayeslora.runs.decisions.reading import HiddenReader, Vectors
+from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Question, Record, parse_question
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Examples", "Labels", "counts_of_labels", "held", "stacked", "state_novelty"]
+__all__ = ["Examples", "Labels", "VectorReader", "counts_of_labels", "held", "stacked", "state_novelty"]
 
 
 def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:
@@ -26,6 +26,13 @@ def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:
             key = signature(record.questions[name])
             found[key] = found.get(key, 0) + 1
     return found
+
+
+class VectorReader(Protocol):
+    """What reads states and the questions about each: `HiddenReader`."""
+
+    def vectors(self, asked: Iterable[tuple[Any, Sequence[Question]]]) -> Iterable[Vectors]:
+        """In the order in which they are asked."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Examples:
     labels: dict[tuple[Any, ...], Labels] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, hidden: HiddenReader, records: Sequence[Record], *, progress: bool) -> Examples:
+    def of(cls, hidden: VectorReader, records: Sequence[Record], *, progress: bool) -> Examples:
         """Read records; equal ones are read once."""
         found = cls(len(records))
         labelled = [(record, _asked(record)) for record in records if record.targets]
@@ -175,7 +182,7 @@ def _one(record: Record, name: str, vectors: Tensor) -> Labels:
     return Labels(record.questions[name], (record.state_key,), features, targets, weights)
 
 
-def state_novelty(hidden: HiddenReader, states: Sequence[Any], *, progress: bool) -> Novelty:
+def state_novelty(hidden: VectorReader, states: Sequence[Any], *, progress: bool) -> Novelty:
     """What later states are compared with, of states that are read here."""
     read = hidden.vectors((state, []) for state in states)
     shown = track(read, "read", "states", total=len(states), show=progress)

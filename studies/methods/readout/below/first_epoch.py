@@ -1,7 +1,7 @@
 """The cross-fitted loss of the frozen head in the order of the first epoch, by ten steps of eight items, and what the
 trainer printed of the runs in results.jsonl: first_epoch.json beside it.
 
-    OMP_NUM_THREADS=1 python studies/methods/readout/below/first_epoch.py FOLDER [LOG]
+    OMP_NUM_THREADS=1 python -m studies.methods.readout.below.first_epoch FOLDER [LOG]
 
 FOLDER has the features of ../measure.py; LOG is what `measure.py` printed on stderr.
 """
@@ -14,15 +14,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from measure import drawn, labels_of, splits
-
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.readouts.head import fit_head
 from bayeslora.readouts.linear import cross_fitted
 from bayeslora.readouts.over_adapters import folds_of
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.heads import open_reader
+from studies.methods.readout.measure import drawn, labels_of, splits
 
 RESULTS = Path(__file__).with_name("first_epoch.json")
 ADAPTED = ("layer 15, mean", "layer 15, last", "layer 20, mean", "layer 20, last")

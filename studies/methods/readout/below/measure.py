@@ -1,6 +1,6 @@
 """Adapters below a head, cross-fitted, against the head on frozen features: results.jsonl beside it.
 
-    OMP_NUM_THREADS=1 python studies/methods/readout/below/measure.py --features FOLDER [--methods Lora] [--rates 1e-3]
+    OMP_NUM_THREADS=1 python -m studies.methods.readout.below.measure --features FOLDER [--methods Lora] [--rates 1e-3]
 
 The items of ../measure.py, and 200 dev items of the task's dev split, on which the rate and all settings are chosen.
 Cells that the results file has are not computed again.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -20,18 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from measure import ARC, SIZES, drawn, labels_of, scored, splits
-
 from bayeslora import methods
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import OptionFeatures
+from bayeslora.readouts.features import read_together
 from bayeslora.readouts.head import fit_head
-from bayeslora.readouts.option_reading import over_adapters, without_adapted
+from bayeslora.readouts.option_reading import OptionReading, over_adapters, without_adapted
 from bayeslora.runs import train
 from bayeslora.runs.config import HeadConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.cross_fitting import CrossFitting
 from bayeslora.tasks import Item, LocalFile, get_task
+from studies.methods.readout.measure import ARC, SIZES, drawn, labels_of, scored, splits
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 DRAWS = 4
@@ -93,8 +91,12 @@ def measured(key: dict[str, Any], features: str) -> list[dict[str, Any]]:
         seconds = round(time.process_time() - started, 1)
         read = {}
         for name, items in parts.items():
-            read[name] = CrossFitting(config, run.model, run.scoring, items, run.trunk_cache).features()
-        run.scoring.reads.folds = {}
+            heads = CrossFitting(config, run.model, run.scoring, items, run.trunk_cache)
+            batches, order = heads.features()
+            read[name] = read_together(batches)[order]
+        reading = heads.reading
+        assert isinstance(reading, OptionReading)
+        reading.folds = {}  # No item is one of the training now.
         draws = {}
         if key["method"] != "Lora":
             draws = {name: run.predict(parts[name], DRAWS, progress=False).predictive for name in ("dev", "test")}

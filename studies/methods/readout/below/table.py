@@ -1,6 +1,6 @@
 """table.md beside it from results.jsonl: the means of the seeds, against the frozen head on the same items.
 
-python studies/methods/readout/below/table.py
+python -m studies.methods.readout.below.table
 """
 
 import json
