@@ -10,23 +10,25 @@ from transformers import set_seed
 
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.cross_fitting import below_head, read_above_adapters, read_by_heads, reading_of
-from bayeslora.runs.items import with_classes
 from bayeslora.runs.loading import features_folder, load_model, merge_resolved
 from bayeslora.scoring import Scoring, get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
-from bayeslora.tasks import Splits
 
 __all__ = ["build_model", "open_trunk_cache"]
 
 logger = logging.getLogger("bayeslora")
 
 
-def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftModel, Scoring, int]:
-    """The model that the training of a run in `output` begins with, what reads its items, and their most choices."""
-    task = with_classes(config.task, splits.items)
-    width = len(task.classes or ()) or max(len(item.choices) for item in splits.items)
+def build_model(config: RunConfig, output: Path, width: int | None = None) -> tuple[PeftModel, Scoring]:
+    """The model that the training of a run in `output` begins with, and what reads its items or texts.
+
+    Args:
+        config: The run; with classification it names the classes.
+        output: The run folder.
+        width: The most choices of an item.
+    """
     set_seed(config.seed)
-    base, _, scoring = load_model(merge_resolved(config.model, output), task, num_labels=width)
+    base, _, scoring = load_model(merge_resolved(config.model, output), config.task, num_labels=width)
     method = config.method
     if scoring.by_heads:
         method = below_head(method, base)
@@ -35,7 +37,7 @@ def build_model(config: RunConfig, splits: Splits, output: Path) -> tuple[PeftMo
     model = method.adapt(base, scoring.kind)
     if reading := reading_of(scoring):
         read_above_adapters(model, reading)
-    return model, scoring, width
+    return model, scoring
 
 
 def open_trunk_cache(config: RunConfig, model: PeftModel, shared: TrunkCache | None = None) -> TrunkCache | None:

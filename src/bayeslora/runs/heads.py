@@ -29,6 +29,7 @@ from bayeslora.runs.loading import features_folder, load_model, merge_resolved, 
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
+from bayeslora.runs.trainer import training_metrics
 from bayeslora.runs.writing import RUN_PARTS
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
@@ -168,18 +169,9 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     seconds = time.perf_counter() - started
     chosen = describe_head(head)
     logger.info("%s", summary(chosen))
-    metrics = {
-        "method": method.name,
-        "task": config.task.name,
-        "scoring": config.task.scoring,
-        "model": config.model.name,
-        "seed": config.seed,
-        "train_examples": len(items),
-        "train_seconds": round(seconds, 2),
-        "feature_seconds": round(read, 2),
-        "peak_memory_bytes": memory.peak,
-        "trainable_parameters": 0,
+    metrics = training_metrics(config, len(items), seconds, memory.peak, parameters=0) | {
         "history": [],
+        "feature_seconds": round(read, 2),
         "cut_train_items": sum(item.id in reader.scoring.cut for item in items),
         "chat_template": reader.scoring.chat_template,
         "head": chosen,

@@ -19,8 +19,10 @@ from bayeslora.tasks.decisions.questions import signature
 __all__ = [
     "FILE_OPTIONS",
     "build_task",
+    "choice_count",
     "class_names",
     "describe_splits",
+    "drawn",
     "file_options",
     "subset",
     "task_items",
@@ -35,6 +37,7 @@ FILE_OPTIONS = tuple(FileLayout.__annotations__)
 logger = logging.getLogger("bayeslora")
 
 AnyItem = TypeVar("AnyItem")
+AnySplits = TypeVar("AnySplits")
 
 
 def build_task(config: TaskConfig) -> Task:
@@ -75,13 +78,17 @@ def task_items(config: TaskConfig) -> Splits:
     """The splits of a config's task, cut to the numbers of examples it asks for."""
     if get_scoring(config.scoring).of_decisions:
         return _decisions(config)
-    splits = build_task(config).splits(source=config.source)
+    return drawn(build_task(config).splits(source=config.source), config)
+
+
+def drawn(splits: AnySplits, config: TaskConfig) -> AnySplits:
+    """Of splits of items or texts the numbers of examples that a config asks for."""
+    whole = {name: getattr(splits, name) for name in ("train", "dev", "test")}
     parts = {
-        name: subset(getattr(splits, name), getattr(config, f"{name}_examples"), config.subset_seed)
-        for name in ("train", "dev", "test")
+        name: subset(items, getattr(config, f"{name}_examples"), config.subset_seed) for name, items in whole.items()
     }
-    available = {name: len(getattr(splits, name)) for name in parts}
-    return Splits(**parts, origin=splits.origin, available=available)
+    available = {name: len(items) for name, items in whole.items()}
+    return replace(splits, **parts, available=available)  # type: ignore[type-var]
 
 
 def _decisions(config: TaskConfig) -> Splits:
@@ -155,6 +162,11 @@ def warn_of_unseen_classes(classes: Sequence[str], items: Iterable[Item]) -> Non
             ", ".join(map(repr, unseen)),
             "it" if len(unseen) == 1 else "them",
         )
+
+
+def choice_count(config: TaskConfig, splits: Splits) -> int:
+    """The classes of a task's head, or the most choices of its items."""
+    return len(config.classes or ()) or max(len(item.choices) for item in splits.items)
 
 
 def class_names(splits: Splits) -> list[str] | None:

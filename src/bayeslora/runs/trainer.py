@@ -1,4 +1,4 @@
-"""The trainer of a run on items, as the run's config says."""
+"""The trainer of a run, as the run's config says, and the record of its training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bayeslora.runs.epochs import EPOCH_FIELDS, EpochTrainer
 from bayeslora.runs.prediction import predict_items
 from bayeslora.scoring import Scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
-from bayeslora.system.processes import world_size
+from bayeslora.system.processes import all_reduce_max, world_size
 from bayeslora.tasks import Splits
 from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = ["item_trainer", "planned_steps", "suited", "training_fields"]
+__all__ = ["item_trainer", "planned_steps", "suited", "trainer_fields", "training_metrics"]
 
 
 def planned_steps(arguments: TrainingArguments, rows: int) -> int:
@@ -40,7 +40,25 @@ def suited(arguments: TrainingArguments, rows: int) -> int:
     return steps
 
 
-def training_fields(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
+def trainer_fields(
+    config: RunConfig, output: Path, model: PeftModel, kind: type[TrainingArguments] = TrainingArguments, **own: Any
+) -> dict[str, Any]:
+    """What a run's config says about the fields of a trainer, with arguments of that kind; `own` are of all runs."""
+    options = config.train
+    fields = _arguments(config, output, model) | own | config.method.training_arguments() | options.arguments
+    arguments = kind(**fields)
+    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return {
+        "model": model,
+        "args": arguments,
+        "optimizer": options.optimizer,
+        "optimizer_options": options.optimizer_options,
+        "prior_std": options.prior_std,
+    }
+
+
+def _arguments(config: RunConfig, output: Path, model: PeftModel) -> dict[str, Any]:
     """What a run's config says about the fields of TrainingArguments, its `train.arguments` left out."""
     options = config.train
     return {
@@ -79,32 +97,23 @@ def item_trainer(
     trunk_cache: TrunkCache | None,
 ) -> BayesianLoraTrainer:
     """What trains a run on items."""
-    options = config.train
-    own = config.method.training_arguments()
-    arguments = TrainingArguments(**training_fields(config, output, model) | own | options.arguments)
-    steps = suited(arguments, len(splits.train))
-    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
-    arguments._n_gpu = min(1, arguments.n_gpu)
+    fields = trainer_fields(config, output, model)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    dataset = scoring.dataset(splits.train, config.seed)
-    own_fields = config.method.trainer_options(arguments.learning_rate, steps, len(splits.train))
-    callbacks = [*own_fields.pop("callbacks", ()), *([dataset] if isinstance(dataset, TrainerCallback) else ())]
-    fields: dict[str, Any] = {
-        "model": model,
-        "args": arguments,
+    dataset, arguments = scoring.dataset(splits.train, config.seed), fields["args"]
+    steps = suited(arguments, len(dataset))
+    own = config.method.trainer_options(arguments.learning_rate, steps, len(dataset))
+    callbacks = [*own.pop("callbacks", ()), *([dataset] if isinstance(dataset, TrainerCallback) else ())]
+    fields |= {
         "callbacks": callbacks,
         "train_dataset": dataset,
         "data_collator": scoring,
         "trunk_cache": trunk_cache,
-        "label_smoothing": options.label_smoothing,
-        "optimizer": options.optimizer,
-        "optimizer_options": options.optimizer_options,
-        "prior_std": options.prior_std,
-        **own_fields,
+        "label_smoothing": config.train.label_smoothing,
+        **own,
     }
-    if not options.choose_epoch:
+    if not config.train.choose_epoch:
         return BayesianLoraTrainer(**fields)
 
     # A posterior that is fitted after training is not there yet: until then the method predicts with the mean.
@@ -116,3 +125,20 @@ def item_trainer(
         return float(found.metrics()["nll"])
 
     return EpochTrainer(**fields, eval_dataset=splits.dev, dev_nll=dev_nll)
+
+
+def training_metrics(
+    config: RunConfig, examples: int, seconds: float, peak_memory_bytes: int | None, parameters: int
+) -> dict[str, Any]:
+    """What metrics.json says of any training; of several processes the longest time and the largest memory."""
+    return {
+        "method": config.method.name,
+        "task": config.task.name,
+        "scoring": config.task.scoring,
+        "model": config.model.name,
+        "seed": config.seed,
+        "train_examples": examples,
+        "train_seconds": round(all_reduce_max(seconds) or 0.0, 2),
+        "peak_memory_bytes": all_reduce_max(peak_memory_bytes),
+        "trainable_parameters": parameters,
+    }

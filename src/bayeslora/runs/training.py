@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
-from transformers import Trainer
 
-from bayeslora.methods import TrainingResult, trainable_parameters
+from bayeslora.methods import State, TrainingResult, trainable_parameters
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs.adaptive import can_stop, is_adaptive
 from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
@@ -23,23 +22,22 @@ from bayeslora.runs.cross_fitting import CrossFitting, reading_of
 from bayeslora.runs.distillation.lesson import Lesson, check_place, learn_from
 from bayeslora.runs.epochs import epoch_record
 from bayeslora.runs.heads import fixed_choices, train_head
-from bayeslora.runs.items import describe_splits, task_items, warn_of_unseen_classes, with_classes
+from bayeslora.runs.items import choice_count, describe_splits, task_items, warn_of_unseen_classes, with_classes
 from bayeslora.runs.length_power import with_length_power
 from bayeslora.runs.loading import with_chat_template
 from bayeslora.runs.model_card import CardFacts
+from bayeslora.runs.prediction import Prediction
 from bayeslora.runs.run import Run
-from bayeslora.runs.trainer import item_trainer, planned_steps
+from bayeslora.runs.trainer import item_trainer, planned_steps, training_metrics
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch, Scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.folders import only_writer
 from bayeslora.system.memory import peak_memory
-from bayeslora.system.processes import all_reduce_max
 from bayeslora.tasks import Splits
 from bayeslora.training.progress import training_shown
-from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = ["Trained", "train", "training_metrics"]
+__all__ = ["Trained", "Training", "train"]
 
 logger = logging.getLogger("bayeslora")
 
@@ -100,132 +98,159 @@ def train(
     if lesson is None and config.distill.teacher is not None:
         check_place(config.distill.teacher, output, resume=resume, overwrite=overwrite)
         lesson = learn_from(config, output)
-    with only_writer(output):
-        if splits is None:
-            splits = task_items(config.task) if lesson is None else lesson.splits
-        return _train(config, output, splits, resume, overwrite, evaluate_dev, trunk_cache, prepare, lesson, also)
-
-
-def _train(
-    config: RunConfig,
-    output: Path,
-    splits: Splits,
-    resume: bool,
-    overwrite: bool,
-    evaluate_dev: bool,
-    trunk_cache: TrunkCache | None,
-    prepare: Callable[[PeftModel], None] | None,
-    lesson: Lesson | None,
-    also: Callable[[Trained, Path], None] | None,
-) -> Trained:
     if lesson is not None:
         splits = lesson.splits
         trunk_cache = lesson.trunk_cache if trunk_cache is None else trunk_cache
-    if not splits.train:
-        raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
-    logger.info("%s", describe_splits(config.task.name, splits, "items"))
-    check_config(config, len(splits.dev))
-    task = with_chat_template(with_classes(config.task, splits.items), config.model)
-    if task.scoring == "options":
-        task = replace(task, classes=fixed_choices(splits.train))
-    config = replace(config, task=task)
-    if task.classes:
-        warn_of_unseen_classes(task.classes, splits.train)
-    check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
-    model, scoring, width = build_model(config, splits, output)
-    if scoring.chat_template:
-        logger.debug("prompts are put into the tokenizer's chat template (task.chat_template)")
-    if prepare is not None:
-        prepare(model)
-    if lesson is not None:
-        lesson.begin(model)
-    trunk_cache = open_trunk_cache(config, model, trunk_cache)
-    trainer = item_trainer(config, output, model, scoring, splits, trunk_cache)
-    heads = None
-    if reading_of(scoring):
-        heads = CrossFitting(config, model, scoring, splits.train, trunk_cache)
-        trainer.add_callback(heads)
-    if resume:
-        check_length(output, planned_steps(trainer.args, len(splits.train)))
-    note_beginning(config, output, splits.train, resume=resume)
-    started = time.perf_counter()
-    config = with_length_power(config, model, scoring, splits, trunk_cache)  # type: ignore[arg-type]
-    with peak_memory(trainer.args.device) as memory:
-        if trainer.args.num_train_epochs or trainer.args.max_steps > 0:
-            with training_shown(trainer, "item"):
-                trainer.train(resume_from_checkpoint=resume)
-        if heads is not None:
-            heads.require()
-        state = config.method.fit_posterior(model, _training(config, trainer, scoring, splits, trunk_cache))
-        if heads is not None:
-            state = {**state, **heads.finish()}
-    seconds = time.perf_counter() - started - getattr(trainer, "evaluation_seconds", 0.0)
-    if trunk_cache is not None:
-        logger.debug("%s", trunk_cache.summary())
-    metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak) | epoch_record(trainer)
-    if lesson is not None:
-        metrics["teacher"] = lesson.record
-    if heads is not None:
-        metrics["head"] = heads.reading.described()
-    metrics["cut_train_items"] = sum(item.id in scoring.cut for item in splits.train)
-    if scoring.takes_classes:
-        metrics["classes"] = config.task.classes
-    else:
-        metrics["chat_template"] = scoring.chat_template
-    trained = Trained(
-        config=config,
-        model=model,
-        scoring=scoring,
-        metrics=metrics,
-        state=state,
-        trunk_cache=trunk_cache,
-        splits=splits,
-    )
-    prediction = draws = None
-    if splits.dev and (evaluate_dev or config.temperature_scaling):
-        prediction = trained.predict_with_all_draws(splits.dev)
-        if config.temperature_scaling:
-            labels = torch.tensor([item.label for item in splits.dev])
-            temperature = fit_temperature(prediction.predictive, labels)
-            trained.temperature = temperature.value
-            metrics |= temperature.record
-            prediction = replace(prediction, predictive=prediction.predictive.tempered(trained.temperature))
-        if is_adaptive(config.num_samples) and can_stop(config):
-            draws = prediction
-            trained.learn_settling(draws)
-            prediction = trained.predict(splits.dev)
-        metrics |= prediction.metrics() | {"split": "dev"}
-    write_run(trained, output, CardFacts(classes=width), prediction, draws, also)  # type: ignore[arg-type]
-    return trained
+    if splits is None:
+        splits = task_items(config.task)
+    training = Training(config, output, splits, trunk_cache=trunk_cache, prepare=prepare, lesson=lesson, also=also)
+    return training.run(resume=resume, overwrite=overwrite, evaluate_dev=evaluate_dev)
 
 
-def training_metrics(
-    config: RunConfig, trainer: Trainer, examples: int, seconds: float, peak_memory_bytes: int | None
-) -> dict[str, Any]:
-    """What metrics.json says of a training; of several processes the longest time and the largest memory."""
-    model: Any = trainer.model
-    return {
-        "method": config.method.name,
-        "task": config.task.name,
-        "scoring": config.task.scoring,
-        "model": config.model.name,
-        "seed": config.seed,
-        "train_examples": examples,
-        "train_seconds": round(all_reduce_max(seconds) or 0.0, 2),
-        "peak_memory_bytes": all_reduce_max(peak_memory_bytes),
-        "trainable_parameters": trainable_parameters(model),
-        "history": [entry for entry in trainer.state.log_history if "nll" in entry],
-    }
+@dataclass
+class Training:
+    """One training on items, from its splits to its folder; that on texts does some steps in a way of its own.
+
+    Attributes:
+        config: The run; what it leaves open is written down on the way.
+        output: The run folder.
+        splits: The items.
+        trunk_cache: That of another run, then the run's own; like `prepare`, `lesson` and `also` as for `train`.
+        heads: Those over the adapters, if there are any.
+    """
+
+    config: RunConfig
+    output: Path
+    splits: Any
+    trunk_cache: TrunkCache | None = None
+    prepare: Callable[[PeftModel], None] | None = None
+    lesson: Lesson | None = None
+    also: Callable[[Trained, Path], None] | None = None
+    heads: CrossFitting | None = None
+    unit: ClassVar[str] = "item"
+    counted: ClassVar[str] = "item"
+    """What N of KL / N counts."""
+
+    def run(self, *, resume: bool, overwrite: bool, evaluate_dev: bool) -> Trained:
+        """Train, predict dev and write the folder."""
+        items = self.splits.train
+        if not items:
+            raise ValueError(f"task {self.config.task.name!r} has no training {self.unit}s; it is for evaluation only.")
+        with only_writer(self.output):
+            logger.info("%s", describe_splits(self.config.task.name, self.splits, f"{self.unit}s"))
+            check_config(self.config, len(self.splits.dev))
+            self.settle()
+            check_beginning(self.config, self.output, items, resume=resume, overwrite=overwrite)
+            model, scoring = self.build()
+            trainer = self.trainer(model, scoring)
+            if resume:
+                check_length(self.output, planned_steps(trainer.args, len(trainer.train_dataset)))
+            note_beginning(self.config, self.output, items, resume=resume)
+            trained = self.fit(model, scoring, trainer, resume)
+            self.write(trained, evaluate_dev)
+        return trained
+
+    def settle(self) -> None:
+        """Write down what the items and the tokenizer say of the config: classes, fixed choices, a chat template."""
+        task = with_chat_template(with_classes(self.config.task, self.splits.items), self.config.model)
+        if task.scoring == "options":
+            task = replace(task, classes=fixed_choices(self.splits.train))
+        self.config = replace(self.config, task=task)
+        if task.classes:
+            warn_of_unseen_classes(task.classes, self.splits.train)
+
+    def build(self) -> tuple[PeftModel, Scoring]:
+        """The model to train and what reads the items."""
+        model, scoring = build_model(self.config, self.output, choice_count(self.config.task, self.splits))
+        if scoring.chat_template:
+            logger.debug("prompts are put into the tokenizer's chat template (task.chat_template)")
+        if self.prepare is not None:
+            self.prepare(model)
+        if self.lesson is not None:
+            self.lesson.begin(model)
+        self.trunk_cache = open_trunk_cache(self.config, model, self.trunk_cache)
+        return model, scoring
+
+    def trainer(self, model: PeftModel, scoring: Scoring) -> Any:
+        """What trains the model."""
+        trainer = item_trainer(self.config, self.output, model, scoring, self.splits, self.trunk_cache)
+        if reading_of(scoring):
+            self.heads = CrossFitting(self.config, model, scoring, self.splits.train, self.trunk_cache)
+            trainer.add_callback(self.heads)
+        return trainer
+
+    def fit(self, model: PeftModel, scoring: Scoring, trainer: Any, resume: bool) -> Trained:
+        """The trained run, with its metrics."""
+        started = time.perf_counter()
+        self.config = with_length_power(self.config, model, scoring, self.splits, self.trunk_cache)  # type: ignore[arg-type]
+        with peak_memory(trainer.args.device) as memory:
+            if trainer.args.num_train_epochs or trainer.args.max_steps > 0:
+                with training_shown(trainer, self.counted):
+                    trainer.train(resume_from_checkpoint=resume)
+            state = self.posterior(model, scoring, trainer)
+        seconds = time.perf_counter() - started - getattr(trainer, "evaluation_seconds", 0.0)
+        count = trainable_parameters(model)
+        metrics = training_metrics(self.config, len(self.splits.train), seconds, memory.peak, count)
+        metrics["history"] = [entry for entry in trainer.state.log_history if "nll" in entry]
+        metrics |= epoch_record(trainer) | self.record(scoring, trainer)
+        return Trained(
+            config=self.config,
+            model=model,
+            scoring=scoring,
+            metrics=metrics,
+            state=state,
+            trunk_cache=self.trunk_cache,
+            splits=self.splits,
+        )
+
+    def posterior(self, model: PeftModel, scoring: Scoring, trainer: Any) -> State:
+        """What the method and the heads know beyond the adapter."""
+
+        def batches() -> Iterator[ChoiceBatch]:
+            for first in range(0, len(self.splits.train), self.config.batch_size):
+                yield scoring(self.splits.train[first : first + self.config.batch_size]).to(trainer.args.device)
+
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        ended = TrainingResult(batches, trainer.num_observations, optimizer, self.trunk_cache, self.config.seed)
+        if self.heads is None:
+            return self.config.method.fit_posterior(model, ended)
+        self.heads.require()
+        return {**self.config.method.fit_posterior(model, ended), **self.heads.finish()}
+
+    def record(self, scoring: Scoring, trainer: Any) -> dict[str, Any]:
+        """What metrics.json says of items alone."""
+        record: dict[str, Any] = {"cut_train_items": sum(item.id in scoring.cut for item in self.splits.train)}
+        if self.lesson is not None:
+            record["teacher"] = self.lesson.record
+        if self.heads is not None:
+            record["head"] = self.heads.reading.described()
+        if scoring.takes_classes:
+            return record | {"classes": self.config.task.classes}
+        return record | {"chat_template": scoring.chat_template}
+
+    def write(self, trained: Trained, evaluate_dev: bool) -> None:
+        """Predict dev, and write the folder."""
+        if self.trunk_cache is not None:
+            logger.debug("%s", self.trunk_cache.summary())
+        prediction = draws = None
+        if self.splits.dev and (evaluate_dev or self.config.temperature_scaling):
+            prediction, draws = _of_dev(trained)
+        facts = CardFacts(classes=choice_count(self.config.task, self.splits))
+        write_run(trained, self.output, facts, prediction, draws, self.also)  # type: ignore[arg-type]
 
 
-def _training(
-    config: RunConfig, trainer: BayesianLoraTrainer, scoring: Scoring, splits: Splits, trunk_cache: TrunkCache | None
-) -> TrainingResult:
-    size, device = config.batch_size, trainer.args.device
-
-    def batches() -> Iterator[ChoiceBatch]:
-        for first in range(0, len(splits.train), size):
-            yield scoring(splits.train[first : first + size]).to(device)
-
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    return TrainingResult(batches, len(splits.train), optimizer, trunk_cache, config.seed)
+def _of_dev(run: Trained) -> tuple[Prediction, Prediction | None]:
+    """The predictions of dev, and where items have their own number of draws those with all; adds to the metrics."""
+    dev, draws = run.splits.dev, None
+    prediction = run.predict_with_all_draws(dev)
+    if run.config.temperature_scaling:
+        temperature = fit_temperature(prediction.predictive, torch.tensor([item.label for item in dev]))
+        run.temperature = temperature.value
+        run.metrics |= temperature.record
+        prediction = replace(prediction, predictive=prediction.predictive.tempered(run.temperature))
+    if is_adaptive(run.config.num_samples) and can_stop(run.config):
+        draws = prediction
+        run.learn_settling(draws)
+        prediction = run.predict(dev)
+    run.metrics |= prediction.metrics() | {"split": "dev"}
+    return prediction, draws

@@ -23,8 +23,8 @@ from bayeslora.metrics import ece_floor, summary
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs import Run, load_run
+from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.items import task_items
-from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item, get_task
 
 RESULTS = Path(__file__).with_name("readings.jsonl")

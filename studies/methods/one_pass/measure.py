@@ -21,8 +21,8 @@ from bayeslora.metrics import ece_floor
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs import Run, load_run
+from bayeslora.runs.building import open_trunk_cache
 from bayeslora.runs.items import task_items
-from bayeslora.runs.training import open_trunk_cache
 from bayeslora.tasks import Item, get_task
 from studies.cost.timing import Work, least
 from studies.methods.gauss_newton.measure import ELSEWHERE, OUTSIDE, TEST, TIMED, auroc, fitted, labels, scores

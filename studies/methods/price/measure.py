@@ -21,7 +21,7 @@ from bayeslora.metrics import summary
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
 from bayeslora.runs import Run, distill, load_run, task_items, train
-from bayeslora.runs.training import open_trunk_cache
+from bayeslora.runs.building import open_trunk_cache
 from studies.cost.timing import least
 
 HERE = Path(__file__).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bayeslora.experiments.learning_rates.curvature import largest_hessian_eigen
 from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
 from bayeslora.metrics import summary
-from bayeslora.runs import task_items
+from bayeslora.runs import choice_count, task_items, with_classes
 from bayeslora.runs.building import build_model
 from bayeslora.runs.config import describe
 from bayeslora.runs.config_files import dump_config
@@ -168,7 +169,9 @@ def _curvature(config: SweepConfig, output: Path, task: str, title: str) -> floa
     seed, rate = config.seeds[0], config.grid(title)[0]
     run = config.run(task, title, seed, rate)
     splits = task_items(run.task)
-    model, scoring, _ = build_model(run, splits, cell_folder(output, task, title, rate, seed))
+    run = replace(run, task=with_classes(run.task, splits.items))
+    folder = cell_folder(output, task, title, rate, seed)
+    model, scoring = build_model(run, folder, choice_count(run.task, splits))
     if isinstance(scoring, Options):  # What is read at the start of training are heads.
         CrossFitting(run, model, scoring, splits.train, None).refit()
     items, device = splits.train[: config.hint_examples], next(model.parameters()).device

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from bayeslora.runs.config import TaskConfig
-from bayeslora.runs.items import subset
+from bayeslora.runs.items import drawn
 from bayeslora.tasks import LocalFile, TaskError, get_task
 from bayeslora.tasks.reading.labels import is_missing
 from bayeslora.tasks.reading.local import TEST_FRACTION, files_origin
@@ -81,13 +81,7 @@ def text_splits(config: TaskConfig) -> TextSplits:
     else:
         test = read_texts(task.test)
     train, dev = hashed_split(rest) if task.dev is None else (rest, read_texts(task.dev))
-    return TextSplits(
-        subset(train, config.train_examples, config.subset_seed),
-        subset(dev, config.dev_examples, config.subset_seed),
-        subset(test, config.test_examples, config.subset_seed),
-        files_origin(task.train, task.dev, task.test),
-        {"train": len(train), "dev": len(dev), "test": len(test)},
-    )
+    return drawn(TextSplits(train, dev, test, files_origin(task.train, task.dev, task.test)), config)
 
 
 def read_texts(path: str | Path, group_column: str | None = None) -> list[TextRow]:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from peft import PeftModel
 
-from bayeslora.methods import Method, TrainingResult
-from bayeslora.runs.beginning import check_beginning, check_config, check_length, note_beginning
+from bayeslora.runs.building import build_model
 from bayeslora.runs.config import RunConfig
-from bayeslora.runs.items import describe_splits
 from bayeslora.runs.language_modelling.evaluation import predict_texts
 from bayeslora.runs.language_modelling.quiet import quiet_datasets
-from bayeslora.runs.language_modelling.texts import TextRow, text_dataset, text_splits
-from bayeslora.runs.loading import load_model, merge_resolved
-from bayeslora.runs.run import Run
-from bayeslora.runs.trainer import planned_steps, suited, training_fields
-from bayeslora.runs.training import training_metrics
+from bayeslora.runs.language_modelling.texts import text_dataset, text_splits
+from bayeslora.runs.trainer import suited, trainer_fields
+from bayeslora.runs.training import Trained, Training
 from bayeslora.runs.writing import write_run
-from bayeslora.scoring import ChoiceBatch
-from bayeslora.system.folders import only_writer
-from bayeslora.system.memory import peak_memory
-from bayeslora.training.progress import training_shown
+from bayeslora.scoring import Scoring
 from bayeslora.training.sft import BayesianSFTTrainer, SFTConfig
 
 __all__ = ["train_texts"]
@@ -40,7 +31,7 @@ def train_texts(
     resume: bool = False,
     overwrite: bool = False,
     evaluate_dev: bool = True,
-) -> Run:
+) -> Trained:
     """What `bayeslora.runs.train` does for task.scoring text: the same run folder, scored in tokens.
 
     Raises:
@@ -48,48 +39,65 @@ def train_texts(
         FileExistsError, RuntimeError, NonFiniteLossError: As `bayeslora.runs.train`.
     """
     _check(config)
-    output = Path(output_dir)
-    with only_writer(output):
-        return _train(config, output, resume, overwrite, evaluate_dev)
+    training = TextTraining(config, Path(output_dir), text_splits(config.task))
+    return training.run(resume=resume, overwrite=overwrite, evaluate_dev=evaluate_dev)
 
 
-def _train(config: RunConfig, output: Path, resume: bool, overwrite: bool, evaluate_dev: bool) -> Run:
-    splits = text_splits(config.task)
-    if not splits.train:
-        raise ValueError(f"task {config.task.name!r} has no training texts.")
-    check_config(config, len(splits.dev))
-    check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
-    set_seed(config.seed)
-    base, tokenizer, scoring = load_model(merge_resolved(config.model, output), config.task)
-    set_seed(config.seed)
-    model = config.method.adapt(base, "causal_lm")
-    trainer = _trainer(config, output, model, tokenizer, splits.train, scoring.max_length)
-    rows: Any = trainer.train_dataset
-    tokens = trainer.num_observations
-    if resume:
-        check_length(output, planned_steps(trainer.args, len(rows)))
-    note_beginning(config, output, splits.train, resume=resume)
-    logger.info("%s", describe_splits(config.task.name, splits, "texts"))
-    logger.info("target tokens of the training texts: %s", f"{tokens:,}")
-    started = time.perf_counter()
-    with peak_memory(trainer.args.device) as memory:
-        if trainer.args.num_train_epochs or trainer.args.max_steps > 0:
-            with training_shown(trainer, "token"):
-                trainer.train(resume_from_checkpoint=resume)
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        state = config.method.fit_posterior(model, TrainingResult(_no_items, tokens, optimizer, None, config.seed))
-    seconds = time.perf_counter() - started
-    metrics = training_metrics(config, trainer, len(splits.train), seconds, memory.peak)
-    metrics |= {"train_rows": len(rows), "train_tokens": tokens}
-    run = Run(config=config, model=model, scoring=scoring, metrics=metrics, state=state)
-    if splits.dev and evaluate_dev:
-        metrics |= predict_texts(run, splits.dev).metrics(run) | {"split": "dev"}
-    write_run(run, output)
-    return run
+class TextTraining(Training):
+    """Of texts, as TRL prepares them."""
+
+    unit: ClassVar[str] = "text"
+    counted: ClassVar[str] = "token"
+
+    def settle(self) -> None:
+        """Texts leave nothing open."""
+
+    def build(self) -> tuple[PeftModel, Scoring]:
+        """The model to train, and its tokenizer."""
+        return build_model(self.config, self.output)
+
+    def trainer(self, model: PeftModel, scoring: Scoring) -> BayesianSFTTrainer:
+        """TRL's, with the texts that it has prepared."""
+        method, trainer = self.config.method, self._sft_trainer(model, scoring)
+        tokens, rows = trainer.num_observations, len(trainer.train_dataset)  # type: ignore[arg-type]
+        logger.info("target tokens of the training texts: %s", f"{tokens:,}")
+        steps = suited(trainer.args, rows)
+        # N and the number of steps are known only now that TRL has prepared the texts; train() reads both first.
+        later = method.trainer_options(trainer.args.learning_rate, steps, tokens)
+        for callback in later.pop("callbacks", ()):
+            trainer.add_callback(callback)
+        for name, value in later.items():
+            assert hasattr(trainer, name), name
+            setattr(trainer, name, value)
+        return trainer
+
+    def record(self, scoring: Scoring, trainer: Any) -> dict[str, Any]:
+        """What the texts were prepared to."""
+        return {"train_rows": len(trainer.train_dataset), "train_tokens": trainer.num_observations}
+
+    def write(self, trained: Trained, evaluate_dev: bool) -> None:
+        """Predict the tokens of dev, and write the folder."""
+        if self.splits.dev and evaluate_dev:
+            trained.metrics |= predict_texts(trained, self.splits.dev).metrics(trained) | {"split": "dev"}
+        write_run(trained, self.output)
+
+    def _sft_trainer(self, model: PeftModel, scoring: Scoring) -> BayesianSFTTrainer:
+        config, tokenizer = self.config, scoring.tokenizer
+        own = {
+            "remove_unused_columns": True,
+            "max_length": scoring.max_length,
+            "bf16": False,
+            "gradient_checkpointing": config.model.gradient_checkpointing,
+            "label_smoothing_factor": config.train.label_smoothing,
+        }
+        fields = trainer_fields(config, self.output, model, SFTConfig, **own)
+        with quiet_datasets():
+            rows = text_dataset(self.splits.train, chat=tokenizer.chat_template is not None and not config.task.raw)
+            return BayesianSFTTrainer(**fields, train_dataset=rows, processing_class=tokenizer)
 
 
 def _check(config: RunConfig) -> None:
-    method: Method = config.method
+    method = config.method
     if method.needs_items or method.train_samples > 1:
         why = "reads items with choices" if method.needs_items else "takes several draws in a training forward"
         raise ValueError(
@@ -98,48 +106,3 @@ def _check(config: RunConfig) -> None:
         )
     if config.temperature_scaling:
         raise ValueError("temperature_scaling is about choices; leave it out with task.scoring text.")
-
-
-def _no_items() -> Iterable[ChoiceBatch]:
-    raise ValueError("this run has texts and no items with choices.")
-
-
-def _trainer(
-    config: RunConfig,
-    output: Path,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[TextRow],
-    max_length: int,
-) -> BayesianSFTTrainer:
-    options = config.train
-    fields = training_fields(config, output, model) | {
-        "remove_unused_columns": True,
-        "max_length": max_length,
-        "bf16": False,
-        "gradient_checkpointing": config.model.gradient_checkpointing,
-        "label_smoothing_factor": options.label_smoothing,
-    }
-    arguments = SFTConfig(**fields | config.method.training_arguments() | options.arguments)
-    # One process drives one device: DataParallel's replicas would have no parameters to draw from.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    with quiet_datasets():
-        trainer = BayesianSFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=text_dataset(rows, chat=tokenizer.chat_template is not None and not config.task.raw),
-            processing_class=tokenizer,
-            optimizer=options.optimizer,
-            optimizer_options=options.optimizer_options,
-            prior_std=options.prior_std,
-        )
-    data: Any = trainer.train_dataset
-    steps = suited(arguments, len(data))
-    # N and the number of steps are known only now that TRL has prepared the texts; both are read first by train().
-    later = config.method.trainer_options(arguments.learning_rate, steps, trainer.num_observations)
-    for callback in later.pop("callbacks", ()):
-        trainer.add_callback(callback)
-    for name, value in later.items():
-        assert hasattr(trainer, name), name
-        setattr(trainer, name, value)
-    return trainer
