@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bayeslora
 from bayeslora.adapters.draws import hold_draw
-from bayeslora.adapters.stack import materialise
+from bayeslora.adapters.random_factor import materialise
 from bayeslora.methods.blob import BlobConfig
 from bayeslora.methods.mean_field import MeanFieldConfig
 from bayeslora.scoring.letter import LetterBatch

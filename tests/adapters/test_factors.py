@@ -13,8 +13,7 @@ from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayeslora import BayesianLoraConfig
-from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.stack import forget, materialise, stacked_kl
+from bayeslora.adapters.random_factor import RandomFactor, forget, materialise, stacked_kl
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.posteriors.weights.inducing import InducingWeights
 from bayeslora.posteriors.weights.whitening import inducing_diagonal, whiten, whiten_identity

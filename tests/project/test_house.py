@@ -2,7 +2,6 @@
 
 import ast
 import statistics
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -20,25 +19,20 @@ def module_name(file: Path) -> str:
 MODULES = {module_name(file): file for file in FILES}
 
 
-def imports(nodes: list[ast.stmt]) -> Iterator[str]:
-    """What is imported when a module is: nothing inside of functions or for type checkers alone."""
-    for node in nodes:
+def imports(file: Path) -> set[str]:
+    """What a module imports, inside of functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            for name in node.names:
-                full = f"{node.module}.{name.name}"
-                yield full if full in MODULES else str(node.module)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from imports(node.orelse)
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            for block in ("body", "orelse", "finalbody"):
-                inner = getattr(node, block, [])
-                yield from imports(inner if isinstance(inner, list) else [])
+            full = {f"{node.module}.{name.name}" for name in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in full}
+    return found
 
 
 def graph() -> dict[str, set[str]]:
-    found = {name: set(imports(ast.parse(file.read_text("utf-8")).body)) for name, file in MODULES.items()}
+    found = {name: imports(file) for name, file in MODULES.items()}
     return {name: {other for other in others if other in MODULES and other != name} for name, others in found.items()}
 
 
@@ -50,17 +44,11 @@ def test_no_file_imports_itself_through_others():
 
 
 def rooms() -> dict[str, set[str]]:
-    """The rooms that each room imports, inside of functions and for type checkers too."""
+    """The rooms that each room imports."""
     found: dict[str, set[str]] = {}
     for name, file in MODULES.items():
-        imported = {
-            full.split(".")[1]
-            for node in ast.walk(ast.parse(file.read_text("utf-8")))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for full in imports([node])
-            if full.startswith("bayeslora.")
-        }
         if name.count(".") > 1:
+            imported = {full.split(".")[1] for full in imports(file) if full.startswith("bayeslora.")}
             found.setdefault(name.split(".")[1], set()).update(imported)
     return {room: others - {room} for room, others in found.items()}
 

@@ -11,9 +11,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from bayeslora.adapters.noise import PREDICTION, generator, set_noise
-from bayeslora.adapters.random_factor import RandomFactor
+from bayeslora.adapters.random_factor import RandomFactor, forget, materialise
 from bayeslora.adapters.random_module import RandomModule
-from bayeslora.adapters.stack import forget, materialise
 from bayeslora.models.layers import forwards_replaced, layers_from_first, tokens_first
 
 __all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules"]

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.draws import random_factors
 from bayeslora.adapters.files import is_factor
-from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.stack import forget, materialise
+from bayeslora.adapters.random_factor import RandomFactor, forget, materialise
 from bayeslora.adapters.starts import changes_base
 from bayeslora.models.layers import evaluating
 from bayeslora.system.files import sort_sets

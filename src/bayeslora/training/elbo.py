@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters.draws import random_modules
-from bayeslora.adapters.random_factor import RandomFactor
-from bayeslora.adapters.stack import stacked_kl
+from bayeslora.adapters.random_factor import RandomFactor, stacked_kl
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.system.processes import full_tensor
 

@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
+from bayeslora.runs.decisions.answering import AnsweringModel
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.head_files import head_fields, heads_tensors, restored_heads
-from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring.codes import Template
 from bayeslora.system.devices import kept_device
 from bayeslora.system.files import atomic_folder, recover_folder, write_json
-from bayeslora.system.folders import to_be_written
 from bayeslora.system.reading import read_json, read_tensors, restoring
 from bayeslora.tasks.decisions import parse_question
 
 __all__ = [
     "FILE",
     "is_decision_folder",
-    "load_decision_model",
+    "read_model",
     "save_calibration",
-    "save_decision_model",
     "write_model",
 ]
 
@@ -40,6 +38,8 @@ TENSORS = "heads.safetensors"
 EXAMPLES = "examples.safetensors"
 _FORMAT = 1
 
+AnyModel = TypeVar("AnyModel", bound=AnsweringModel)
+
 
 def is_decision_folder(folder: str | Path) -> bool:
     """Whether a decision model was saved there."""
@@ -47,15 +47,7 @@ def is_decision_folder(folder: str | Path) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def save_decision_model(
-    model: DecisionModel, folder: Path, *, overwrite: bool = False, metrics: Mapping[str, Any] | None = None
-) -> None:
-    """What `DecisionModel.save` does."""
-    with to_be_written(folder, overwrite=overwrite):
-        write_model(model, folder, metrics)
-
-
-def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> None:
+def write_model(model: AnsweringModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> None:
     """The model's folder, in the place of one that is there; for who holds `only_replacer`."""
     with atomic_folder(folder) as aside:
         if model.adapted is not None:
@@ -65,7 +57,7 @@ def write_model(model: DecisionModel, folder: Path, metrics: Mapping[str, Any] |
         write_parts(model, aside)
 
 
-def write_parts(model: DecisionModel, folder: Path) -> None:
+def write_parts(model: AnsweringModel, folder: Path) -> None:
     """What makes a folder that of a decision model, an adapter's run apart, into one that nobody reads yet."""
     over = isinstance(model.adapted, AdaptedHeads)
     content = {
@@ -88,14 +80,14 @@ def write_parts(model: DecisionModel, folder: Path) -> None:
     write_json(folder / FILE, content)
 
 
-def save_calibration(model: DecisionModel, folder: Path) -> None:
+def save_calibration(model: AnsweringModel, folder: Path) -> None:
     """Write the model's calibration into its folder, in the place of an earlier one."""
     if model.calibration is not None:
         write_json(folder / CALIBRATION, model.calibration.to_dict())
 
 
-def load_decision_model(folder: Path, device: str | None = None) -> DecisionModel:
-    """What `DecisionModel.load` does."""
+def read_model(kind: type[AnyModel], folder: Path, device: str | None = None) -> AnyModel:
+    """The model in `folder`, as one of that kind; errors as of `DecisionModel.load`."""
     if not is_decision_folder(folder):
         raise FileNotFoundError(
             f"there is no decision model in {folder}: {FILE} is missing. Expected what DecisionModel.save or "
@@ -109,10 +101,10 @@ def load_decision_model(folder: Path, device: str | None = None) -> DecisionMode
     config = replace(config, device=device or kept_device(config.device))
     if adapted:
         run = load_run(folder, device=config.device)
-        model = DecisionModel(config, template=template, method=run.config.method, train=run.config.train)
+        model = kind(config, template=template, method=run.config.method, train=run.config.train)
         model.adapt(run)
     else:
-        model = DecisionModel(config, template=template)
+        model = kind(config, template=template)
     model.questions = questions
     # Models of before kept none.
     model.trained_states = frozenset(map(str, content.get("trained_states") or ()))

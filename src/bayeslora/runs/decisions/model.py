@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
-from itertools import tee
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayeslora.methods import Method
-from bayeslora.runs.config import TrainConfig
-from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains, trained_on
-from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
-from bayeslora.runs.decisions.calibration import Calibration, Labelled, Signal, calibrated
-from bayeslora.runs.decisions.config import DecisionConfig
+from bayeslora.runs.decisions.adapted import trained_on
+from bayeslora.runs.decisions.answering import AnsweringModel
+from bayeslora.runs.decisions.calibration import Labelled, Signal, calibrated
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
 from bayeslora.runs.decisions.examples import Examples, counts_of_labels, held, state_novelty
+from bayeslora.runs.decisions.files import read_model, write_model
 from bayeslora.runs.decisions.heads import Heads, check_enough
-from bayeslora.runs.decisions.reading import HiddenReader, open_reader
-from bayeslora.runs.decisions.requests import Request, as_questions, read_codes, with_read
 from bayeslora.runs.run import Run
-from bayeslora.scoring.codes import CodeReader, Template
-from bayeslora.tasks.decisions import Answer, Question, Record, parse_questions, read_records
+from bayeslora.system.folders import to_be_written
+from bayeslora.tasks.decisions import Question, Record, parse_questions, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_states
-from bayeslora.tasks.decisions.records import check_state, key_of
+from bayeslora.tasks.decisions.records import key_of
 
 __all__ = ["DecisionModel"]
 
@@ -36,7 +29,7 @@ FEWEST = 25
 """Labels from which on a question gets a head of its own by default."""
 
 
-class DecisionModel:
+class DecisionModel(AnsweringModel):
     """Answers typed questions about a state with probabilities that know what they do not know.
 
     Args:
@@ -52,47 +45,6 @@ class DecisionModel:
         trained_states: Digests of the states that it was fitted on.
         examples: Features and labels that it was fitted on, for `extend`; None where it has none.
     """
-
-    def __init__(
-        self,
-        model: str | DecisionConfig = "offline:smollm2",
-        *,
-        template: Template | None = None,
-        method: Method | None = None,
-        train: TrainConfig | None = None,
-        **options: Any,
-    ):
-        config = model if isinstance(model, DecisionConfig) else DecisionConfig(model)
-        self.config = replace(config, **options)
-        self.template, self.method, self.train = template or Template(), method, train
-        self.adapted: AdaptedCodes | AdaptedHeads | None = None
-        if method is None:
-            self._open()
-        else:
-            check_trains(method, self.config.readout)
-        self.questions: dict[str, Question] = {}
-        self.heads = Heads()
-        self.calibration: Calibration | None = None
-        self.trained_states: frozenset[str] = frozenset()
-        self.examples: Examples | None = None
-
-    @cached_property
-    def reader(self) -> CodeReader:
-        """What reads prompts; with a method to train the base model is loaded when it is first asked, or trained."""
-        if self.adapted is not None:
-            return self.adapted.reader()
-        return open_reader(self.config, self.template)
-
-    @cached_property
-    def hidden(self) -> HiddenReader:
-        """What reads hidden states."""
-        return HiddenReader(self.reader)
-
-    def _open(self) -> None:
-        """Read anew with the base model or what was trained on it."""
-        for name in ("reader", "hidden"):
-            self.__dict__.pop(name, None)
-        _ = self.reader
 
     def fit(
         self,
@@ -135,12 +87,6 @@ class DecisionModel:
         self.trained_states = frozenset(states)
         self.questions = {item.name: item.asked for item in items}
         self.examples, self.calibration = None, None
-
-    def adapt(self, run: Run) -> None:
-        """Answer by a trained run."""
-        self.adapted = AdaptedHeads(run) if run.config.task.scoring == "heads" else AdaptedCodes(run)
-        self.heads = self.adapted.heads
-        self._open()
 
     def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
         """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.
@@ -189,77 +135,6 @@ class DecisionModel:
         self.trained_states = known | {record.state_key for record in records}
         self.examples, self.calibration = examples, None
         return {name: question for record in records for name, question in record.questions.items()}
-
-    def decide(
-        self,
-        state: Any,
-        questions: Mapping[str, Any] | None = None,
-        *,
-        num_samples: int | None = None,
-        seed: int | None = None,
-    ) -> dict[str, Answer]:
-        """Answers by the ids of the questions.
-
-        Args:
-            state: A text, an object or an array.
-            questions: By id, `Question` objects or maps as in a System One request; default: those it was fitted on.
-            num_samples: Posterior draws of an adapter, 0 for its mean; default: as it was trained. Where there is no
-                adapter nothing is drawn.
-            seed: Of the draws; default: the run's.
-
-        Raises:
-            QuestionError: The state is empty or a question is wrong.
-            TooLongError: They do not fit into what the model reads.
-            ValueError: A question has more options than there are codes, or there cannot be so many draws.
-        """
-        return next(self.answers([self.request(state, questions, num_samples, seed)]))
-
-    def request(
-        self,
-        state: Any,
-        questions: Mapping[str, Any] | None = None,
-        num_samples: int | None = None,
-        seed: int | None = None,
-    ) -> Request:
-        """A state and questions in tokens, for `answers`; arguments and errors as of `decide`."""
-        check_state(state)
-        asked = dict(self.questions) if questions is None else as_questions(questions)
-        if not asked:
-            raise ValueError("there are no questions: give some, or fit the model on records that have them.")
-        tokens = self.reader.state_tokens(state)
-        by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
-        reads = bool(by_head) if isinstance(self.adapted, AdaptedHeads) else self.heads.novelty is not None
-        hidden = self.hidden.prompt(tokens, self.heads.fitted(by_head)) if reads else None
-        by_code = {name: self.reader.prompts(tokens, each) for name, each in asked.items() if name not in by_head}
-        return Request(asked, tokens, by_head, hidden, by_code, num_samples, seed)
-
-    def answers(self, requests: Iterable[Request]) -> Iterator[dict[str, Answer]]:
-        """Answers to each request by the ids of its questions, the same whatever stands beside it.
-
-        What heads read is read together; requests are taken as they are needed.
-        """
-        return (self._answers(request, *(read or ({}, None))) for request, read in with_read(requests, self._by_head))
-
-    def _by_head(self, requests: Iterable[Request]) -> Iterator[tuple[dict[str, Answer], float | None]]:
-        """What heads answer, and the novelty of the state."""
-        if isinstance(self.adapted, AdaptedHeads):
-            yield from self.adapted.answers(requests, self.hidden)
-            return
-        own, ahead = tee(requests)
-        read = self.hidden.each(request.hidden for request in ahead if request.hidden is not None)
-        for request, vectors in zip(own, read, strict=True):
-            novelty = self.heads.novelty_of(vectors)
-            yield self.heads.answers(vectors, request.by_head, novelty), novelty
-
-    def _answers(self, request: Request, found: dict[str, Answer], novelty: float | None) -> dict[str, Answer]:
-        if request.by_code:
-            read = read_codes if self.adapted is None else self.adapted.read
-            for name, predictive in zip(request.by_code, read(self.reader, request), strict=True):
-                probabilities = tuple(predictive.probabilities[0].tolist())
-                information = float(predictive.mutual_information[0])
-                found[name] = Answer(request.questions[name], probabilities, information, novelty)
-        answers = {name: found[name] for name in request.questions}
-        return answers if self.calibration is None else self.calibration.apply(answers)
 
     def calibrate(
         self,
@@ -327,9 +202,8 @@ class DecisionModel:
         Raises:
             FileExistsError: There is something at `folder`, and not `overwrite`.
         """
-        from bayeslora.runs.decisions.files import save_decision_model
-
-        save_decision_model(self, Path(folder), overwrite=overwrite, metrics=metrics)
+        with to_be_written(Path(folder), overwrite=overwrite):
+            write_model(self, Path(folder), metrics)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> DecisionModel:
@@ -339,6 +213,4 @@ class DecisionModel:
             FileNotFoundError: There is none in `folder`.
             ValueError: A file of it is damaged.
         """
-        from bayeslora.runs.decisions.files import load_decision_model
-
-        return load_decision_model(Path(folder), device)
+        return read_model(cls, Path(folder), device)
