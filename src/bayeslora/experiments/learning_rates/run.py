@@ -18,11 +18,11 @@ from bayeslora.experiments.learning_rates.curvature import largest_hessian_eigen
 from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
 from bayeslora.metrics import summary
-from bayeslora.runs import choice_count, task_items, with_classes
 from bayeslora.runs.building import build_model
 from bayeslora.runs.config import describe
 from bayeslora.runs.config_files import dump_config
 from bayeslora.runs.cross_fitting import CrossFitting
+from bayeslora.runs.items import choice_count, task_items, with_classes
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.options import Options
 from bayeslora.system.files import write_file, write_json
