@@ -106,8 +106,8 @@ def check_beginning(
                 "--overwrite (in Python: resume=True, overwrite=True), or name another folder."
             )
         return
-    noted = _read(output / "checkpoints" / _BEGINNING)
-    if noted is not None:
+    if (output / "checkpoints" / _BEGINNING).is_file():
+        noted = read_json(output / "checkpoints" / _BEGINNING)
         found = _differences(noted["config"], config, noted["train_items"] == items_digest(items))
         if noted["train_items"] != items_digest(items):
             found.append("the training items are others")
@@ -207,7 +207,3 @@ def _without(config: Any, names: Iterable[str], prefix: str = "") -> Any:
     if prefix == "train.arguments.":
         kept = {name: value for name, value in kept.items() if not _FREE_ARGUMENTS.fullmatch(name)}
     return {name: _without(value, names, f"{prefix}{name}.") for name, value in kept.items()}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None

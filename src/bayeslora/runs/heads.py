@@ -61,11 +61,13 @@ class HeadRun(Run):
         reader: Gives the features of items.
         head: The posterior.
         prior: The head whose utilities are one of this head's features, or None.
+        splits: The items, where it was fitted in this process.
     """
 
     reader: FeatureReader
     head: Head
     prior: Head | None = None
+    splits: Splits | None = None
 
     def features(self, items: Sequence[Item], *, progress: bool = False) -> OptionFeatures:
         """What the head reads of items."""
@@ -93,13 +95,6 @@ class HeadRun(Run):
         return Prediction(items, found.predictive, 0, time.perf_counter() - started, cut, further)
 
 
-@dataclass(kw_only=True)
-class TrainedHead(HeadRun):
-    """A head that was fitted in this process."""
-
-    splits: Splits
-
-
 def train_head(
     config: RunConfig,
     output_dir: str | Path,
@@ -108,7 +103,7 @@ def train_head(
     overwrite: bool = False,
     evaluate_dev: bool = True,
     reader: FeatureReader | None = None,
-) -> TrainedHead:
+) -> HeadRun:
     """Fit a head and write its run folder: `config.yaml`, `metrics.json` and `posterior.safetensors`, no adapter.
 
     Args:
@@ -138,7 +133,8 @@ def train_head(
         if splits.dev and evaluate_dev:
             run.metrics |= run.predict(splits.dev).metrics() | {"split": "dev"}
         write_head_run(run, output)
-    return TrainedHead(splits=splits, **_fields(run))
+    run.splits = splits
+    return run
 
 
 def open_reader(config: RunConfig, output: Path) -> FeatureReader:
@@ -295,7 +291,3 @@ def _with_prior(features: OptionFeatures, prior: Head | None) -> OptionFeatures:
     utilities = Contrasts(features.mask).utilities(prior.utilities(features).mean[..., 0])
     scaled = utilities / (prior.scales.noise * prior.noise.temperature)
     return features.with_numbers(prior=scaled.float().unsqueeze(-1))
-
-
-def _fields(run: HeadRun) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in HeadRun.__dataclass_fields__}
