@@ -32,6 +32,8 @@ FEWEST = 25
 class DecisionModel(AnsweringModel):
     """Answers typed questions about a state with probabilities that know what they do not know.
 
+    Learning, calibration and folders are here; `decide`, which asks, is that of `AnsweringModel`.
+
     Args:
         model: Hub id, local folder, or "offline:smollm2"; or a whole `DecisionConfig`.
         template: The prompt.
