@@ -43,8 +43,8 @@ def main() -> None:
     write(
         "chosen.md",
         "Adapters below a head, at the rate that dev chose",
-        "LoRA and Bayesian-LoRA of q and v, with the prior of the frozen model. The rate has the least dev NLL of the first\n"
-        "seed, for each row. Cells of one task have the same test items: the z of all cells together is a little too large.",
+        "LoRA and Bayesian-LoRA of q and v, with the frozen model's prior. For each row the rate has the least dev NLL of\n"
+        "the first seed. Cells of one task share their test items, so the z of all together is a little too large.",
         ["task", "method", "row", "rate", "seeds", *TEST, "less"],
         list(chosen_rows(cells)),
     )
@@ -57,8 +57,8 @@ def write(name: str, title: str, also: str, header: Sequence[str], rows: Iterabl
     lines = [
         f"# {title}",
         "",
-        "NLL in nats; against the frozen head on the same items: mean and z by item, of the mean over the seeds; below 0 is",
-        "better.",
+        "NLL in nats; against the frozen head on the same items: mean and z by item, of the mean over the seeds.",
+        "Below 0 is better.",
         also,
         "",
     ]
