@@ -43,8 +43,8 @@ def main() -> None:
     write(
         "chosen.md",
         "Adapters below a head, at the rate that dev chose",
-        "LoRA and Bayesian-LoRA of q and v, with the frozen model's prior. For each row the rate has the least dev NLL of\n"
-        "the first seed. Cells of one task share their test items, so the z of all together is a little too large.",
+        "LoRA and Bayesian-LoRA of q and v, the frozen model's prior. For each row the rate has the least dev NLL of"
+        "\nthe first seed. Cells of one task share their test items, so the z of all together is a little too large.",
         ["task", "method", "row", "rate", "seeds", *TEST, "less"],
         list(chosen_rows(cells)),
     )
