@@ -143,9 +143,14 @@ def rows_of(
 
 def auroc(heads: Heads, reader: Any, near: Sequence[Record], far: Sequence[Record]) -> float:
     """Of novelty, between test states and states of the other generator."""
+
+    def novelty(vectors: Vectors) -> float:
+        found = heads.novelty_of(vectors)
+        assert found is not None, "heads that were fitted know states"
+        return found
+
     low, high = (
-        [heads.novelty_of(vectors) or 0.0 for vectors in reader.vectors((record.state, []) for record in part)]
-        for part in (near, far)
+        [novelty(vectors) for vectors in reader.vectors((record.state, []) for record in part)] for part in (near, far)
     )
     won = sum((b > a) + (b == a) / 2 for a in low for b in high)
     return won / len(low) / len(high)

@@ -29,6 +29,12 @@ GRID = [math.exp(step / 12) for step in range(-18, 19)]
 DEV = 200
 
 
+def nll(head: Head, features: OptionFeatures, labels: Tensor, temperature: float) -> Tensor:
+    """Of each item."""
+    found = head.predict(features, temperature=temperature).predictive.log_probabilities
+    return -found.gather(-1, labels.unsqueeze(-1))[:, 0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", required=True)
@@ -57,27 +63,18 @@ def main() -> None:
             fitted, features, labels = fit_head(read(train), labels_of(train)), read(test), labels_of(test)
             dev, rest = (torch.tensor(part) for part in (places[:DEV], places[DEV:]))
 
-            def nll(
-                items: Tensor,
-                temperature: float,
-                fitted: Head = fitted,
-                features: OptionFeatures = features,
-                labels: Tensor = labels,
-            ) -> Tensor:
-                found = fitted.predict(features[items], temperature=temperature).predictive.log_probabilities
-                return -found.gather(-1, labels[items].unsqueeze(-1))[:, 0]
-
-            other = min(GRID, key=lambda at: float(nll(dev, at).mean()))
+            other = min(GRID, key=lambda at: float(nll(fitted, features[dev], labels[dev], at).mean()))
             own = fitted.noise.temperature
-            less = nll(rest, own) - nll(rest, other)
+            of_own, of_other = (nll(fitted, features[rest], labels[rest], at) for at in (own, other))
+            less = of_own - of_other
             record = {
                 "task": task,
                 "train_items": size,
                 "items": len(rest),
                 "temperature": round(own, 4),
                 "dev_temperature": round(other, 4),
-                "nll": round(float(nll(rest, own).mean()), 5),
-                "dev_nll": round(float(nll(rest, other).mean()), 5),
+                "nll": round(float(of_own.mean()), 5),
+                "dev_nll": round(float(of_other.mean()), 5),
                 "z": round(float(less.mean() / less.std().clamp_min(1e-12) * len(rest) ** 0.5), 2),
             }
             with RESULTS.open("a") as file:

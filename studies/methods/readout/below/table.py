@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bayeslora.report.text import markdown_table
 from studies.methods.readout.below.measure import BEFORE
 
 FOLDER = Path(__file__).parent
@@ -20,6 +21,7 @@ GROUP = ("task", "train_items", "method", "targets", "prior", "learning_rate", "
 FROZEN = "frozen head"
 SHOWN = {"Lora": ("head", "head, mean with frozen"), "BayesianLora": ("head, mean with frozen", "head, 4 draws")}
 """Rows of chosen.md."""
+TEST = ["accuracy", "NLL", "ECE (floor)", "against (z)"]
 POOLED = 478
 """Training items of a cell that counts in the means over cells."""
 
@@ -50,9 +52,6 @@ def main() -> None:
     )
 
 
-TEST = ["accuracy", "NLL", "ECE (floor)", "against (z)"]
-
-
 def write(name: str, title: str, also: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     lines = [
         f"# {title}",
@@ -62,7 +61,7 @@ def write(name: str, title: str, also: str, header: Sequence[str], rows: Iterabl
         also,
         "",
     ]
-    lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    lines.append(markdown_table(header, rows))
     (FOLDER / name).write_text("\n".join(lines) + "\n")
 
 
@@ -99,17 +98,14 @@ def chosen_rows(cells: Cells) -> Iterable[list[str]]:
             large = [group for group in groups if group[1] >= POOLED]
             pooled = [value for group in large for value in differences(group, "test", cells)]
             less = sum(share(group, cells) for group in large) / len(large)
-            own = sum(mean(frozen_of(group, cells), "nll") * len(differences(group, "test", cells)) for group in large)
+            own = -sum(value for group in large for value in frozen_of(group, cells)[0]["log_probabilities"])
             title = f"{len(large)} cells, {len(pooled)} items"
+            nothing = [""] * (1 + len(TEST))
             yield [
                 title,
                 method,
                 row,
-                "",
-                "",
-                "",
-                "",
-                "",
+                *nothing,
                 against(pooled),
                 f"{sum(pooled) / own:+.1%}; mean of the cells {less:+.1%}",
             ]
