@@ -11,7 +11,7 @@ from bayeslora.options.hints import Names, hint, nearest
 from bayeslora.options.wording import reworded
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.commands.base import ConfigCommand
-from bayeslora_cli.commands.scores import scores_table
+from bayeslora_cli.commands.scores import one_pass_said, scores_table
 from bayeslora_cli.main import main
 
 NAMES = [each.name for each in command_classes()]
@@ -124,6 +124,14 @@ def test_a_table_says_the_temperature_of_its_scores(error, said):
     scores = {"split": "dev", "num_examples": 9, "nll": 1.0}
     record = {"temperature": 1.4321, "temperature_standard_error": error}
     assert scores_table(scores | record).splitlines() == [*scores_table(scores).splitlines(), said]
+
+
+@pytest.mark.parametrize(("nll", "said"), [(0.9, True), (1.0, True), (1.1, False)])
+def test_the_mean_in_one_pass_stands_below_its_draws_and_is_advised_where_it_is_no_worse(nll, said):
+    scores = {"split": "dev", "num_examples": 9, "num_samples": 10, "nll": 1.0}
+    scores["one_pass"] = {"num_examples": 9, "num_samples": 0, "nll": nll}
+    assert scores_table(scores).splitlines()[-1].split() == ["dev,", "one", "pass", "9", "0", f"{nll:.3f}"]
+    assert ("--num_samples 0" in one_pass_said(scores)) == said
 
 
 @pytest.mark.parametrize(

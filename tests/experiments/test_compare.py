@@ -231,6 +231,27 @@ def test_rows_and_seeds_can_be_added_and_what_is_there_is_kept(config, out, monk
     assert results.header.config["seeds"] == [0, 1, 2]
 
 
+def test_a_control_and_a_temperature_are_added_to_a_row_without_training(config, out, monkeypatch):
+    before = (out / "results.jsonl").read_text().splitlines()
+    content = yaml.safe_load(config.read_text())
+    content["rows"]["bayesian_lora"] |= {"temperature": True, "controls": ["one_pass"]}
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setattr(computing, "train", lambda *_, **__: pytest.fail("trained again"))
+    results = compare(config, out)
+    after = (out / "results.jsonl").read_text().splitlines()
+    assert after[1 : len(before)] == before[1:]
+    added = [json.loads(line) for line in after[len(before) :]]
+    assert sorted((cell["method"], cell["seed"]) for cell in added) == [
+        (f"bayesian_lora{reading}", seed)
+        for reading in (" + temperature", ", one pass", ", one pass + temperature")
+        for seed in (0, 1)
+    ]
+    assert {cell.num_samples for cell in results.cells("final", method="bayesian_lora, one pass")} == {0}
+    again = (out / "results.jsonl").read_bytes()
+    compare(config, out)
+    assert (out / "results.jsonl").read_bytes() == again
+
+
 def test_a_base_that_is_quantised_is_another_comparison(config, out):
     content = yaml.safe_load(config.read_text())
     content["model"]["quantization"] = "torchao_int8"

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -307,6 +308,22 @@ def test_rows_tasks_and_seeds_can_be_added_and_nothing_else_changed(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             Results.open(path, header(first | change))
+
+
+def test_controls_and_temperatures_of_a_row_can_be_added_and_not_taken_away(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first: dict[str, Any] = {"r": 8, "controls": ["one_pass"], "temperature": False}
+    more = first | {"controls": ["score_noise", "one_pass"], "temperature": True}
+    for row in (first, more):
+        Results.open(path, header({"rows": {"lora": row}})).close()
+        assert Results.read(path).header.config == {"rows": {"lora": row}}
+    for row, said in (
+        (first, "temperature is true there and false here"),
+        (more | {"controls": ["score_noise"]}, "controls"),
+        (more | {"r": 4}, "rows.lora.r is 8 there and 4 here"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Results.open(path, header({"rows": {"lora": row}}))
 
 
 def test_other_versions_are_said_and_allowed(tmp_path, caplog):

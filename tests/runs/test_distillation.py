@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import bayeslora
 from bayeslora import Cloze
 from bayeslora.deploy.serve.app import create_app
 from bayeslora.runs import distill, evaluate, load_run, predict_file, task_items, train
+from bayeslora.runs.config import DistillConfig
 from bayeslora.runs.config_files import parse_config, read_config
 from bayeslora.runs.distillation import lesson
+from bayeslora.runs.distillation.lesson import open_teacher, taught
 from bayeslora.runs.run import Run
 from bayeslora.scoring.base import choice_labels
 from bayeslora.scoring.unpacked import UnpackedBatch
@@ -210,6 +213,22 @@ def test_the_run_folder_serves_every_command_and_every_server(root, tmp_path, ca
         plain = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(root / "base"), str(folder)).eval()
         assert type(plain.peft_config["default"]).__name__ == "LoraConfig"
         assert distance(logits_of(plain), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("own", "asked", "drawn"), [(4, None, 4), (2, None, 2), (10, None, 4), (10, 6, 6), (0, None, 0)])
+def test_a_teacher_draws_at_most_four_times_unless_told(root, tmp_path, monkeypatch, own, asked, drawn):
+    counts, predict = [], Run.predict
+
+    def counted(self, items, num_samples=None, **more):
+        counts.append(num_samples)
+        return predict(self, items, num_samples, **more)
+
+    run = open_teacher(teacher(root, "BayesianLora"))
+    run.config.num_samples = own
+    options = DistillConfig(teacher=str(root / "BayesianLora"), num_samples=asked)
+    monkeypatch.setattr(Run, "predict", counted)
+    taught(run, replace(run.config, distill=options), task_items(run.config.task), [], tmp_path)
+    assert counts == [drawn]
 
 
 def test_the_config_of_a_student_distils_again(root, tmp_path):

@@ -53,6 +53,14 @@ def test_evaluation_writes_calibrated_probabilities_of_real_test_items(run):
     assert len(rows) == 12 and all(sum(row["probabilities"]) == pytest.approx(1, abs=1e-5) for row in rows)
 
 
+def test_training_scores_dev_by_the_mean_alone_too(run):
+    loaded = load_run(run)
+    mean = loaded.metrics["one_pass"]
+    found = loaded.predict(task_items(loaded.config.task).dev, 0).metrics()
+    assert mean["num_samples"] == 0 and mean["nll"] == pytest.approx(found["nll"], abs=1e-6)
+    assert mean["nll"] != json.loads((run / "metrics.json").read_text()).get("dev", loaded.metrics)["nll"]
+
+
 def test_a_reloaded_run_predicts_as_before_and_its_draws_differ(run):
     loaded = load_run(run)
     items = task_items(loaded.config.task).test[:2]

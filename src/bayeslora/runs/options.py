@@ -216,8 +216,8 @@ class DistillConfig:
         unlabelled: JSONL, CSV or Parquet file of further items to train on, whose labels, if any, are not read.
         layout: How that file is read where it is not laid out as the task's own: question_column, choices_column,
             label_column, labels, id_column, group_column, choices.
-        num_samples: Posterior draws of the teacher; default: its own number; "auto": of each item until its answer is
-            settled.
+        num_samples: Posterior draws of the teacher; default: its own number, at most 4; "auto": of each item until its
+            answer is settled.
         start: "teacher" begins with the mean of the teacher's adapter (of an ensemble the first member) where it is a
             LoRA of the student's shape; "fresh" does not.
     """

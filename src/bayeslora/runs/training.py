@@ -253,4 +253,7 @@ def _of_dev(run: Trained) -> tuple[Prediction, Prediction | None]:
         run.learn_settling(draws)
         prediction = run.predict(dev)
     run.metrics |= prediction.metrics() | {"split": "dev"}
+    if prediction.num_samples and not run.config.samples_used(0):
+        # Draws cost a pass each and are not always the better answer: the mean alone stands beside them.
+        run.metrics["one_pass"] = run.predict(dev, 0).metrics()
     return prediction, draws

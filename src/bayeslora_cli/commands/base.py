@@ -112,9 +112,9 @@ def add_overwrite(parser: ArgumentParser) -> None:
     add_switch(parser, "--overwrite", "Replace what is there already.")
 
 
-def add_num_samples(parser: ArgumentParser) -> None:
+def add_num_samples(parser: ArgumentParser, usual: str = "the run's") -> None:
     """The draws of a command that predicts items."""
-    said = "Posterior draws; default: the run's; auto: of each item until its answer is settled."
+    said = f"Posterior draws; default: {usual}; auto: of each item until its answer is settled."
     parser.add_argument("--num_samples", type=int | Literal["auto"] | None, default=None, help=said)
 
 

@@ -34,7 +34,7 @@ class Distill(Command):
         said = "JSONL, CSV or Parquet file of further items to learn on; labels in it are not read."
         parser.add_argument("--unlabelled", type=str | None, default=None, help=said)
         add_file_layout(parser)
-        add_num_samples(parser)
+        add_num_samples(parser, "the run's, at most 4")
         said = "Passes over all items; default: those of half of the teacher's optimizer steps."
         parser.add_argument("--epochs", type=float | None, default=None, help=said)
         said = "Peak learning rate; default: the teacher's, where its optimizer is one that the student has."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora_cli.commands.base import ConfigCommand, add_overwrite, add_switch, print_result
-from bayeslora_cli.commands.scores import main_scores, scores_table
+from bayeslora_cli.commands.scores import main_scores, one_pass_said, scores_table
 
 if TYPE_CHECKING:
     from bayeslora.runs.config import RunConfig
@@ -65,6 +65,7 @@ class Train(ConfigCommand):
             f"\n{scores_table(metrics)}\n" if "split" in metrics else "",
             *(f"{name:<7}  {place}" for name, place in places.items()),
             f"scores   {folder / 'metrics.json'}",
+            one_pass_said(metrics),
             _next(config, shlex.quote(options.output_dir)),
         )
 

@@ -74,7 +74,7 @@ def of_seed(folder: Path, seed: int, more: Path) -> dict[str, dict[str, float]]:
         for title, chosen in (("student", {}), ("student, unlabelled too", {"unlabelled": more})):
             place = folder / f"{name}-{title.replace(', ', '-').replace(' ', '-')}-{seed}"
             of = folder / f"{name}-{seed}"
-            student = trained(place, lambda out, chosen=chosen, of=of: distill(of, out, **chosen))
+            student = trained(place, lambda out, chosen=chosen, of=of: distill(of, out, num_samples=10, **chosen))
             found[f"{name}, {title}"] = read(student)
     return found
 

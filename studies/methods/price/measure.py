@@ -88,7 +88,7 @@ def draws(folder: Path, seed: int) -> Iterator[tuple[str, int, Parts]]:
 
 def student(folder: Path, out: Path, seed: int) -> Iterator[tuple[str, int, Parts]]:
     if not (out / "metrics.json").is_file():
-        distill(folder, out)
+        distill(folder, out, num_samples=10)
     yield "student of ten draws", seed, predicted(load_run(out))
 
 

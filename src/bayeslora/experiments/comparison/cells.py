@@ -17,7 +17,7 @@ from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.experiments.comparison.derived import Lengths, Reading, per_token, tempered, with_score_noise
 from bayeslora.experiments.comparison.items import ComparedItems
 from bayeslora.experiments.comparison.planned_cells import PlannedCell
-from bayeslora.experiments.comparison.records import Cell, Predictions, Stage
+from bayeslora.experiments.comparison.records import Cell, Predictions, Stage, control_title
 from bayeslora.methods import lora_parameters
 from bayeslora.metrics import summary
 from bayeslora.prediction.length_power import choose_length_power
@@ -149,12 +149,12 @@ class CellComputer:
         readings = [own]
         if "one_pass" in row.controls:
             means = {name: trained.predict(part.items, 0) for name, part in predictions.items()}
-            readings.append(Reading(f"{planned.title}, one pass", means, seconds=one_pass_seconds))
+            readings.append(Reading(control_title(planned.title, "one_pass"), means, seconds=one_pass_seconds))
         if "adaptive_draws" in row.controls:
             trained.learn_settling(predictions["dev"])
             settled = {name: trained.predict(part.items, "auto") for name, part in predictions.items()}
             seconds = self._seconds(trained, predictions["test"].items, "auto")
-            readings.append(Reading(f"{planned.title}, adaptive draws", settled, seconds=seconds))
+            readings.append(Reading(control_title(planned.title, "adaptive_draws"), settled, seconds=seconds))
         if self.config.protocol.mean_per_token and lengths is not None and power not in (None, 1):
             assert power is not None
             readings += [found for reading in readings for found in per_token(reading, lengths, power)]

@@ -12,7 +12,7 @@ from bayeslora.experiments.comparison.options import (
     ProtocolConfig,
     RowOptions,
 )
-from bayeslora.experiments.comparison.records import BASE
+from bayeslora.experiments.comparison.records import BASE, TEMPERED, control_title
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.options.ranges import check_options
 from bayeslora.runs.config import RunConfig, TaskConfig, TrainConfig
@@ -28,6 +28,11 @@ class RowConfig(RowOptions):
     """One row of the table; the method, which is a name in `RowOptions`, is an object here."""
 
     method: Method  # type: ignore[assignment]
+
+    def titles(self, title: str) -> list[str]:
+        """Those of the row called `title`, of its controls and of their temperatures, without the mean per token."""
+        titles = [title, *(control_title(title, control) for control in self.controls)]
+        return [*titles, *(f"{one}{TEMPERED}" for one in titles if self.temperature)]
 
 
 def default_rows() -> dict[str, RowConfig]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bayeslora.experiments.comparison.records import TEMPERED
+from bayeslora.experiments.comparison.records import TEMPERED, control_title
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import Temperature, best_temperature, fit_temperature
 from bayeslora.runs.prediction import Prediction
@@ -89,7 +89,7 @@ def with_score_noise(reading: Reading, lengths: Lengths) -> Reading:
         return best_temperature(_noisy(dev, scale / lengths["dev"]), labels)[1]
 
     scale = min(NOISE_SCALES, key=loss)
-    title = f"{reading.title}, score noise"
+    title = control_title(reading.title, "score_noise")
     return reading.changed(title, lambda split, p: _noisy(p, scale / lengths[split]), score_noise=scale)
 
 

@@ -1,4 +1,4 @@
-"""How the config of a results file may grow: by rows, tasks and seeds, and by options that are newer than the file."""
+"""How the config of a results file may grow: by rows, tasks, seeds and controls, and by options newer than the file."""
 
 from __future__ import annotations
 
@@ -24,24 +24,41 @@ def without_storage(described: Mapping[str, Any]) -> dict[str, Any]:
 def grown(
     present: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """The config of a file with the rows, tasks and seeds that are new; nothing else may differ.
+    """The config of a file with what is new of rows, tasks, seeds, and controls and temperatures of rows; nothing else
+    may differ.
 
-    Rows, tasks and seeds do not depend on each other, so the cells that are there stay what they are.
+    None of it depends on another, so the cells that are there stay what they are.
 
     Raises:
         ValueError: Something else differs; the message names it.
     """
     new = json.loads(json.dumps(wanted))
     old = completed(dict(present), new, json.loads(json.dumps(defaults)))
-    if found := differences(same_meaning(_fixed_part(old, new)), same_meaning(_fixed_part(new, old))):
+    if found := differences(same_meaning(_fixed_part(old, new)), same_meaning(_fixed_part(_ungrown(new, old), old))):
         raise ValueError(
-            f"{path} was made under another config: {'; '.join(found)}. Rows, tasks and seeds can be added; for "
-            "another change choose another output folder, or go back to the config of the file."
+            f"{path} was made under another config: {'; '.join(found)}. Rows, tasks and seeds can be added, "
+            "and controls and temperatures of rows; for another change choose another output folder, or go back to the "
+            "config of the file."
         )
     added = {name: old[name] | new[name] for name in ("rows", "tasks") if isinstance(old.get(name), dict)}
     if "seeds" in old:
         added["seeds"] = list(dict.fromkeys([*old["seeds"], *new["seeds"]]))
     return new | added
+
+
+def _ungrown(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """`new` without the controls and temperatures that its rows have beyond those of `old`."""
+    if not (isinstance(new.get("rows"), dict) and isinstance(old.get("rows"), dict)):
+        return new
+    rows = dict(new["rows"])
+    for title in rows.keys() & old["rows"].keys():
+        row, before = rows[title], old["rows"][title]
+        if "controls" in before and set(before["controls"]) <= set(row.get("controls", ())):
+            row = row | {"controls": before["controls"]}
+        if before.get("temperature") is False:
+            row = row | {"temperature": False}
+        rows[title] = row
+    return new | {"rows": rows}
 
 
 def _fixed_part(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

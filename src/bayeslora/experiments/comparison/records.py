@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     # The command line reads this file's folder at its start; the metrics' libraries take seconds to import.
     from bayeslora.metrics import Array
 
-__all__ = ["BASE", "FORMAT_VERSION", "TEMPERED", "Cell", "Header", "Items", "Predictions", "Stage"]
+__all__ = [
+    "BASE",
+    "FORMAT_VERSION",
+    "TEMPERED",
+    "Cell",
+    "Header",
+    "Items",
+    "Predictions",
+    "Stage",
+    "control_title",
+]
 
 FORMAT_VERSION = 1
 
@@ -27,6 +37,12 @@ BASE = "base"
 
 TEMPERED = " + temperature"
 """What a row's title has behind it where its predictions have a temperature."""
+
+
+def control_title(title: str, control: str) -> str:
+    """The title of a control of the row called `title`: "lora", "one_pass" give "lora, one pass"."""
+    return f"{title}, {control.replace('_', ' ')}"
+
 
 Stage = Literal["selection", "final"]
 """What a cell is for: choosing a learning rate on the dev split, or the comparison itself."""

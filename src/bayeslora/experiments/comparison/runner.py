@@ -121,12 +121,20 @@ class _Work:
             self.failed.append(f"{planned} ({type(error).__name__}: {error})")
             self.line.ended(f"{planned}: failed", 0)
             return
-        if self.results.find(planned.task, planned.title, planned.seed, rate, planned.stage) is not None:
+        if self._is_there(chosen):
             self.line.skip()
             self._go_on(chosen)
             return
         self.running.add(chosen)
         self.workers.submit(chosen)
+
+    def _is_there(self, planned: PlannedCell) -> bool:
+        """Whether the file has the cell, and of a final one all controls: those may be newer than it."""
+        row, rate = self.config.rows[planned.title], planned.learning_rate
+        titles = row.titles(planned.title) if planned.stage == "final" else [planned.title]
+        assert rate is not None
+        keys = ((planned.task, title, planned.seed, rate, planned.stage) for title in titles)
+        return all(self.results.find(*key) is not None for key in keys)
 
     def _end(self, outcome: Outcome) -> None:
         planned = outcome.planned

@@ -47,7 +47,8 @@ def distill(
         output_dir: The student's run folder.
         unlabelled: JSONL, CSV or Parquet file of further items; labels, if any, are not read.
         file_layout: How that file is read where it is not laid out as the teacher's own items (`predict_file`).
-        num_samples: Posterior draws of the teacher; default: its own number; "auto": of each item as many as it needs.
+        num_samples: Posterior draws of the teacher; default: its own number, at most 4; "auto": of each item as many
+            as it needs.
         epochs: Passes over all items; default: those of half of the teacher's optimizer steps.
         learning_rate: Default: the teacher's, or 1e-3 where its method brings an optimizer of its own.
         start: "teacher" begins with the mean of the teacher's adapter where that is a LoRA, "fresh" does not.
