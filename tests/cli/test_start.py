@@ -220,5 +220,6 @@ def test_the_help_has_the_same_defaults_as_the_config(monkeypatch):
 
     monkeypatch.setattr("bayeslora.experiments.comparison.config.CompareConfig.__post_init__", lambda self: None)
     monkeypatch.setattr("bayeslora.experiments.learning_rates.config.SweepConfig.__post_init__", lambda self: None)
+    monkeypatch.setattr("bayeslora.runs.config.RunConfig.__post_init__", lambda self: None)
     for command in WITH_CONFIG:
         assert plain(_class(command.options_path)()) == plain(_class(command.config_path)()), command.name

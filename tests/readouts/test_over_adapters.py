@@ -18,6 +18,7 @@ from bayeslora.deploy.hub import write_hub_folder
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.methods.laplace import LaplaceLora
+from bayeslora.methods.mc_dropout import MonteCarloDropout
 from bayeslora.methods.tfb import Tfb
 from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.head import Head, fit_head
@@ -157,6 +158,24 @@ def test_a_killed_training_goes_on_with_the_heads_of_its_epoch(
     test = load_items(data / "test.jsonl")
     one, other = (run.predict(test, progress=False).predictive.samples for run in (whole, again))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "scoring", "draws"),
+    [
+        (BayesianLora(), "options", 0),
+        (BayesianLora(), "heads", 0),
+        (BayesianLora(), "cloze", 10),
+        (BayesianLora(), "codes", 10),
+        (MonteCarloDropout(), "options", 10),
+        (LaplaceLora(), "options", 10),
+    ],
+)
+def test_draws_of_weights_are_not_taken_below_heads_unless_asked_for(method: Method, scoring: str, draws: int) -> None:
+    task = TaskConfig(scoring=scoring)
+    assert RunConfig(task=task, method=method).num_samples == draws
+    assert RunConfig(task=task, method=method, num_samples=7).num_samples == 7
+    assert RunConfig(task=task, method=method, num_samples="auto").most_samples == 10
 
 
 def test_adapters_above_what_is_read_are_refused(deep_base: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811

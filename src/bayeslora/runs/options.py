@@ -242,7 +242,8 @@ class RunOptions:
         distill: Labels from another run.
         seed: Seed of initialisation, data order and posterior draws.
         num_samples: Posterior draws of a prediction; 0 predicts with the posterior mean; "auto": of each item until its
-            answer is settled, at most 10 (docs/guides/adaptive_samples.md).
+            answer is settled, at most 10 (docs/guides/adaptive_samples.md). Default: 10, but below heads the mean of
+            what draws weights (docs/guides/readout.md).
         temperature_scaling: Divide the log-probabilities, of a Gaussian over scores its mean, by a temperature that is
             fitted on the dev split; for any method.
         batch_size: Items per forward when predicting; a step of training has `train.batch_size`.
@@ -255,6 +256,6 @@ class RunOptions:
     head: HeadConfig = field(default_factory=HeadConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     seed: Seed = 0
-    num_samples: Literal["auto"] | Draws = USUAL_DRAWS
+    num_samples: Literal["auto"] | Draws | None = None
     temperature_scaling: bool = False
     batch_size: Size = 8

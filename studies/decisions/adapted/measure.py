@@ -62,7 +62,7 @@ def measured(method: str, rate: float | None, parts: tuple[list[Record], list[Re
     """NLL of each dev and test label (nats), whether the answer is right, and processor seconds."""
     train, dev, test = parts
     kind = METHODS[method]
-    options: dict[str, Any] = {"readout": "heads", "seed": 0}
+    options: dict[str, Any] = {"readout": "heads", "seed": 0, "num_samples": 10}
     if kind is not None:
         options |= {"method": kind(last_layers=8), "train": TrainConfig(learning_rate=rate or 0.0, **TRAIN)}
     model = DecisionModel("offline:smollm2", **options)

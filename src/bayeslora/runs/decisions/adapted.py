@@ -112,13 +112,14 @@ def trained_on(
     task = TaskConfig(name=name, scoring=settings.readout, template=_own_texts(template), **asked)
     if settings.max_length is not None:
         task.max_length = settings.max_length
+    draws: Any = settings.num_samples  # None: the usual number.
     config = RunConfig(
         model=ModelConfig(settings.model, settings.dtype, settings.device, settings.revision),
         task=task,
         method=method,
         train=options or TrainConfig(),
         seed=settings.seed,
-        num_samples=settings.num_samples,
+        num_samples=draws,
         head=HeadConfig(label_noise=settings.label_noise),
     )
     with tempfile.TemporaryDirectory(prefix="bayeslora-") as folder:

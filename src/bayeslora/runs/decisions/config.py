@@ -29,7 +29,8 @@ class DecisionConfig:
         label_noise: Whether heads estimate a share of wrong labels.
         seed: Of the labels that are drawn from soft ones where a temperature is fitted, of an adapter's training, and
             of its posterior draws.
-        num_samples: Posterior draws of an answer by codes over an adapter; 0 answers with the posterior mean.
+        num_samples: Posterior draws of an answer over an adapter; 0 answers with the posterior mean. Default: 10 with
+            codes, below heads the mean.
 
     Raises:
         ValueError: A field is out of its range.
@@ -46,11 +47,11 @@ class DecisionConfig:
     max_length: int | None = None
     label_noise: bool = True
     seed: int = 0
-    num_samples: Draws = 10
+    num_samples: Draws | None = None
 
     def __post_init__(self) -> None:
         if self.readout not in ("auto", "codes", "heads"):
             raise ValueError(f"readout must be auto, codes or heads, got {self.readout!r}.")
-        check_value(self.num_samples, Draws, "num_samples")
+        check_value(self.num_samples, Draws | None, "num_samples")
         if self.orders < 1:
             raise ValueError(f"orders must be at least 1, got {self.orders}.")
