@@ -238,11 +238,20 @@ def test_optional_labels_are_passed_over_where_they_cannot_be_read(
     labels = ["yes", "returns", None, "N/A"]
     path = write_jsonl(tmp_path / "a.jsonl", [row(number, label=label) for number, label in enumerate(labels)])
     assert [item.label for item in load_items(path, optional_label=True)] == [0, None, None, None]
-    assert "2 labels cannot be read and are passed over; the first: field 'label'" in caplog.text
+    assert "2 labels cannot be read and are passed over; the first: line 2: field 'label'" in caplog.text
     caplog.clear()
     path = write_jsonl(path, [row(number, label=label) for number, label in enumerate(["yes", 1])])
     assert [item.label for item in load_items(path, optional_label=True)] == [None, None]
     assert "the labels are passed over: expected labels that are all texts" in caplog.text
+
+
+def test_an_optional_label_that_cannot_be_read_is_named_by_its_line_and_column(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,class\nWhy?,it\nHow?,nonsense\n")
+    load_items(path, question_column="text", label_column="class", choices=["billing", "it"], optional_label=True)
+    assert "the first: line 3: column 'class' (option label_column) should be" in caplog.text
 
 
 def test_label_may_be_missing_unless_required(tmp_path: Path) -> None:

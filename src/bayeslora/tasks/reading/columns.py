@@ -106,7 +106,7 @@ class Columns:
         try:
             return self._item(row, fallback_id, read_label)
         except TaskError as error:
-            raise type(error)(self._in_file_words(str(error))) from error
+            raise type(error)(self.in_file_words(str(error))) from error
 
     def _item(self, row: Mapping[str, Any], fallback_id: str, read_label: LabelReader | None) -> Item:
         choices, marks = self._choices(row)
@@ -139,7 +139,7 @@ class Columns:
             " (a training has them under task, such as --task.question_column)."
         )
 
-    def _in_file_words(self, message: str) -> str:
+    def in_file_words(self, message: str) -> str:
         """A message about a field with the column that holds it, where the file's own name is another."""
         for field, option in _OPTIONS.items():
             column = getattr(self, field)

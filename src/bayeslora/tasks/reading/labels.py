@@ -49,6 +49,7 @@ class LabelReader:
     Args:
         labels: What they are; "auto" tries all ways, which must agree.
         optional: Whether a label that cannot be read is passed over, as if there were none.
+        in_file_words: Names the columns in a message as the file does.
 
     Raises:
         TaskError: `labels` is unknown.
@@ -56,6 +57,9 @@ class LabelReader:
 
     labels: LabelKind = "auto"
     optional: bool = False
+    in_file_words: Callable[[str], str] = str
+    place: str = field(default="", init=False)
+    """Where in the file the next label stands."""
     unread: list[str] = field(default_factory=list, init=False)
     """Why labels were passed over."""
     _first: dict[frozenset[str], tuple[object, str]] = field(default_factory=dict, init=False)
@@ -77,7 +81,7 @@ class LabelReader:
         except TaskError as error:
             if not self.optional:
                 raise
-            self.unread.append(str(error))
+            self.unread.append(f"{self.place}: {self.in_file_words(str(error))}")
             return None
 
     def finish(self, file: object) -> bool:

@@ -113,10 +113,11 @@ def _load(path: Path, columns: Columns, prefix: str) -> list[Item]:
         columns.check(dict.fromkeys(name for row in rows for name in row.values))
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error
-    read_label = LabelReader(columns.labels, columns.optional_label)
+    read_label = LabelReader(columns.labels, columns.optional_label, columns.in_file_words)
     places: dict[str, str] = {}
     items: list[Item] = []
     for index, row in enumerate(rows):
+        read_label.place = row.place
         try:
             item = columns.item(row.values, f"{prefix}-{index}", read_label)
         except TaskError as error:
