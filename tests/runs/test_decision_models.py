@@ -18,6 +18,7 @@ from bayeslora.readouts.regression import Regression
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder, train_decisions
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
+from bayeslora.runs.decisions.examples import Examples
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions
@@ -391,3 +392,30 @@ def test_records_are_answered_together_as_each_one_alone(model: DecisionModel) -
                 assert row.answer.question == alone[name].question and row.answer.novelty == alone[name].novelty
                 assert row.answer.probabilities == pytest.approx(alone[name].probabilities, rel=1e-4)
         assert next(rows, None) is None
+
+
+def test_a_state_whose_questions_stand_in_records_of_their_own_is_read_once(model: DecisionModel) -> None:
+    whole = records(4, seed=7)
+    apart = [
+        replace(one, questions={name: one.questions[name]}, targets={name: target})
+        for name in QUESTIONS
+        for one in whole
+        for target in [one.targets[name]]
+    ]
+    read: list[Any] = []
+
+    class Counted:
+        def vectors(self, asked: Any) -> Any:
+            read.extend(asked := list(asked))
+            return model.hidden.vectors(asked)
+
+    found, expected = (Examples.of(Counted(), each, progress=False) for each in (apart, whole))
+    assert [len(questions) for _, questions in read] == [len(QUESTIONS)] * 8
+    assert (found.records, expected.records) == (
+        4 * len(QUESTIONS),
+        4,
+    ) and found.labels.keys() == expected.labels.keys()
+    for key, labels in found.labels.items():
+        assert labels.states == expected.labels[key].states
+        assert torch.equal(labels.features, expected.labels[key].features)
+        assert torch.equal(labels.targets, expected.labels[key].targets)

@@ -82,20 +82,24 @@ class Examples:
 
     @classmethod
     def of(cls, hidden: VectorReader, records: Sequence[Record], *, progress: bool) -> Examples:
-        """Read records; equal ones are read once."""
+        """Read records, each state once with all that is asked about it."""
         found = cls(len(records))
         labelled = [(record, _asked(record)) for record in records if record.targets]
-        distinct = {(record.state_key, *asked): (record.state, [*asked.values()]) for record, asked in labelled}
-        read = track(hidden.vectors(distinct.values()), "read", "states", total=len(distinct), show=progress)
-        known = dict(zip(distinct, read, strict=True))
+        about: dict[str, dict[tuple[Any, ...], Question]] = {}
+        for record, asked in labelled:
+            about.setdefault(record.state_key, {}).update(asked)
+        states = {record.state_key: record.state for record, _ in labelled}
+        prompts = ((states[key], [*asked.values()]) for key, asked in about.items())
+        read = track(hidden.vectors(prompts), "read", "states", total=len(about), show=progress)
+        known = dict(zip(about, read, strict=True))
+        found.states.update({key: vectors.state for key, vectors in known.items()})
         rows: dict[tuple[Any, ...], list[Labels]] = {}
         for record, asked in labelled:
-            vectors = known[(record.state_key, *asked)]
-            found.states[record.state_key] = vectors.state
-            for place, key in enumerate(asked):
+            questions = dict(zip(about[record.state_key], known[record.state_key].questions, strict=True))
+            for key in asked:
                 # Two ids of one question in a record are two labels of it.
                 names = [name for name in record.targets if signature(record.questions[name]) == key]
-                rows.setdefault(key, []).extend(_one(record, name, vectors.questions[place]) for name in names)
+                rows.setdefault(key, []).extend(_one(record, name, questions[key]) for name in names)
         found.labels.update({key: each[0].joined(*each[1:]) for key, each in rows.items()})
         return found
 
