@@ -285,7 +285,8 @@ def _require_pretrained(name: str, kind: ModelKind, model: PreTrainedModel, miss
     """Refuse a model with random weights anywhere but in the head of a classifier."""
     if missing:
         remedy = {
-            "causal_lm": "Name a causal language model, or set kind='sequence_classification'.",
+            "causal_lm": "Name a causal language model, or set kind='sequence_classification' (of a run: "
+            "task.scoring classification, for items with the same choices).",
             "sequence_classification": "Name a checkpoint that holds the whole encoder or decoder.",
         }
         raise ValueError(
