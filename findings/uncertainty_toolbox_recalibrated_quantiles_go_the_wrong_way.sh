@@ -17,7 +17,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --no-compile numpy==2.4.6 scikit-learn==1.9.1 scipy==1.17.1 matplotlib==3.11.2 tqdm==4.70.1 2>/dev/null
+"$folder/venv/bin/pip" install --quiet --no-compile numpy==2.4.6 scikit-learn==1.9.1 scipy==1.17.1 matplotlib==3.11.2 \
+    tqdm==4.70.1 2>/dev/null
 "$folder/venv/bin/pip" install --quiet --no-compile --no-deps uncertainty-toolbox==0.1.1 2>/dev/null
 OMP_NUM_THREADS=1 "$folder/venv/bin/python" -W ignore - <<'PYTHON'
 import numpy as np
