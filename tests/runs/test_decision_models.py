@@ -411,10 +411,8 @@ def test_a_state_whose_questions_stand_in_records_of_their_own_is_read_once(mode
 
     found, expected = (Examples.of(Counted(), each, progress=False) for each in (apart, whole))
     assert [len(questions) for _, questions in read] == [len(QUESTIONS)] * 8
-    assert (found.records, expected.records) == (
-        4 * len(QUESTIONS),
-        4,
-    ) and found.labels.keys() == expected.labels.keys()
+    assert (found.records, expected.records) == (4 * len(QUESTIONS), 4)
+    assert found.labels.keys() == expected.labels.keys()
     for key, labels in found.labels.items():
         assert labels.states == expected.labels[key].states
         assert torch.equal(labels.features, expected.labels[key].features)

@@ -32,7 +32,7 @@ logger = logging.getLogger("bayeslora")
 PART = 256
 """Items whose predictions are kept together; a kill loses one part."""
 
-USUAL_DRAWS = 4
+MOST_DRAWS = 4
 """Draws of a teacher that has more of its own: a student of ten costs a third more and is .003 nats better
 (studies/methods/distill)."""
 
@@ -163,9 +163,9 @@ def _predicted(run: Run, config: RunConfig, part: Sequence[Item], folder: Path, 
 
 
 def _draws(teacher: Run, config: RunConfig) -> NumSamples:
-    """What is asked for, else the teacher's own number up to the usual one; None: the teacher's, found item by item."""
+    """What is asked for, else the teacher's own number at most `MOST_DRAWS`; None: the teacher's, found item by item."""
     asked, own = config.distill.num_samples, teacher.config.num_samples
-    return asked if asked is not None or is_adaptive(own) else min(own, USUAL_DRAWS)
+    return asked if asked is not None or is_adaptive(own) else min(own, MOST_DRAWS)
 
 
 def _softened(item: Item, probabilities: Sequence[float]) -> SoftItem:

@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -37,11 +38,8 @@ def features(run: Run, items: list[Item]) -> dict[str, OptionFeatures]:
     heads = CrossFitting(run.config, run.model, run.scoring, items, run.trunk_cache)
     found = {}
     for name in (MEAN, *map(str, range(DRAWS))):
-        if name == MEAN:
+        with nullcontext() if name == MEAN else sampling(run.model, seed=run.config.seed, first=int(name)):
             batches, order = heads.features()
-        else:
-            with sampling(run.model, seed=run.config.seed, first=int(name)):
-                batches, order = heads.features()
         found[name] = read_together(batches)[order]
     return found
 
