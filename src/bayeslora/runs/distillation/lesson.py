@@ -163,7 +163,7 @@ def _predicted(run: Run, config: RunConfig, part: Sequence[Item], folder: Path, 
 
 
 def _draws(teacher: Run, config: RunConfig) -> NumSamples:
-    """What is asked for, else the teacher's own number at most `MOST_DRAWS`; None: the teacher's, found item by item."""
+    """What is asked for, else the own number, at most `MOST_DRAWS`; None: the teacher's, found item by item."""
     asked, own = config.distill.num_samples, teacher.config.num_samples
     return asked if asked is not None or is_adaptive(own) else min(own, MOST_DRAWS)
 
