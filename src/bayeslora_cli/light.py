@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["package_later"]
-
 
 @contextmanager
 def package_later(name: str = "bayeslora") -> Iterator[Callable[[], None]]:

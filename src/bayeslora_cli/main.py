@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from bayeslora.options.parser import Parser
     from bayeslora_cli.commands import Command
 
-__all__ = ["main"]
-
 _DESCRIPTION = "Calibrated LoRA adapters by Bayesian-LoRA (arXiv 2601.21003)."
 
 _ALONE = (

@@ -10,8 +10,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 
-__all__ = ["VERBOSE", "hide_messages", "is_verbose"]
-
 VERBOSE = ("-v", "--verbose")
 
 _LOGGERS = (

@@ -72,6 +72,25 @@ def test_no_file_is_longer_than_350_lines(file):
     assert len(file.read_text("utf-8").splitlines()) <= 350
 
 
+def handed_on(file: Path) -> set[str]:
+    """The names in a file's `__all__` that it does not define."""
+    body = ast.parse(file.read_text("utf-8")).body
+    defined = {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    assigned = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+    return set(ast.literal_eval(assigned.get("__all__", ast.List([])))) - defined - set(assigned)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "__all__ = " in file.read_text("utf-8")], ids=module_name)
+def test_all_stands_where_names_of_others_are_handed_on(file):
+    """What a file defines is public where its name has no underscore."""
+    assert handed_on(file)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=module_name)
+def test_a_package_that_hands_on_names_says_which(file):
+    assert handed_on(file) or not {name for name in imports(file) if name.startswith("bayeslora")}
+
+
 def test_functions_are_short():
     """The median of all lines, and the share with many lines of code: no docstring, comments or blank lines."""
     functions = [

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["check_fingerprint", "fingerprint"]
-
 _ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 _PROBES = 32
 _TOLERANCE = 0.1

@@ -13,8 +13,6 @@ from bayeslora.options.ranges import Range, Size, StandardDeviation
 from bayeslora.posteriors import get_posterior
 from bayeslora.posteriors.weights.inducing import InducingWeights
 
-__all__ = ["BayesianLoraConfig"]
-
 Std = TypeVar("Std", float, float | None)
 
 

@@ -10,8 +10,6 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["check_targets"]
-
 _BEFORE_FUSION = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """What the experts' linear layers are called in checkpoints, and in many recipes' target_modules."""
 

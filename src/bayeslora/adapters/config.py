@@ -15,8 +15,6 @@ from bayeslora.adapters.starts import check_start
 from bayeslora.options.ranges import check_value
 from bayeslora.posteriors.weights.base import WeightPosterior
 
-__all__ = ["FORMAT_VERSION", "Part", "PeftType", "RandomLoraConfig", "Side"]
-
 FORMAT_VERSION = 2
 """Version of the adapter file format that this package writes; 1 is read too (docs/reference/file_format.md)."""
 

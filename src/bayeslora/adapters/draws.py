@@ -15,8 +15,6 @@ from bayeslora.adapters.random_factor import RandomFactor, forget, materialise
 from bayeslora.adapters.random_module import RandomModule
 from bayeslora.models.layers import forwards_replaced, layers_from_first, tokens_first
 
-__all__ = ["Draws", "find_draws", "hold_draw", "random_factors", "random_modules"]
-
 
 class Draws:
     """The draw that the next forward of one model uses; a plain attribute of the model under the adapters.

@@ -19,17 +19,6 @@ from bayeslora.options.ranges import Positive, Share, Size, check_value
 from bayeslora.posteriors.weights.packing import VARIATIONAL, pack
 from bayeslora.system.reading import read_json, read_tensors
 
-__all__ = [
-    "CONFIG_FILE",
-    "REMEDY",
-    "is_factor",
-    "read_adapter",
-    "read_adapter_config",
-    "require_supplied",
-    "require_tensors",
-    "tensors_file",
-]
-
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 

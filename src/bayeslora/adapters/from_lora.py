@@ -19,8 +19,6 @@ from bayeslora.models.heads import saved_modules
 from bayeslora.models.modalities import beside_text
 from bayeslora.system.locating import run_folder
 
-__all__ = ["adapter_folder", "from_lora", "located_adapter", "lora_fields"]
-
 logger = logging.getLogger("bayeslora")
 
 _PREFIX = "base_model.model."

@@ -20,16 +20,6 @@ from bayeslora.adapters.starts import changes_base
 from bayeslora.models.layers import evaluating
 from bayeslora.system.files import sort_sets
 
-__all__ = [
-    "adapted_layers",
-    "adapter_config",
-    "adapter_name",
-    "lora_tensors",
-    "saved_tensors",
-    "start_at",
-    "write_lora",
-]
-
 _PREFIX = "base_model.model."
 
 

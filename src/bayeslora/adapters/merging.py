@@ -14,8 +14,6 @@ from torch import nn
 
 from bayeslora.models.layers import descendants
 
-__all__ = ["merged", "separate", "shared_layers", "untie"]
-
 logger = logging.getLogger("bayeslora")
 
 

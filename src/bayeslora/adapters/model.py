@@ -21,8 +21,6 @@ from bayeslora.adapters.targets import default_targets
 from bayeslora.models.modalities import leave_out
 from bayeslora.posteriors.weights.base import Noise
 
-__all__ = ["RandomLoraModel"]
-
 
 class _Factors(nn.ModuleDict):
     """`lora_A` or `lora_B` of a layer: refuses to have a random factor replaced by fixed weights.

@@ -12,8 +12,6 @@ import torch
 from bayeslora.adapters.random_module import RandomModule
 from bayeslora.posteriors.weights.base import Noise
 
-__all__ = ["PREDICTION", "draw_noise", "generator", "set_noise"]
-
 PREDICTION = 2
 """Third number of the keys of prediction draws, whose first two are seed and number: the draws of training steps have
 keys of two, so that no prediction takes the noise that a training step took. 1 is of generated tokens."""

@@ -11,8 +11,6 @@ from bayeslora.models.kinds import Placement as Placement
 from bayeslora.models.kinds import Targets as Targets
 from bayeslora.models.layers import inside_layers, outermost_layers
 
-__all__ = ["Placement", "Targets", "adapted_layers", "linear_names"]
-
 _PARTS: dict[str, int] = {"all": 1, "top_half": 2, "top_quarter": 4}
 
 

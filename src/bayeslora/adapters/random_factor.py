@@ -20,9 +20,6 @@ from bayeslora.posteriors.weights.packing import VARIATIONAL, pack, unpack
 from bayeslora.posteriors.weights.whitening import at_least_float32
 from bayeslora.system.processes import full_tensor, is_dtensor
 
-__all__ = ["RandomFactor", "forget", "materialise", "stacked_kl"]
-
-
 _optimizer_steps = 0
 
 

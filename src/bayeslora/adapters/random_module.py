@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from bayeslora.posteriors.weights.base import KL, Noise
 
-__all__ = ["RandomModule", "check_sample_major", "random_signs", "set_plainly"]
-
 
 class RandomModule(nn.Module, ABC):
     """A part of an adapter whose forward depends on a draw.

@@ -10,8 +10,6 @@ import peft.mapping
 from bayeslora.adapters.config import PeftType, RandomLoraConfig
 from bayeslora.adapters.model import RandomLoraModel
 
-__all__ = ["register"]
-
 Config = TypeVar("Config", bound=type[RandomLoraConfig])
 
 

@@ -10,8 +10,6 @@ from torch import nn
 from bayeslora.adapters.draws import find_draws
 from bayeslora.models.layers import layers_from_first
 
-__all__ = ["sampling"]
-
 
 @contextmanager
 def sampling(

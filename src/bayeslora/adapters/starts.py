@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from bayeslora.adapters.files import CONFIG_FILE, REMEDY, TENSORS_FILE, read_adapter, require_tensors
 from bayeslora.models.heads import new_modules, saved_modules
 
-__all__ = ["changes_base", "check_start", "continue_adapter", "open_adapter", "with_new"]
-
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _NOT_AGAIN = {

@@ -12,8 +12,6 @@ from torch import nn
 
 from bayeslora.models.layers import descendants
 
-__all__ = ["adapters_off"]
-
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:

@@ -10,8 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from bayeslora.models.modalities import beside_text
 
-__all__ = ["default_targets"]
-
 _QUERY_AND_VALUE = (
     ("q_proj", "v_proj"),
     ("query", "value"),

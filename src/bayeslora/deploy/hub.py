@@ -31,8 +31,6 @@ from bayeslora.system.files import atomic_folder, write_json
 from bayeslora.system.folders import only_replacer, recover_parts
 from bayeslora.system.reading import read_json, read_json_lines
 
-__all__ = ["push_to_hub", "write_hub_folder"]
-
 logger = logging.getLogger("bayeslora")
 
 _PICTURE = "reliability.png"

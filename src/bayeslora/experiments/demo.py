@@ -16,8 +16,6 @@ from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig, describe
 from bayeslora.system.folders import only_writer
 
-__all__ = ["demo", "demo_config"]
-
 
 def demo_config(seed: int = 0) -> CompareConfig:
     """ARC-Easy with SmolLM2-135M-Instruct, each row at the rate that dev chose (studies/methods/demo)."""

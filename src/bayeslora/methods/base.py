@@ -26,16 +26,6 @@ from bayeslora.prediction.predictive import Predictive, predict
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = [
-    "TASK_TYPES",
-    "Method",
-    "State",
-    "TrainingResult",
-    "VariationalMethod",
-    "lora_parameters",
-    "trainable_parameters",
-]
-
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 

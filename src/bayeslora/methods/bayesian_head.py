@@ -11,8 +11,6 @@ from bayeslora.methods.base import Method
 from bayeslora.models.kinds import ModelKind
 from bayeslora.options.ranges import ShareBelowOne, check_value
 
-__all__ = ["READS", "BayesianHead"]
-
 READS = ("both", "hidden", "likelihood")
 
 

@@ -8,8 +8,6 @@ from bayeslora.adapters import BayesianLoraConfig
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
 
-__all__ = ["BayesianLora"]
-
 
 @options_of(BayesianLoraConfig, posterior_learning_rate_scale=5.0)
 class BayesianLora(VariationalMethod):

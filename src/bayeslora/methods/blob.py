@@ -16,8 +16,6 @@ from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import StandardDeviation
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
-__all__ = ["Blob", "BlobConfig", "BlobWeights"]
-
 
 @dataclass(frozen=True)
 class BlobWeights(GaussianWeights):

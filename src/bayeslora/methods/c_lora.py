@@ -19,8 +19,6 @@ from bayeslora.posteriors.weights.base import KL
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["CLora", "CLoraConfig", "ContextualFactor", "real_tokens"]
-
 
 class ContextualFactor(RandomModule):
     """Takes the place of B: h `[..., r]` becomes B (I + E) h with E `[r, r]` ~ N(M(h), diag(Omega(h)^2)).

@@ -16,8 +16,6 @@ from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Positive, Range
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
-__all__ = ["Dalorra", "DalorraConfig", "MaskedRowsWeights"]
-
 
 @dataclass(frozen=True)
 class MaskedRowsWeights(WeightPosterior):

@@ -18,8 +18,6 @@ from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.point import MembersWeights
 
-__all__ = ["DeepEnsemble", "EnsembleConfig"]
-
 logger = logging.getLogger("bayeslora")
 
 

@@ -22,8 +22,6 @@ from bayeslora.models.kinds import ModelKind
 from bayeslora.models.layers import inside_layers
 from bayeslora.models.modalities import beside_text
 
-__all__ = ["FullFineTuning"]
-
 _HEADS = ("classifier", "score")
 """Heads that PEFT trains whole in a classifier, whatever is asked for."""
 

@@ -31,8 +31,6 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["GaussNewton", "first_items", "outer_maps", "posterior_of", "units"]
-
 logger = logging.getLogger("bayeslora")
 
 _LOG_EVIDENCE, _PRIOR_VARIANCE, _VALUES, _VECTORS = "log_evidence", "prior_variance", "values", "vectors"

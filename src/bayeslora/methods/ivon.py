@@ -18,8 +18,6 @@ from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.options.ranges import Positive, Range, StandardDeviation
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 
-__all__ = ["Ivon", "IvonConfig", "IvonWeights", "optimizer_class", "posterior_std"]
-
 
 @dataclass(frozen=True)
 class IvonWeights(FixedGaussianWeights):

@@ -28,8 +28,6 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["LaplaceLora"]
-
 logger = logging.getLogger("bayeslora")
 
 _PRIOR_PRECISION = "prior_precision"

@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from bayeslora.methods.base import Method
 
-__all__ = ["Lora"]
-
 
 class Lora(Method):
     """Maximum likelihood with PEFT's own LoRA layers. It has no posterior: predictions are a single pass."""

@@ -17,8 +17,6 @@ from bayeslora.models.kinds import ModelKind
 from bayeslora.options.ranges import Range
 from bayeslora.posteriors.weights.base import Noise
 
-__all__ = ["AdapterDropout", "MonteCarloDropout", "MonteCarloDropoutConfig"]
-
 
 class AdapterDropout(RandomModule):
     """Dropout in train mode, in draws, and never else.

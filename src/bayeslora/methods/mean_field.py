@@ -11,8 +11,6 @@ from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import StandardDeviation
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
-__all__ = ["MeanField", "MeanFieldConfig"]
-
 
 @register("MEAN_FIELD_LORA")
 @dataclass

@@ -30,8 +30,6 @@ from bayeslora.options.ranges import Count
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["OnePass"]
-
 logger = logging.getLogger("bayeslora")
 
 _MATCHED_ITEMS = 128

@@ -22,8 +22,6 @@ from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["GeneratedFactor", "GeneratedWeights", "RepLora", "RepLoraConfig", "drop_networks", "share_latents"]
-
 _NETWORK = ("hidden_weight", "hidden_bias")
 
 

@@ -18,8 +18,6 @@ from bayeslora.options.ranges import StandardDeviation
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.gaussian import GaussianWeights
 
-__all__ = ["ScalaBL", "ScalaBLConfig", "ScaledRowsWeights"]
-
 
 @dataclass(frozen=True)
 class ScaledRowsWeights(WeightPosterior):

@@ -25,8 +25,6 @@ from bayeslora.posteriors.weights.base import WeightPosterior
 from bayeslora.posteriors.weights.directions import DirectionsWeights
 from bayeslora.posteriors.weights.point import PointWeights
 
-__all__ = ["BayesianSdLora", "BayesianSdLoraConfig", "SdLora", "SdLoraConfig"]
-
 
 @register("SD_LORA")
 @dataclass

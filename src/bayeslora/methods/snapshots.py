@@ -11,8 +11,6 @@ from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.point import SnapshotWeights
 
-__all__ = ["SnapshotConfig", "Snapshots"]
-
 
 @register("SNAPSHOT_LORA")
 @dataclass

@@ -22,8 +22,6 @@ from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 from bayeslora.prediction.predictive import predict
 from bayeslora.scoring import ChoiceBatch
 
-__all__ = ["Tfb", "TfbConfig", "TfbWeights", "largest_sigma"]
-
 logger = logging.getLogger("bayeslora")
 
 

@@ -9,8 +9,6 @@ import numpy
 from bayeslora.metrics.inputs import Array
 from bayeslora.metrics.sample import Sample
 
-__all__ = ["Heading", "Metric"]
-
 
 class Heading:
     """What a column of a table says.

@@ -11,17 +11,6 @@ from bayeslora.metrics.base import Metric
 from bayeslora.metrics.inputs import Array, checked_confidence, checked_probabilities
 from bayeslora.metrics.sample import Levels, Sample, below_one
 
-__all__ = [
-    "ReliabilityCurve",
-    "adaptive_calibration_error",
-    "confidence_calibration_error",
-    "confidence_reliability_curve",
-    "ece_floor",
-    "expected_calibration_error",
-    "maximum_calibration_error",
-    "reliability_curve",
-]
-
 
 @dataclass(frozen=True)
 class ReliabilityCurve:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bayeslora.metrics.inputs import Array
 
-__all__ = ["CONFIDENCE", "ENTROPY", "MEASURES", "MUTUAL_INFORMATION", "Measure"]
-
 
 @dataclass(frozen=True)
 class Measure:

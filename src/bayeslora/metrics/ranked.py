@@ -6,8 +6,6 @@ import torch
 
 from bayeslora.metrics.inputs import Array, checked, checked_probabilities
 
-__all__ = ["ranked_probability_score"]
-
 
 def ranked_probability_score(probabilities: Array, labels: Array) -> float:
     """Mean ranked probability score in [0, 1] of choices that stand in an order; lower is better.

@@ -10,8 +10,6 @@ from bayeslora.metrics.inputs import Array
 from bayeslora.metrics.sample import Sample
 from bayeslora.options.registry import Registry
 
-__all__ = ["METRICS", "all_metrics", "summary"]
-
 METRICS: Registry[Metric] = Registry(Metric, "bayeslora.metrics")  # type: ignore[type-abstract]
 """By name, as `metrics.json` has it."""
 

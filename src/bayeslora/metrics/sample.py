@@ -11,8 +11,6 @@ import torch
 from bayeslora.metrics.direction import CONFIDENCE, Measure
 from bayeslora.metrics.inputs import Array, checked, checked_values, top_choice
 
-__all__ = ["Levels", "Sample"]
-
 
 class Levels(NamedTuple):
     """Items of equal score taken together, in ascending order."""

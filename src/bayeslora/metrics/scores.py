@@ -8,8 +8,6 @@ import torch
 from bayeslora.metrics.base import Metric
 from bayeslora.metrics.sample import Sample
 
-__all__ = ["SMALLEST_PROBABILITY", "Accuracy", "Brier", "NegativeLogLikelihood", "accuracy", "brier", "nll"]
-
 # The smallest probability `nll` takes at its word: the smallest normal float32, 1.2e-38, or 87.3 nats.
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 

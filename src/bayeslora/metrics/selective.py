@@ -16,8 +16,6 @@ from bayeslora.metrics.direction import CONFIDENCE, Measure
 from bayeslora.metrics.inputs import Array, share_of
 from bayeslora.metrics.sample import Sample
 
-__all__ = ["RiskCoverageCurve", "aurc", "correctness_auroc", "risk_coverage_curve", "selective_accuracy"]
-
 
 @dataclass(frozen=True)
 class RiskCoverageCurve:

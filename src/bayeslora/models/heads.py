@@ -9,17 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "compute_in_float32",
-    "head_modules",
-    "held_by",
-    "new_head",
-    "new_modules",
-    "new_weights",
-    "note_new_weights",
-    "saved_modules",
-]
-
 logger = logging.getLogger("bayeslora")
 
 _NOTE = "bayeslora_new_weights"

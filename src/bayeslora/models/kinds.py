@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["DtypeName", "ModelKind", "Placement", "Quantization", "Targets"]
-
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 ModelKind = Literal["causal_lm", "sequence_classification"]

@@ -12,20 +12,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayeslora.models.modalities import is_tower
 
-__all__ = [
-    "base_model",
-    "descendants",
-    "evaluating",
-    "forwards_replaced",
-    "inside_layers",
-    "layers_below",
-    "layers_from_first",
-    "outermost_layers",
-    "run_once",
-    "text_config",
-    "unwrapped",
-]
-
 
 def unwrapped(model: nn.Module) -> Any:
     """`model` without what distributed training wraps around it."""

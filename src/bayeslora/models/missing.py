@@ -9,8 +9,6 @@ from transformers import AutoModelForSequenceClassification
 
 from bayeslora.models.base_model import drawn_weights, load_failure, locate, quiet_transformers, shared_options
 
-__all__ = ["weights_to_draw"]
-
 
 def weights_to_draw(name: str, num_labels: int | None = None, revision: str | None = None) -> dict[str, str] | None:
     """Which weights `load_base_model` would draw for a classifier, by name, and why; no weight is read.

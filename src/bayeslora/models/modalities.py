@@ -16,8 +16,6 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["beside_text", "excluded_modules", "is_tower", "leave_out"]
-
 logger = logging.getLogger("bayeslora")
 
 

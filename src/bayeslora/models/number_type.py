@@ -10,8 +10,6 @@ import torch
 from bayeslora.models.kinds import DtypeName
 from bayeslora.system.devices import choose_device
 
-__all__ = ["number_type"]
-
 logger = logging.getLogger("bayeslora")
 
 _OF_16_BITS = ("offline:smollm2",)

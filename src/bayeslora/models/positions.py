@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["readable_tokens"]
-
 
 def readable_tokens(model: nn.Module) -> int | None:
     """The longest sequence that `model` has positions for, in tokens; None where nothing bounds it.

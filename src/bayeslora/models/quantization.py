@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from bayeslora.models.kinds import Quantization
 
-__all__ = ["keep_layout", "plain_tensors", "quantization_config"]
-
 
 def quantization_config(name: Quantization, dtype: str, unpacked: Sequence[str] | None = None) -> Any | None:
     """transformers' config for `from_pretrained`, None for "none".

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterator
 from typing import TypeVar
 
-__all__ = ["known", "permit", "subclasses"]
-
 Base = TypeVar("Base")
 
 

@@ -13,8 +13,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from bayeslora.options.classes import known
 
-__all__ = ["check_content", "named_by_path"]
-
 
 def check_content(content: Any, kind: Any, name: str = "") -> None:
     """Refuse content of a file that has code imported or objects built.

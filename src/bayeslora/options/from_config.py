@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["options_of"]
-
 Kind = TypeVar("Kind", bound=type)
 
 

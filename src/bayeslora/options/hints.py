@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Names", "hint", "nearest"]
-
 _ALSO_CALLED: dict[str, str] = {
     "learning_rate": "lr",
     "epochs": "epoch n_epochs num_epochs num_train_epochs",

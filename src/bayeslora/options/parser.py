@@ -11,8 +11,6 @@ from jsonargparse import ArgumentParser
 from bayeslora.options.hints import Names, hint
 from bayeslora.options.wording import reworded
 
-__all__ = ["Parser"]
-
 
 class Parser(ArgumentParser):
     """Says the nearest right name where an option, key, command or method is unknown, and leaves the long usage out."""

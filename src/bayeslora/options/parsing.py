@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
     Config = TypeVar("Config", bound=DataclassInstance)
 
-__all__ = [
-    "ConfigParser",
-    "config_parser",
-    "file_parser",
-    "instantiate",
-    "parse_file",
-]
-
 register_type(Plain, lambda value: value, read_plain, type_check=lambda value, kind: not isinstance(value, str))
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-__all__ = ["Plain", "check_plain", "read_plain"]
-
 
 def check_plain(value: Any, name: str) -> None:
     """Refuse what is not made of mappings with names, lists, strings, numbers, booleans and None.

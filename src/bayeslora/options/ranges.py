@@ -18,25 +18,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from bayeslora.options.plain import Plain, check_plain
 from bayeslora.options.registry import NameIn
 
-__all__ = [
-    "AtLeastZero",
-    "Count",
-    "Draws",
-    "Epochs",
-    "Positive",
-    "Range",
-    "Rate",
-    "RateScale",
-    "Seed",
-    "Share",
-    "ShareBelowOne",
-    "Size",
-    "StandardDeviation",
-    "WeightDecay",
-    "check_options",
-    "check_value",
-]
-
 
 @dataclass(frozen=True)
 class Range:

@@ -15,8 +15,6 @@ from typing import Generic, TypeVar
 
 from bayeslora.options.classes import subclasses
 
-__all__ = ["NameIn", "Registry", "did_you_mean", "names_of_classes"]
-
 Base = TypeVar("Base")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-__all__ = ["reworded"]
-
 _KINDS = {
     "int": "a whole number",
     "float": "a number",

@@ -7,8 +7,6 @@ from dataclasses import astuple, dataclass, replace
 
 from bayeslora.planning.estimate import Setting
 
-__all__ = ["Change", "advise"]
-
 _DEVICES = (2, 4, 8)
 """Numbers of devices that are tried. Not together with 4 bits: FSDP2 leaves such weights whole on each device."""
 

@@ -20,8 +20,6 @@ from bayeslora.models import locate
 from bayeslora.models.heads import compute_in_float32, head_modules, note_new_weights
 from bayeslora.planning.published import ARCHITECTURES
 
-__all__ = ["base_on_meta", "find_architecture", "known_architectures"]
-
 
 def known_architectures() -> tuple[str, ...]:
     """Hub ids whose architecture needs no network."""

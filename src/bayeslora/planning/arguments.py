@@ -7,8 +7,6 @@ from typing import Any
 
 from bayeslora.runs.config import RunConfig, TrainConfig
 
-__all__ = ["as_trained", "option_name"]
-
 _FIELDS = {
     "batch_size": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",

@@ -11,8 +11,6 @@ from bayeslora.experiments.comparison.config import CompareConfig
 from bayeslora.options.parsing import parse_file
 from bayeslora.runs.config import RunConfig
 
-__all__ = ["parse_run_or_comparison"]
-
 
 def parse_run_or_comparison(path: str | Path) -> RunConfig | CompareConfig:
     """The config of a YAML file of `bayeslora train` or of `bayeslora compare`, told apart by their keys.

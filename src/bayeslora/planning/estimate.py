@@ -22,8 +22,6 @@ from bayeslora.scoring import ChoiceBatch, get_scoring
 from bayeslora.scoring.options import Options
 from bayeslora.training.elbo import kl_divergence, negative_elbo
 
-__all__ = ["Estimator", "Setting"]
-
 Work = Callable[[Any, Callable[..., None]], object]
 """What is traced: it gets the model, and a function to call where a phase ends."""
 

@@ -15,8 +15,6 @@ from bayeslora.runs.items import with_classes
 from bayeslora.runs.loading import scoring_of
 from bayeslora.tasks import Item
 
-__all__ = ["Extent", "extent_of"]
-
 
 @dataclass(frozen=True)
 class Extent:

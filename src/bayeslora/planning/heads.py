@@ -14,8 +14,6 @@ from bayeslora.runs.cross_fitting import read_above_adapters
 from bayeslora.scoring.base import ChoiceBatch
 from bayeslora.scoring.cloze import ClozeBatch
 
-__all__ = ["as_heads_read"]
-
 
 def as_heads_read(model: PeftModel, batch: ChoiceBatch) -> ChoiceBatch:
     """A batch of `ClozeBatch`, full rows, whose logits take the forward and backward of one that heads read.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from bayeslora.models.layers import base_model, outermost_layers
 from bayeslora.planning.tracing import tensor_bytes
 
-__all__ = ["FOUR_BIT", "Budget", "Memory", "Weights", "parse_bytes"]
-
 FOUR_BIT = 4 + (8 + 32 / 256) / 64
 """Bits per weight of NF4 with double quantisation (QLoRA, arXiv 2305.14314): 4, for each 64 weights a constant of 8
 bits, and for each 256 constants one of 32 bits."""

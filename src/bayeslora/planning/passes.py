@@ -13,8 +13,6 @@ from bayeslora.runs.config import RunConfig, TaskConfig
 from bayeslora.runs.items import build_task
 from bayeslora.tasks import Item, Task
 
-__all__ = ["DEV_SHARE", "Passes", "Sizes", "read_locally", "sizes_of"]
-
 DEV_SHARE = 0.2
 """Share of the training items that `Task.splits` holds out as dev; which ones their ids decide, so it is not exact."""
 

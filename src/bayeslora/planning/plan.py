@@ -27,8 +27,6 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfi
 from bayeslora.scoring import get_scoring
 from bayeslora.tasks import Item
 
-__all__ = ["Plan", "PlanOptions", "RowPlan", "as_options", "make_plan", "make_plans"]
-
 Items = dict[str, list[Item]] | None
 _SHARING = "accelerate launch --config_file examples/accelerate/fsdp2.yaml --num_processes"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["ARCHITECTURES", "TASK_SIZES", "TaskSize"]
-
 _LLAMA: Mapping[str, Any] = {
     "model_type": "llama",
     "hidden_size": 4096,

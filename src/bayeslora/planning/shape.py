@@ -13,8 +13,6 @@ from bayeslora.scoring.classification import ClassificationBatch
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.letter import LetterBatch
 
-__all__ = ["Shape"]
-
 _LONGEST = 32
 """Items that are tokenised to find the longest."""
 

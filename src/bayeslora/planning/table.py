@@ -9,8 +9,6 @@ from bayeslora.planning.memory import Memory
 from bayeslora.planning.plan import Plan, RowPlan
 from bayeslora.system.console import text_table
 
-__all__ = ["as_record", "as_text"]
-
 _PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "total")
 
 

@@ -10,8 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["InducingPosterior", "Parameters", "gaussian_kl"]
-
 Parameters = Mapping[str, Tensor]
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bayeslora.posteriors.base import InducingPosterior, Parameters, gaussian_kl
 
-__all__ = ["Diagonal"]
-
 
 class Diagonal(InducingPosterior):
     """q(V) = N(loc, diag(std^2)); the default. KL in closed form."""

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bayeslora.posteriors.base import InducingPosterior, Parameters, log_standard_normal
 
-__all__ = ["Ensemble"]
-
 
 @dataclass(frozen=True)
 class Ensemble(InducingPosterior):

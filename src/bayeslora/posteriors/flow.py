@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from bayeslora.posteriors.base import InducingPosterior, Parameters, log_standard_normal
 
-__all__ = ["Flow"]
-
 
 class _MaskedAutoregressive(nn.Module):
     """The transforms T_phi of one factor on rows of V `[..., rows, columns]`, from zuko."""

@@ -11,8 +11,6 @@ from torch import Tensor
 from bayeslora.posteriors.base import InducingPosterior, Parameters, gaussian_kl
 from bayeslora.posteriors.matrix_normal import lower_triangular
 
-__all__ = ["Full"]
-
 
 class Full(InducingPosterior):
     """q(vec V) = N(loc, L L^T) with L lower triangular [rows * columns, rows * columns]."""

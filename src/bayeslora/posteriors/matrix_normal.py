@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bayeslora.posteriors.base import InducingPosterior, Parameters, gaussian_kl
 
-__all__ = ["MatrixNormal", "lower_triangular"]
-
 
 def lower_triangular(raw: Tensor) -> Tensor:
     """Cholesky factor from an unconstrained square matrix: strict lower part as it is, diagonal exponentiated."""

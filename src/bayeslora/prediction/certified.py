@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from scipy.stats import beta
 
-__all__ = ["Certified", "certified_threshold", "fewest_units", "upper_bound"]
-
 
 @dataclass(frozen=True)
 class Certified:

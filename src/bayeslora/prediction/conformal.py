@@ -23,8 +23,6 @@ from torch.nn import functional
 
 from bayeslora.metrics.inputs import Array, checked, checked_labels, checked_probabilities, share_of
 
-__all__ = ["ConformalSets", "Score", "check_coverage", "evaluate"]
-
 Score: TypeAlias = Literal["lac", "aps"]
 
 

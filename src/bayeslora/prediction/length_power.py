@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from bayeslora.prediction.predictive import Predictive
 
-__all__ = ["LENGTH_POWERS", "LengthPower", "choose_length_power"]
-
 LENGTH_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """From the sum of a choice's token log-likelihoods (0) to their mean (1)."""
 

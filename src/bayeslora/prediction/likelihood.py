@@ -26,8 +26,6 @@ from torch import Tensor, nn
 
 from bayeslora.prediction.predictive import log_mean_exp
 
-__all__ = ["LIKELIHOODS", "ContinuationScorer", "Likelihood", "Scored", "log_likelihood"]
-
 Likelihood = Literal["joint", "mixture"]
 LIKELIHOODS = ("joint", "mixture")
 

@@ -16,8 +16,6 @@ from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.system.memory import keep_freed_blocks
 
-__all__ = ["Predictive", "affordable_samples", "log_mean_exp", "predict"]
-
 _FAST_ACTIVATION = 8 * 2**20
 """Bytes. Several larger blocks at once go beyond what the allocator keeps (`keep_freed_blocks`), and leave the
 processor's cache; below, more rows in one product gain nothing more."""

@@ -16,8 +16,6 @@ from bayeslora.options.ranges import Range, Size, check_options
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.uneven import UnevenPredictive
 
-__all__ = ["Adaptive", "Settling", "VariancePrior", "draw_until_settled"]
-
 _TINY = 1e-30
 _Within = Annotated[float, Range(0, 1, above=True, below=True)]
 

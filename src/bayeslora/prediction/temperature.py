@@ -14,8 +14,6 @@ from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
 
-__all__ = ["BOUNDS", "FEW_ERRORS", "PRIOR_STD", "Temperature", "best_temperature", "bound_of", "fit_temperature"]
-
 logger = logging.getLogger("bayeslora")
 
 BOUNDS = (math.exp(-3), math.exp(5))

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from bayeslora.prediction.predictive import Predictive
 
-__all__ = ["UnevenPredictive"]
-
 
 @dataclass(frozen=True)
 class UnevenPredictive(Predictive):

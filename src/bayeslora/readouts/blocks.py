@@ -16,8 +16,6 @@ from torch import Tensor
 
 from bayeslora.readouts.contrasts import Contrasts
 
-__all__ = ["BlockScaling", "OptionFeatures"]
-
 
 @dataclass(frozen=True)
 class OptionFeatures:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Contrasts", "helmert"]
-
 
 def helmert(choices: int) -> Tensor:
     """H [choices - 1, choices]: orthonormal rows that sum to zero, float64.

@@ -7,8 +7,6 @@ from typing import Any
 from bayeslora.readouts.head import Head
 from bayeslora.system.console import text_table
 
-__all__ = ["describe_head", "summary"]
-
 
 def describe_head(head: Head) -> dict[str, Any]:
     """What was chosen on the training items, for metrics.json: weights and effective parameters by block, the noise,

@@ -23,8 +23,6 @@ from torch import Tensor
 from bayeslora.readouts.regression import cholesky
 from bayeslora.system.threads import threads_for
 
-__all__ = ["PRIOR_STD", "Scales", "combined", "fit_scales", "log_evidence"]
-
 PRIOR_STD = 3.0
 """Of the log scales around their starts: a factor of 20 either way costs half a nat."""
 

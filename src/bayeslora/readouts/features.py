@@ -20,8 +20,6 @@ from bayeslora.scoring.trunk_cache import trunk_digest
 from bayeslora.scoring.trunk_store import DiskStore, MemoryStore, Store
 from bayeslora.system import console
 
-__all__ = ["FeatureReader", "read_together"]
-
 _LIMIT = 64 * 2**30
 _TOGETHER = 64
 """Items of one file of the store."""

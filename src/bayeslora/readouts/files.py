@@ -17,8 +17,6 @@ from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.regression import Regression
 from bayeslora.readouts.sparse import SparseRegression
 
-__all__ = ["head_from_tensors", "head_tensors", "heads_from_state", "heads_state", "is_head"]
-
 _AGAIN = "copy it again from where it was written."
 _HEAD, _SAME = "head", "same"
 _SPARSE = ("factor", "precision_factor", "mean")

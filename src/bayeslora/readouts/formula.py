@@ -12,8 +12,6 @@ from bayeslora.readouts.head import Head
 from bayeslora.readouts.regression import Regression
 from bayeslora.system.files import atomic_file
 
-__all__ = ["FORMULA", "linear_weights", "write_formula"]
-
 FORMULA = (
     "For an item with C choices and each block b (a layer and a pooling over the choice's tokens; or likelihood: mean, "
     "sum and minimum of the tokens' log-likelihoods in nats, and their number): z = scale.b * h for the vector h of "

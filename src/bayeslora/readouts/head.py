@@ -29,8 +29,6 @@ from bayeslora.readouts.sparse import SparseRegression
 from bayeslora.scoring.base import ChoiceItem
 from bayeslora.system.threads import threads_for
 
-__all__ = ["EXACT_ROWS", "Head", "HeadPrediction", "exact_posterior", "fit_head", "given", "labels_of"]
-
 logger = logging.getLogger("bayeslora")
 
 EXACT_ROWS = 5000

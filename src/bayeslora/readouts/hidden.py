@@ -23,17 +23,6 @@ from bayeslora.scoring.rows import RowBatch
 from bayeslora.scoring.top_layer import head_left_out
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = [
-    "POOLINGS",
-    "ItemVectors",
-    "by_choice",
-    "differentiable_vectors",
-    "hidden_states",
-    "item_vectors",
-    "read_layers",
-    "vectors_together",
-]
-
 Result = TypeVar("Result")
 
 POOLINGS = ("mean", "last")

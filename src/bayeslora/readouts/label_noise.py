@@ -20,8 +20,6 @@ from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
 
-__all__ = ["LabelNoise", "fit_temperature_and_noise"]
-
 _GRID = tuple(float(point) for point in np.linspace(math.log(0.05), math.log(20.0), 51))
 _FINE = (_GRID[1] - _GRID[0]) / 5
 _SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

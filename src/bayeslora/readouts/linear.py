@@ -13,8 +13,6 @@ from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.formula import linear_weights
 from bayeslora.readouts.head import Head, given
 
-__all__ = ["LinearHeads", "cross_fitted"]
-
 
 @dataclass(frozen=True)
 class LinearHeads:

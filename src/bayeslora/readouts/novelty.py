@@ -13,8 +13,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-__all__ = ["MOST", "NEIGHBOURS", "Novelty"]
-
 NEIGHBOURS = 5
 MOST = 5000
 """Training questions that are kept; their distances to each other cost the square of that."""

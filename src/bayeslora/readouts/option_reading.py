@@ -27,8 +27,6 @@ from bayeslora.scoring.base import ChoiceBatch, ChoiceItem
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["OptionReading", "ReadBatch", "over_adapters", "without_adapted"]
-
 logger = logging.getLogger("bayeslora")
 
 _ADAPTED = "adapted "

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem
 
-__all__ = ["NO_FOLD", "HeadsOverAdapters", "folds_of", "repeated"]
-
 NO_FOLD = -1
 """Of an item that heads of all training items read."""
 

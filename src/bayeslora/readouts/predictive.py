@@ -21,8 +21,6 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.regression import Utilities
 
-__all__ = ["POINTS", "softmax_predictive", "standard_points"]
-
 POINTS = 512
 
 

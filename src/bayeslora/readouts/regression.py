@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Regression", "Utilities", "cholesky", "grouped"]
-
 
 @dataclass(frozen=True)
 class Utilities:

@@ -19,8 +19,6 @@ from bayeslora.readouts.together import attending_by_part
 from bayeslora.scoring.base import forward_options
 from bayeslora.scoring.cloze import attention_mask
 
-__all__ = ["Row", "Text", "beginning"]
-
 Text = tuple[list[int], list[list[int]]]
 """Tokens of a text, and of what stands behind it."""
 

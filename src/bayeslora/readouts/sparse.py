@@ -16,8 +16,6 @@ from torch import Tensor
 
 from bayeslora.readouts.regression import Utilities, grouped
 
-__all__ = ["SparseRegression"]
-
 _JITTER = 1e-8
 
 

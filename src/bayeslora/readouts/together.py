@@ -16,8 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from bayeslora.scoring.cloze import ClozeBatch
 
-__all__ = ["JoinedBatch", "attending_by_part"]
-
 
 class JoinedBatch(ClozeBatch):
     """One row [question | choice 1 | ... | question | choice 1 | ...]; its choices are those of all items."""

@@ -8,8 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BASELINE", "OUR_METHOD", "OUTSIDE_COLOURS", "Style", "styles"]
-
 BASELINE = "lora"
 """The row that others are held against: plain LoRA."""
 

@@ -11,8 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["GREY", "SMALL", "Picture", "legend", "panel_grid", "plain", "png"]
-
 GREY = "#777777"
 SMALL = 8
 """Size of fonts in a panel."""

@@ -18,15 +18,6 @@ import numpy
 from bayeslora.metrics.base import Heading
 from bayeslora.report.text import mean_and_std
 
-__all__ = [
-    "DETECTION",
-    "Detection",
-    "Mark",
-    "Resampling",
-    "Score",
-    "compare",
-]
-
 Mark = Literal["best", "tied", ""]
 
 _INTERVAL = (0.025, 0.975)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from bayeslora.report.statistics import Mark
 
-__all__ = ["Entry", "Table"]
-
 
 @dataclass(frozen=True)
 class Entry:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy
 
-__all__ = ["MISSING", "markdown_table", "mean_and_std", "plus_minus"]
-
 MISSING = "–"
 """What stands where there is no number."""
 

@@ -26,18 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bayeslora")
 
-__all__ = [
-    "NOT_FOR_TEXTS",
-    "NumSamples",
-    "can_stop",
-    "check_adaptive",
-    "draws_in_words",
-    "is_adaptive",
-    "keep_dev_draws",
-    "learn_settling",
-    "settling_of",
-]
-
 NumSamples = Draws | Literal["auto"] | Adaptive | None
 """Draws of a prediction: so many, as many as each item needs ("auto" is `Adaptive()`), or the run's own number."""
 

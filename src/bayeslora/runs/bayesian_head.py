@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from bayeslora.runs.prediction import Prediction
     from bayeslora.tasks import Item
 
-__all__ = ["BayesianHead"]
-
 
 class BayesianHead:
     """A head that learns to read a frozen model's answers, with its posterior in closed form.

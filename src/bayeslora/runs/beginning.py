@@ -21,8 +21,6 @@ from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
 from bayeslora.training.arguments import check_arguments
 
-__all__ = ["check_beginning", "check_config", "check_finished", "check_length", "note_batches", "note_beginning"]
-
 logger = logging.getLogger("bayeslora")
 
 _BEGINNING = "beginning.json"

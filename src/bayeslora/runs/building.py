@@ -14,8 +14,6 @@ from bayeslora.runs.loading import features_folder, load_model, merge_resolved
 from bayeslora.scoring import Scoring, get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["build_model", "open_trunk_cache"]
-
 logger = logging.getLogger("bayeslora")
 
 

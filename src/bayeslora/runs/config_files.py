@@ -17,8 +17,6 @@ _END = "..."
 """The end of a document in YAML; what a run writes has it, so that a file that was cut is not read with defaults."""
 _WRITTEN = f"# Every option of this run; the file ends with {_END!r}."
 
-__all__ = ["dump_config", "parse_config", "read_config", "write_config"]
-
 
 def parse_config(path: str | Path) -> RunConfig:
     """The RunConfig of a YAML file.

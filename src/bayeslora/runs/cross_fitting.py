@@ -40,8 +40,6 @@ from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 from bayeslora.tasks import Item
 
-__all__ = ["CrossFitting", "below_head", "read_above_adapters", "read_by_heads", "reading_of"]
-
 _HEADS = "heads.safetensors"
 
 

@@ -20,8 +20,6 @@ from bayeslora.runs.run import Run
 from bayeslora.scoring.base import choice_mask
 from bayeslora.tasks import Item
 
-__all__ = ["calibrated_on_dev", "dev_probabilities", "keep_dev_predictions"]
-
 _NAME = "dev_predictions.json"
 
 

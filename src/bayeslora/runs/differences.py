@@ -12,8 +12,6 @@ from bayeslora.options.classes import known
 from bayeslora.runs.config import describe
 from bayeslora.scoring import get_scoring
 
-__all__ = ["BEFORE", "at_defaults", "completed", "differences", "same_meaning"]
-
 BEFORE: dict[str, Any] = {
     "chat_template": False,
     "protocol": {

@@ -9,8 +9,6 @@ from typing import Any
 
 from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = ["EPOCH_FIELDS", "EpochTrainer", "epoch_record"]
-
 _SCORE = "eval_dev_nll"
 
 EPOCH_FIELDS = {

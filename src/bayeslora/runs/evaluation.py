@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bayeslora")
 
-__all__ = ["evaluate", "write_evaluation"]
-
 
 def evaluate(
     folder: str | Path,

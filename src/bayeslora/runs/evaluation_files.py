@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_evaluation"]
-
 _SAME = ("method", "model", "seed", "scoring", "task", "split")
 
 

@@ -17,8 +17,6 @@ from bayeslora.system.folders import to_be_written
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import load_items
 
-__all__ = ["predict_file"]
-
 
 def predict_file(
     folder: str | Path,

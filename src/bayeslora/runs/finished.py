@@ -28,8 +28,6 @@ from bayeslora.system.folders import recover_parts
 from bayeslora.system.locating import is_hub_run, run_folder
 from bayeslora.system.reading import read_json
 
-__all__ = ["load_run"]
-
 
 def load_run(
     run: str | Path,

@@ -18,8 +18,6 @@ from bayeslora.runs.unsure import unsure_above
 from bayeslora.system.console import track
 from bayeslora.tasks.reading.rows import read_rows
 
-__all__ = ["generate_records", "read_prompts"]
-
 logger = logging.getLogger("bayeslora")
 
 _WITHOUT_DEV = 0.02

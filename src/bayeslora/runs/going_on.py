@@ -15,8 +15,6 @@ from bayeslora.runs.run import Run
 from bayeslora.runs.training import train
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["train_or_load"]
-
 
 def train_or_load(
     config: RunConfig,

@@ -37,17 +37,6 @@ from bayeslora.system.memory import peak_memory
 from bayeslora.system.reading import restoring
 from bayeslora.tasks import Item, Splits
 
-__all__ = [
-    "HeadRun",
-    "choice_indicators",
-    "fit_run",
-    "fixed_choices",
-    "load_head_run",
-    "open_reader",
-    "train_head",
-    "write_head_run",
-]
-
 logger = logging.getLogger("bayeslora")
 
 _PRIOR = "prior"

@@ -16,21 +16,6 @@ from bayeslora.tasks.decisions import is_decision_file
 from bayeslora.tasks.decisions.items import items_of, read_splits, train_file
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = [
-    "FILE_OPTIONS",
-    "build_task",
-    "choice_count",
-    "class_names",
-    "describe_splits",
-    "drawn",
-    "file_options",
-    "subset",
-    "task_items",
-    "warn_of_unseen_classes",
-    "with_classes",
-    "with_file_options",
-]
-
 FILE_OPTIONS = tuple(FileLayout.__annotations__)
 """The fields of a task's config that say how a file is read."""
 

@@ -17,8 +17,6 @@ from bayeslora.system.folders import writer_within
 from bayeslora.system.processes import is_main
 from bayeslora.system.reading import read_json
 
-__all__ = ["KEPT", "Key", "items_digest", "kept_or_computed", "run_key", "write_kept"]
-
 logger = logging.getLogger("bayeslora")
 
 KEPT = ("dev_predictions.json", "unsure_above.json", "dev_draws.json")

@@ -19,8 +19,6 @@ from bayeslora.scoring import Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Item, Splits
 
-__all__ = ["choose_link", "predict_powers", "with_length_power"]
-
 logger = logging.getLogger("bayeslora")
 
 

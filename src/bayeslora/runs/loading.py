@@ -28,18 +28,6 @@ from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
 from bayeslora.system.reading import naming_file
 
-__all__ = [
-    "features_folder",
-    "head_width",
-    "load_adapted",
-    "load_model",
-    "merge_adapters",
-    "merge_resolved",
-    "scoring_of",
-    "uses_chat_template",
-    "with_chat_template",
-]
-
 
 def load_model(
     config: ModelConfig, task: TaskConfig, num_labels: int | None = None, *, trained: bool = False

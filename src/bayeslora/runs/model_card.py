@@ -19,8 +19,6 @@ from bayeslora.runs.config import RunConfig
 from bayeslora.system.files import write_file
 from bayeslora.tasks import TaskError, get_task
 
-__all__ = ["CardFacts", "model_card", "write_model_card"]
-
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
 _METRICS = ("accuracy", "nll", "ece", "brier")
 _TEXT_COLUMNS = ("perplexity", *_COLUMNS, "num_tokens")

@@ -22,8 +22,6 @@ from bayeslora.options.ranges import (
 )
 from bayeslora.options.registry import NameIn
 
-__all__ = ["USUAL_DRAWS", "DistillConfig", "HeadConfig", "ModelConfig", "RunOptions", "TaskConfig", "TrainConfig"]
-
 USUAL_DRAWS = 10
 """Posterior draws where nothing is said, and at most where it is "auto"."""
 

@@ -27,17 +27,6 @@ from bayeslora.system.files import atomic_file
 from bayeslora.system.processes import all_reduce_max, gather_items, is_sharded, shard_items
 from bayeslora.tasks import Item
 
-__all__ = [
-    "Prediction",
-    "by_length",
-    "in_chunks",
-    "original_order",
-    "predict_chunks",
-    "predict_items",
-    "require_finite",
-    "write_rows",
-]
-
 _ROUNDS_LIMIT = 2**30
 """Bytes of memory for hidden states of items that get their draws in rounds."""
 

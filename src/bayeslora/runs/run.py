@@ -20,8 +20,6 @@ from bayeslora.scoring import Scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks import Item
 
-__all__ = ["Run"]
-
 
 @dataclass(kw_only=True)
 class Run:

@@ -10,8 +10,6 @@ from bayeslora.methods import State
 from bayeslora.system.files import atomic_file
 from bayeslora.system.reading import read_tensors
 
-__all__ = ["STATE", "load_state", "save_state"]
-
 STATE = "posterior.safetensors"
 
 

@@ -19,8 +19,6 @@ from bayeslora.system.processes import all_reduce_max, world_size
 from bayeslora.tasks import Splits
 from bayeslora.training.trainer import BayesianLoraTrainer
 
-__all__ = ["item_trainer", "planned_steps", "suited", "trainer_fields", "training_metrics"]
-
 
 def planned_steps(arguments: TrainingArguments, rows: int) -> int:
     """Optimizer steps of a training on so many rows."""

@@ -37,8 +37,6 @@ from bayeslora.system.memory import peak_memory
 from bayeslora.tasks import Splits
 from bayeslora.training.progress import training_shown
 
-__all__ = ["Trained", "Training", "train"]
-
 logger = logging.getLogger("bayeslora")
 
 

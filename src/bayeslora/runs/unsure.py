@@ -18,8 +18,6 @@ from bayeslora.runs.kept import kept_or_computed, run_key
 from bayeslora.runs.run import Run
 from bayeslora.system.console import track
 
-__all__ = ["EXCEPTION", "unsure_above"]
-
 EXCEPTION = 0.1
 """Share of the tokens that are unsure in what a run writes for its dev texts."""
 

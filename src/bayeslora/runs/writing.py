@@ -19,8 +19,6 @@ from bayeslora.system.files import save_adapter, write_json
 from bayeslora.system.folders import replaced_together
 from bayeslora.system.processes import barrier, is_main
 
-__all__ = ["RUN_PARTS", "write_run"]
-
 RUN_PARTS = (
     *("adapter", "config.yaml", "metrics.json", "posterior.safetensors"),
     *("predictions.jsonl", "texts.jsonl", "reliability.png", "explanations.jsonl", "evaluation", "diagnosis"),

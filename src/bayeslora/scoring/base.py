@@ -17,17 +17,6 @@ from bayeslora.models.layers import base_model
 from bayeslora.scoring.chat import chat_frame
 from bayeslora.scoring.fitting import fit
 
-__all__ = [
-    "ChoiceBatch",
-    "ChoiceItem",
-    "Scoring",
-    "choice_labels",
-    "choice_mask",
-    "forward_options",
-    "pad_left",
-    "pad_right",
-]
-
 logger = logging.getLogger("bayeslora")
 
 

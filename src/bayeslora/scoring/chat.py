@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Frame", "chat_frame"]
-
 _TODAY = datetime(2024, 7, 26)
 """The date in every prompt, where a template asks for one (Llama 3.2): predictions must not change from day to day."""
 

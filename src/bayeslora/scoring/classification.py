@@ -23,9 +23,6 @@ from bayeslora.scoring.base import (
     pad_right,
 )
 
-__all__ = ["Classification", "ClassificationBatch"]
-
-
 logger = logging.getLogger("bayeslora")
 
 

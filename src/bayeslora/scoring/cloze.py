@@ -24,8 +24,6 @@ from bayeslora.scoring.packing import packs
 from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch, over_length
 
-__all__ = ["Cloze", "ClozeBatch", "attention_mask", "packed_rows"]
-
 logger = logging.getLogger("bayeslora")
 
 _PROBE_CHOICES = 4

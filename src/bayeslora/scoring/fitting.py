@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["MARK", "cut_middle", "fit"]
-
 MARK = " ... "
 """Stands where a text was cut."""
 

@@ -15,8 +15,6 @@ from bayeslora.scoring.rows import RowBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["HeadScoring", "QuestionBatch"]
-
 _ROWS = ("input_ids", "attention_mask", "position_ids", "read", "source", "target", "choice", "lengths")
 _UNPACKED = ("input_ids", "attention_mask", "answer", "real")
 _JOINED = ("input_ids", "attention_mask", "position_ids", "lengths", "groups")

@@ -21,8 +21,6 @@ from bayeslora.scoring.base import (
 )
 from bayeslora.scoring.top_layer import head_of_words, last_positions
 
-__all__ = ["Letter", "LetterBatch", "class_token_ids"]
-
 REQUEST = "Answer with one letter."
 """What a chat says in place of "Answer:"."""
 

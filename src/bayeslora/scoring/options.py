@@ -8,8 +8,6 @@ from typing import ClassVar
 from bayeslora.scoring.base import ChoiceItem
 from bayeslora.scoring.cloze import Cloze, ClozeBatch
 
-__all__ = ["Options"]
-
 
 class Options(Cloze):
     """Batches as of `Cloze`: choices packed behind their question, blind to each other.

@@ -23,8 +23,6 @@ from bayeslora.adapters.switching import adapters_off
 from bayeslora.models.layers import base_model, evaluating, text_config
 from bayeslora.system.processes import world_size
 
-__all__ = ["packs", "probe_lengths"]
-
 logger = logging.getLogger("bayeslora")
 
 TOLERANCE = 0.03

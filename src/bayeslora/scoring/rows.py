@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from bayeslora.scoring.cloze import ClozeBatch
 
-__all__ = ["RowBatch"]
-
 
 class RowBatch(ClozeBatch):
     """One row of several texts (`bayeslora.readouts.row.Row`), which a mask and positions keep apart.

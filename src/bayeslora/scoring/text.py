@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring
 
-__all__ = ["Text"]
-
 
 class Text(Scoring):
     """The scoring of language modelling and instruction tuning; `bayeslora.runs.language_modelling` reads its texts."""

@@ -19,8 +19,6 @@ from bayeslora.adapters.draws import find_draws
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.models.layers import base_model, forwards_replaced, layers_below, outermost_layers, text_config
 
-__all__ = ["head_at_ends", "head_left_out", "head_of_positions", "head_of_words", "last_positions"]
-
 
 @contextmanager
 def last_positions(model: nn.Module, count: int) -> Iterator[None]:

@@ -22,8 +22,6 @@ from bayeslora.models.quantization import plain_tensors
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_store import DiskStore, MemoryStore, Store
 
-__all__ = ["TrunkCache", "frozen_trunk", "served", "trunk_digest"]
-
 DEFAULT_LIMIT = 4 * 2**30
 """Bytes."""
 

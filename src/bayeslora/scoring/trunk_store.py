@@ -18,8 +18,6 @@ from torch import Tensor
 
 from bayeslora.system.files import write_file
 
-__all__ = ["DiskStore", "MemoryStore", "Store"]
-
 logger = logging.getLogger("bayeslora")
 
 _SUFFIX = ".safetensors"

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from bayeslora.scoring.base import ChoiceBatch, forward_options
 from bayeslora.scoring.top_layer import head_of_positions
 
-__all__ = ["UnpackedBatch", "over_length", "token_likelihood"]
-
 _AS_THEY_ARE = ("labels", "label_probabilities", "length_power")
 """What a packed batch has that does not depend on how its choices are laid out."""
 

@@ -19,8 +19,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bayeslora.system.processes import is_main
 
-__all__ = ["Progress", "aligned", "duration", "headlines", "progress", "say", "text_table", "track"]
-
 T = TypeVar("T")
 
 _PERIOD = 30.0

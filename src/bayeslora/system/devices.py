@@ -6,8 +6,6 @@ import logging
 
 import torch
 
-__all__ = ["choose_device", "is_here", "kept_device"]
-
 logger = logging.getLogger("bayeslora")
 
 

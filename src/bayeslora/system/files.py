@@ -20,20 +20,6 @@ from torch import Tensor
 
 from bayeslora.system.processes import barrier, full_tensor, is_dtensor, is_main, is_sharded
 
-__all__ = [
-    "atomic_file",
-    "atomic_folder",
-    "check_absent",
-    "disk_is_full",
-    "last_complete_checkpoint",
-    "recover_folder",
-    "save_adapter",
-    "sort_sets",
-    "synchronised",
-    "write_file",
-    "write_json",
-]
-
 _PREVIOUS = ".previous"
 _KILLED = 3600
 """Seconds after which a file that is still aside is nobody's."""

@@ -18,16 +18,6 @@ from filelock import FileLock, Timeout
 from bayeslora.system.files import check_absent, recover_folder, synchronised, write_json
 from bayeslora.system.processes import is_main
 
-__all__ = [
-    "only_replacer",
-    "only_writer",
-    "recover_parts",
-    "replaced_together",
-    "sweep",
-    "to_be_written",
-    "writer_within",
-]
-
 logger = logging.getLogger("bayeslora")
 
 _NEW = ".new"

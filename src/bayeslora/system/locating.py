@@ -14,8 +14,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["RUN_FILES", "is_hub_run", "run_folder"]
-
 RUN_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",

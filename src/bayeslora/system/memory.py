@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory", "keep_freed_blocks", "peak_memory"]
-
 
 @dataclass
 class PeakMemory:

@@ -14,21 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = [
-    "all_reduce_max",
-    "barrier",
-    "full_tensor",
-    "gather_items",
-    "init_processes",
-    "is_dtensor",
-    "is_launched",
-    "is_main",
-    "is_sharded",
-    "main_speaks",
-    "shard_items",
-    "world_size",
-]
-
 T = TypeVar("T")
 
 # Of torchrun, and of the MPI launchers that accelerate reads.

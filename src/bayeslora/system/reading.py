@@ -13,8 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["naming_file", "read_json", "read_json_lines", "read_tensors", "restoring"]
-
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file.

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["threads_for"]
-
 _ROWS = 2000
 """Rows of a square matrix for each thread: below, on a busy machine, threads wait for one another longer than they
 compute (a fit of a head to 60 items took 0.9 s with one and 4.4 s with two, to 400 items 11 s and 26 to 119 s)."""

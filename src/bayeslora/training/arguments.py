@@ -30,8 +30,6 @@ from bayeslora.options.ranges import (
 )
 from bayeslora.options.registry import did_you_mean
 
-__all__ = ["check_arguments"]
-
 _RANGES: dict[str, Any] = {
     "per_device_train_batch_size": Size,
     "per_device_eval_batch_size": Size,

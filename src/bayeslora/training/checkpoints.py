@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 else:
     _Parent = object
 
-__all__ = ["NamedCheckpoints", "checkpoint_read", "checkpoint_written"]
-
 _DAMAGE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError, TypeError, SafetensorError)
 """What torch, safetensors and transformers raise over a file that is cut or is of another training."""
 

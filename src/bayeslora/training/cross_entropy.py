@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from bayeslora.scoring import ChoiceBatch
 
-__all__ = ["item_losses", "ranked_probability_scores", "smoothed_cross_entropy"]
-
 
 def item_losses(batch: ChoiceBatch, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """What training minimises for each row of a batch [rows], nats: the cross-entropy, as `smoothed_cross_entropy`.

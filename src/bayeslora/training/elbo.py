@@ -10,8 +10,6 @@ from bayeslora.adapters.random_factor import RandomFactor, stacked_kl
 from bayeslora.posteriors.weights.base import KL
 from bayeslora.system.processes import full_tensor
 
-__all__ = ["kl_divergence", "kl_weight", "negative_elbo", "weight_penalty"]
-
 _FACTORS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
 
 

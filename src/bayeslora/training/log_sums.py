@@ -11,8 +11,6 @@ from torch import Tensor
 from bayeslora.system.files import write_json
 from bayeslora.system.reading import read_json
 
-__all__ = ["LogSums"]
-
 _NAME = "log_sums.json"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["NonFiniteLossError", "likely_cause"]
-
 
 class NonFiniteLossError(FloatingPointError):
     """The loss or the weights became NaN or infinite; training stopped before they were used or saved."""

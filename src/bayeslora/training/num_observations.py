@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["count_target_tokens", "has_token_labels", "row_count", "rows_have_token_labels"]
-
 
 def row_count(dataset: Any) -> int | None:
     """Number of rows; None for a dataset without a length."""

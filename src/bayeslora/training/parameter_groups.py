@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 else:
     _Parent = object
 
-__all__ = ["ParameterGroups", "sampled_weights", "variational_parameters"]
-
 
 class ParameterGroups(_Parent):
     """A mixin for Trainers: groups of their own for variational parameters, and optimizers of LoRA pairs.

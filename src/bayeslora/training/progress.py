@@ -11,8 +11,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from bayeslora.system.console import Progress, progress, say
 from bayeslora.training.trainer import ELBOTrainerMixin
 
-__all__ = ["training_shown"]
-
 _ROWS = 20
 """Lines of the table at most."""
 

@@ -12,8 +12,6 @@ from transformers import TrainerCallback
 from bayeslora.adapters.random_factor import RandomFactor
 from bayeslora.posteriors.weights.point import SnapshotWeights
 
-__all__ = ["Capture"]
-
 
 class Capture(TrainerCallback):
     """Copies the adapter where a cycle ends; a checkpoint has what was copied before it.

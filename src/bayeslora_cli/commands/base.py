@@ -15,17 +15,6 @@ from bayeslora.options.parser import Parser
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = [
-    "Command",
-    "ConfigCommand",
-    "add_device",
-    "add_json",
-    "add_num_samples",
-    "add_overwrite",
-    "add_switch",
-    "print_result",
-]
-
 
 class Command(ABC):
     """One subcommand; its file imports what it needs of bayeslora inside `run`, so that every call starts at once."""

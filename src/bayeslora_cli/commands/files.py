@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_file_layout", "file_layout"]
-
 _COLUMNS = {
     "question_column": "Column of the file that holds the question; default of all these: the run's.",
     "choices_column": "Column that holds the list of choices, or several columns separated by commas.",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["main_scores", "one_pass_said", "scores_table"]
-
 _COUNTS = {"num_examples": "items", "num_tokens": "tokens", "num_samples": "draws"}
 _SCORES = ("accuracy", "nll", "perplexity", "joint_perplexity", "bits_per_byte", "ece", "brier", "auroc")
 

@@ -18,8 +18,6 @@ from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.rounding import Spread
 from bayeslora.posteriors.weights.point import MembersWeights
 
-__all__ = ["Mean", "Samples", "export_mean", "export_samples", "mean_warnings", "require_draws", "require_mean"]
-
 
 def export_mean(
     model: PeftModel, output_dir: str | Path, *, dtype: Dtype = "float32", details: Mapping[str, Any] | None = None

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from bayeslora.deploy.export.folder import Dtype
 from bayeslora.runs import Run
 
-__all__ = ["ExportFormat", "ExportRequest"]
-
 
 @dataclass(frozen=True)
 class ExportRequest:

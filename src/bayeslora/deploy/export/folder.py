@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from bayeslora.system.files import atomic_folder, write_json
 
-__all__ = ["RECORD", "Dtype", "check_output", "export_folder", "write_record"]
-
 logger = logging.getLogger("bayeslora")
 
 Dtype = Literal["float32", "bfloat16", "float16"]

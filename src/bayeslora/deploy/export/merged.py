@@ -24,8 +24,6 @@ from bayeslora.runs import Run
 from bayeslora.runs.items import class_names, task_items
 from bayeslora.tasks import TaskError
 
-__all__ = ["Merged", "export_merged"]
-
 logger = logging.getLogger("bayeslora")
 
 

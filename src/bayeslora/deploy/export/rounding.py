@@ -11,8 +11,6 @@ from torch import Tensor
 
 from bayeslora.deploy.export.folder import Dtype
 
-__all__ = ["TOLERATED_NOISE", "Moments", "Spread", "relative_error", "rounded"]
-
 TOLERATED_NOISE = 0.1
 """Largest variance of rounding relative to what is rounded; at a standard deviation of one spacing it is 1/12."""
 

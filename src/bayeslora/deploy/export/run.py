@@ -16,8 +16,6 @@ from bayeslora.runs import Run, load_run
 from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.system.folders import only_replacer
 
-__all__ = ["FORMATS", "export_run"]
-
 FORMATS: Registry[ExportFormat] = Registry(ExportFormat, "bayeslora.deploy.export")  # type: ignore[type-abstract]
 """By name, as `--format` has it."""
 

@@ -30,8 +30,6 @@ from bayeslora.prediction.predictive import affordable_samples
 from bayeslora.runs import Run, load_run
 from bayeslora.scoring.base import forward_options
 
-__all__ = ["PosteriorLM"]
-
 logger = logging.getLogger("bayeslora")
 
 _HANDED_ON = (

@@ -12,8 +12,6 @@ from lm_eval.tasks import TaskManager
 from bayeslora.prediction.likelihood import Likelihood
 from bayeslora.system.devices import choose_device
 
-__all__ = ["evaluate_with_harness"]
-
 
 def evaluate_with_harness(
     run: str | Path,

@@ -27,8 +27,6 @@ from bayeslora.deploy.serve.settings import Settings
 from bayeslora.runs import Run
 from bayeslora.runs.prediction import by_length
 
-__all__ = ["create_app"]
-
 _PATHS = ("/", "/v1/predict", "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.json")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorResponse, "description": "The body came too slowly."},

@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 
 from bayeslora.deploy.serve.errors import Refused
 
-__all__ = ["Batcher"]
-
 Item = TypeVar("Item")
 Record = TypeVar("Record")
 

@@ -14,8 +14,6 @@ from bayeslora.deploy.serve.schemas import ItemRequest
 from bayeslora.deploy.serve.settings import Settings
 from bayeslora.tasks import Item, TaskError
 
-__all__ = ["BoundedBody", "checked_items"]
-
 _DISCARDED, _PATIENCE = 2**20, 1.0
 """Bytes that are read of a body that is refused, and seconds."""
 

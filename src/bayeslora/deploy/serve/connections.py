@@ -7,8 +7,6 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["MAX_WAITING", "http_protocol"]
-
 MAX_WAITING = 400
 """With the requests of a full queue (512), below the 1,024 files that many systems let a process open."""
 

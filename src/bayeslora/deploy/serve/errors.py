@@ -15,8 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["CatchErrors", "Refused", "add_error_handlers"]
-
 logger = logging.getLogger("bayeslora")
 
 _SHOWN = 5

@@ -10,8 +10,6 @@ from fastapi import Request
 
 from bayeslora.deploy.serve.errors import Refused
 
-__all__ = ["in_time"]
-
 Result = TypeVar("Result")
 
 

@@ -10,8 +10,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bayeslora.deploy.serve.errors import Refused
 
-__all__ = ["RequireKey", "key_of_environment"]
-
 _OPEN = ("/healthz", "/readyz")
 
 

@@ -10,8 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from bayeslora.deploy.serve.metrics import Metrics
 
-__all__ = ["add_operations"]
-
 
 def add_operations(app: FastAPI, metrics: Metrics, running: Callable[[], bool], work: str) -> None:
     """The paths /healthz, /readyz and /metrics.

@@ -11,8 +11,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["page", "page_policy"]
-
 
 def page(model: Mapping[str, Any], kind: str = "page") -> str:
     """The HTML of the page.

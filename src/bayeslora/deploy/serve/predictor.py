@@ -14,8 +14,6 @@ from bayeslora.runs import Run, calibrated_on_dev
 from bayeslora.runs.adaptive import can_stop
 from bayeslora.tasks import Item
 
-__all__ = ["Draws", "Predictor"]
-
 
 class Draws(NamedTuple):
     """Which posterior draws predict; items with the same ones can share a forward."""

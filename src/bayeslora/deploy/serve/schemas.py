@@ -14,8 +14,6 @@ from pydantic import (
     WrapValidator,
 )
 
-__all__ = ["ErrorResponse", "ItemRequest", "ModelResponse", "PredictRequest", "PredictResponse", "Record"]
-
 
 def _encodable(text: str) -> str:
     """JSON can spell half a character (a lone surrogate), which is no text and which no tokenizer takes."""

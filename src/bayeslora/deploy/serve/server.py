@@ -22,8 +22,6 @@ from bayeslora.models import offline_models
 from bayeslora.runs import load_run
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder
 
-__all__ = ["serve"]
-
 
 class _Server(uvicorn.Server):
     """Says when it can be reached."""

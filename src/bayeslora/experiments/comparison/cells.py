@@ -33,8 +33,6 @@ from bayeslora.system.files import disk_is_full
 from bayeslora.tasks import Item
 from bayeslora.training.trainer import NonFiniteLossError
 
-__all__ = ["CellComputer", "Outcome", "cell_folder", "cell_of"]
-
 logger = logging.getLogger("bayeslora")
 
 

@@ -14,8 +14,6 @@ from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import Temperature, best_temperature, fit_temperature
 from bayeslora.runs.prediction import Prediction
 
-__all__ = ["MEAN_PER_TOKEN", "Lengths", "Reading", "per_token", "tempered", "with_score_noise"]
-
 MEAN_PER_TOKEN = "mean per token"
 """In a cell's details["reading"] and its title, where scores were read by the papers' link and not the chosen one."""
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from bayeslora.runs.differences import completed, differences, same_meaning
 
-__all__ = ["grown", "without_storage"]
-
 _STORAGE = ("cache_trunk_folder", "cache_trunk_limit")
 
 

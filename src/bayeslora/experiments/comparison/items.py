@@ -11,8 +11,6 @@ from bayeslora.runs.items import with_classes
 from bayeslora.tasks import Item, Splits
 from bayeslora.tasks.classes import renamed
 
-__all__ = ["ComparedItems", "items_record"]
-
 
 class ComparedItems:
     """Everything that a comparison trains on and predicts.

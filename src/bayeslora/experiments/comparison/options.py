@@ -12,8 +12,6 @@ from bayeslora.options.registry import NameIn
 from bayeslora.prediction.length_power import LENGTH_POWERS
 from bayeslora.runs.options import ModelConfig, TaskConfig, TrainConfig
 
-__all__ = ["AdapterConfig", "CompareOptions", "Control", "ProtocolConfig", "RowOptions"]
-
 Control = Literal["one_pass", "adaptive_draws", "score_noise"]
 """Further rows from the same trained adapters."""
 

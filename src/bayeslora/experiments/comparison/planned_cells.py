@@ -10,8 +10,6 @@ from bayeslora.experiments.comparison.records import BASE, Stage
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.comparison.selection import best_rate, next_rate
 
-__all__ = ["PlannedCell", "chosen_length_power", "chosen_rate", "further_cell", "is_ready", "planned_cells"]
-
 
 @dataclass(frozen=True)
 class PlannedCell:

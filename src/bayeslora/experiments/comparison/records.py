@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     # The command line reads this file's folder at its start; the metrics' libraries take seconds to import.
     from bayeslora.metrics import Array
 
-__all__ = [
-    "BASE",
-    "FORMAT_VERSION",
-    "TEMPERED",
-    "Cell",
-    "Header",
-    "Items",
-    "Predictions",
-    "Stage",
-    "control_title",
-]
-
 FORMAT_VERSION = 1
 
 BASE = "base"

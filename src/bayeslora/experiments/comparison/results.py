@@ -23,8 +23,6 @@ from bayeslora.experiments.comparison.records import Cell, Header, Items, Predic
 from bayeslora.system.files import write_file
 from bayeslora.system.folders import sweep
 
-__all__ = ["Results"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -26,8 +26,6 @@ from bayeslora.experiments.comparison.results import Results
 from bayeslora.runs.differences import at_defaults
 from bayeslora.system.console import Progress, headlines, progress
 
-__all__ = ["compare"]
-
 logger = logging.getLogger("bayeslora")
 
 

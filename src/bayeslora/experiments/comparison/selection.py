@@ -10,8 +10,6 @@ from bayeslora.experiments.comparison.records import Cell, Items
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.metrics import accuracy, nll
 
-__all__ = ["best_rate", "diverged", "next_rate"]
-
 
 def best_rate(
     results: Results, task: str, method: str, seed: int, rates: Sequence[float], select_by: Literal["nll", "accuracy"]

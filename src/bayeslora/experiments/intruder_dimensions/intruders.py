@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["THRESHOLD", "TOP", "Spectrum", "left_singular_vectors", "repaired", "spectrum"]
-
 TOP = 10
 THRESHOLD = 0.5
 

@@ -26,8 +26,6 @@ from bayeslora.experiments.intruder_dimensions.intruders import (
 from bayeslora.models.layers import inside_layers
 from bayeslora.system.console import track
 
-__all__ = ["LayerSpectra", "layer_spectra", "short_names"]
-
 
 @dataclass(frozen=True)
 class LayerSpectra:

@@ -16,8 +16,6 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.runs.loading import load_adapted
 from bayeslora.system.locating import run_folder
 
-__all__ = ["load_adapter"]
-
 _SCORINGS: dict[str, Literal["cloze", "classification"]] = {"CAUSAL_LM": "cloze", "SEQ_CLS": "classification"}
 
 

@@ -14,8 +14,6 @@ from bayeslora.experiments.intruder_dimensions.layers import short_names
 from bayeslora.report.colours import OUTSIDE_COLOURS
 from bayeslora.report.figure import png
 
-__all__ = ["diagnosis_picture"]
-
 _BAR = "#4c78a8"
 _INTRUDER = "#d55e00"
 _GREY = "#777777"

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from bayeslora.experiments.intruder_dimensions.intruders import Spectrum
 from bayeslora.experiments.intruder_dimensions.layers import LayerSpectra
 
-__all__ = ["scaled_intruders"]
-
 
 @contextmanager
 def scaled_intruders(layers: Sequence[LayerSpectra], scale: float) -> Iterator[None]:

@@ -25,8 +25,6 @@ from bayeslora.system.folders import only_replacer
 from bayeslora.system.locating import is_hub_run
 from bayeslora.tasks import allow_task
 
-__all__ = ["SCALES", "diagnose"]
-
 FORMAT_VERSION = 1
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from bayeslora.experiments.intruder_dimensions.layers import short_names
 
-__all__ = ["diagnosis_text", "found_any"]
-
 _SHOWN = 20
 
 

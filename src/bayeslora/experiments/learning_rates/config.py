@@ -9,8 +9,6 @@ from bayeslora.experiments.comparison.config import CompareConfig, RowConfig, de
 from bayeslora.experiments.learning_rates.options import RATIO, SweepOptions
 from bayeslora.options.ranges import check_options
 
-__all__ = ["RATIO", "SweepConfig", "log_grid"]
-
 
 @dataclass
 class SweepConfig(SweepOptions, CompareConfig):

@@ -14,8 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bayeslora.models.layers import evaluating
 from bayeslora.scoring import ChoiceBatch
 
-__all__ = ["largest_eigenvalue", "largest_hessian_eigenvalue"]
-
 _VECTORS = 12
 """Lanczos vectors that are kept; each is as long as there are trainable parameters."""
 

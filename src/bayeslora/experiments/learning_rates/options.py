@@ -8,8 +8,6 @@ from typing import Annotated
 from bayeslora.experiments.comparison.options import CompareOptions, ProtocolConfig
 from bayeslora.options.ranges import Count, Range, Rate
 
-__all__ = ["RATIO", "SweepOptions"]
-
 RATIO = 10**0.25
 """Of neighbouring rates, as in arXiv 2602.04998."""
 

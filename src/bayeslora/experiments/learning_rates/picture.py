@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from bayeslora.report.colours import Style, styles
 from bayeslora.report.figure import png
 
-__all__ = ["sweep_picture"]
-
 _MEASURES = {"nll": "NLL on dev (nats)", "accuracy": "accuracy on dev"}
 _MARGIN = 1.6
 """Factor between the outermost rates and the edges of the axes."""

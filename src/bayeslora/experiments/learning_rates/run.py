@@ -28,8 +28,6 @@ from bayeslora.scoring.options import Options
 from bayeslora.system.files import write_file, write_json
 from bayeslora.system.reading import read_json
 
-__all__ = ["sweep"]
-
 logger = logging.getLogger("bayeslora")
 
 FORMAT_VERSION = 1

@@ -7,8 +7,6 @@ from typing import Any
 
 from bayeslora.report.text import MISSING, markdown_table, plus_minus
 
-__all__ = ["sweep_table"]
-
 
 def sweep_table(record: Mapping[str, Any]) -> str:
     """For each task a table of its rows, and below it what to do where the best rate is at the edge of the grid."""

@@ -12,8 +12,6 @@ from bayeslora.methods.full_fine_tuning import FullFineTuning
 from bayeslora.options.ranges import check_options
 from bayeslora.runs.config import RunConfig
 
-__all__ = ["RankComparison", "RankStudyConfig"]
-
 
 @dataclass
 class RankComparison(CompareConfig):

@@ -16,8 +16,6 @@ from bayeslora.system.reading import read_json_lines
 from bayeslora.tasks import Item, LocalFile
 from bayeslora.tasks.reading.rows import read_rows
 
-__all__ = ["reference_texts", "text_overlap", "written_texts"]
-
 _FILE = "explanations.jsonl"
 
 

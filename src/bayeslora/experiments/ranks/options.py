@@ -9,8 +9,6 @@ from bayeslora.models.kinds import Targets
 from bayeslora.options.ranges import Count, Draws, Positive, Rate, Seed, Size
 from bayeslora.runs.options import ModelConfig, TaskConfig, TrainConfig
 
-__all__ = ["RankStudyOptions"]
-
 
 @dataclass
 class RankStudyOptions:

@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 
 from bayeslora.report.figure import png
 
-__all__ = ["rank_study_picture"]
-
 _COLOUR = "#0072b2"
 _FULL = "#d55e00"
 _PANELS = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE"}

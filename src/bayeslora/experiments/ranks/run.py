@@ -23,8 +23,6 @@ from bayeslora.runs.loading import load_model
 from bayeslora.system.files import write_file, write_json
 from bayeslora.tasks import Item
 
-__all__ = ["rank_study"]
-
 FORMAT_VERSION = 1
 _TASK = "task"
 _SCORES = ("accuracy", "nll", "ece")

@@ -7,8 +7,6 @@ from typing import Any
 
 from bayeslora.report.text import markdown_table, plus_minus
 
-__all__ = ["rank_study_table"]
-
 _SCORES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _OVERLAPS = {"chrf": "chrF", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
 

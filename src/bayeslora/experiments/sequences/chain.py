@@ -27,8 +27,6 @@ from bayeslora.system.files import write_file, write_json
 from bayeslora.system.folders import only_writer
 from bayeslora.system.reading import read_json
 
-__all__ = ["load_chain", "run_chain"]
-
 _STATE = "chain.json"
 _SCORES = ("accuracy", "nll", "ece", "brier", "num_examples", "num_samples")
 

@@ -12,8 +12,6 @@ from bayeslora.options.ranges import check_options
 from bayeslora.runs.config import RunConfig
 from bayeslora.training.arguments import check_arguments
 
-__all__ = ["ChainConfig", "ContinualConfig"]
-
 _SEEDS_APART = 10_000
 
 

@@ -31,8 +31,6 @@ from bayeslora.system.console import Progress, headlines, progress
 from bayeslora.tasks import Item
 from bayeslora.tasks.classes import renamed
 
-__all__ = ["run_continual", "split_name", "stage_name"]
-
 logger = logging.getLogger("bayeslora")
 
 

@@ -11,8 +11,6 @@ from bayeslora.experiments.comparison.results import Results
 from bayeslora.experiments.sequences.continual import split_name, stage_name
 from bayeslora.metrics import summary
 
-__all__ = ["METRICS", "Passes", "average_final", "forgetting", "when_learned"]
-
 METRICS = ("accuracy", "nll", "ece")
 
 

@@ -9,8 +9,6 @@ from bayeslora.experiments.comparison.options import AdapterConfig
 from bayeslora.options.ranges import Count, Draws, Seed, Size
 from bayeslora.runs.options import ModelConfig, RunOptions, TaskConfig, TrainConfig
 
-__all__ = ["ChainOptions", "ContinualOptions"]
-
 
 @dataclass
 class ChainOptions(RunOptions):

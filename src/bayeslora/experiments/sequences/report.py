@@ -14,8 +14,6 @@ from bayeslora.metrics.reliability_diagram import write_png
 from bayeslora.report.text import markdown_table, mean_and_std, plus_minus
 from bayeslora.system.files import write_file
 
-__all__ = ["continual_summary", "write_continual_report"]
-
 _NAMES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _COLOURS = {"accuracy": "Blues", "nll": "Oranges", "ece": "Oranges"}
 

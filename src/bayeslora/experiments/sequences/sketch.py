@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from bayeslora.adapters.noise import generator
 from bayeslora.adapters.random_factor import RandomFactor
 
-__all__ = ["draw_sketch"]
-
 _STREAM = 2410_08305
 """Apart from the streams of posterior draws (`bayeslora.sampling`)."""
 

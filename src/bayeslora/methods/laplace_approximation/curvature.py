@@ -12,8 +12,6 @@ from bayeslora.methods.laplace_approximation.recording import record
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = ["kronecker_blocks", "leading_root", "output_hessian"]
-
 
 def leading_root(matrices: Tensor, count: int) -> Tensor:
     """R [..., n, count] with R R^T the `count` leading eigenvectors of positive semidefinite matrices [..., n, n]."""

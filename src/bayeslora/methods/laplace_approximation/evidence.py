@@ -11,8 +11,6 @@ from torch import Tensor
 
 from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock
 
-__all__ = ["best_prior_precision", "eigenvalues", "fit_prior", "log_evidence"]
-
 
 def eigenvalues(blocks: Iterable[KroneckerBlock]) -> Tensor:
     """The curvature's eigenvalues that are not zero, of all blocks, in float64 on the CPU."""

@@ -21,8 +21,6 @@ from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.trunk_cache import TrunkCache, served
 from bayeslora.scoring.unpacked import UnpackedBatch
 
-__all__ = ["HiddenCurvature", "HiddenGaussian", "HiddenScores", "hidden_curvature", "hidden_scores", "middle_layer"]
-
 
 def middle_layer(model: nn.Module, adapted: Iterable[nn.Module]) -> int:
     """How many layers lie below the middle of those that hold one of the `adapted` modules.

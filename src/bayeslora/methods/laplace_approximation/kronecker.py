@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["KroneckerBlock", "KroneckerSum", "OuterProductSum"]
-
 _FULL_WIDTH = 1024
 """Widest factor that is kept in full by default."""
 _DEFAULT_RANK = 10

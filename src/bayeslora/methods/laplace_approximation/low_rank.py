@@ -15,15 +15,6 @@ from bayeslora.methods.laplace_approximation.subspace import Subspace, weighted_
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
-__all__ = [
-    "LowRankGaussian",
-    "ScoreCovariance",
-    "contrasts",
-    "leading_directions",
-    "learned_share",
-    "low_rank_curvature",
-]
-
 Maps = Mapping[str, nn.Linear]
 
 

@@ -11,8 +11,6 @@ from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock
 from bayeslora.methods.laplace_approximation.recording import Recording
 from bayeslora.methods.laplace_approximation.subspace import weighted_gradients
 
-__all__ = ["covariance_root", "logit_covariance"]
-
 
 def logit_covariance(
     logits: Tensor,

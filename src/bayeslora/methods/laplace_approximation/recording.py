@@ -16,8 +16,6 @@ from bayeslora.models.layers import evaluating
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache, served
 
-__all__ = ["Recording", "lora_maps", "record"]
-
 
 def lora_maps(model: nn.Module, layers: Literal["all", "last"] = "all") -> dict[str, nn.Linear]:
     """The linear maps A and B of the active LoRA adapters of `model`, by name, in the order of the model.

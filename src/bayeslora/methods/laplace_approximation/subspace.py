@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from bayeslora.methods.laplace_approximation.recording import Recording
 
-__all__ = ["Subspace", "weighted_gradients"]
-
 
 def weighted_gradients(
     logits: Tensor,

@@ -10,8 +10,6 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["KL", "Noise", "WeightPosterior", "no_kl"]
-
 
 class KL(NamedTuple):
     """The two parts of the KL from posterior to prior, in nats."""

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 
-__all__ = ["INITIAL_MAGNITUDE", "DirectionsWeights"]
-
 INITIAL_MAGNITUDE = 0.8
 """Of every magnitude, as in the authors' code."""
 

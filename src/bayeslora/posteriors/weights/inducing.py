@@ -20,8 +20,6 @@ from bayeslora.posteriors import InducingPosterior, get_posterior
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior
 from bayeslora.posteriors.weights.whitening import DIAGONAL_FLOOR, DiagonalWhitening, Whitening, whiten, whiten_identity
 
-__all__ = ["InducingWeights"]
-
 Bases = Literal["lora", "free"]
 Mean = Literal["lora", "inducing"]
 Side = Literal["A", "B"]

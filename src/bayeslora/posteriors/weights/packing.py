@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["VARIATIONAL", "pack", "unpack"]
-
 VARIATIONAL = "variational"
 """Name of the tensor that holds the variational parameters of a factor."""
 

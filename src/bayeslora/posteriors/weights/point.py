@@ -11,8 +11,6 @@ from torch import Tensor
 from bayeslora.posteriors.weights.base import KL, Noise, WeightPosterior, no_kl
 from bayeslora.posteriors.weights.whitening import at_least_float32
 
-__all__ = ["MembersWeights", "PointWeights", "SnapshotWeights"]
-
 
 @dataclass(frozen=True)
 class PointWeights(WeightPosterior):

@@ -7,16 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DIAGONAL_FLOOR",
-    "DiagonalWhitening",
-    "Whitening",
-    "at_least_float32",
-    "inducing_diagonal",
-    "whiten",
-    "whiten_identity",
-]
-
 DIAGONAL_FLOOR = 1e-3
 """Smallest D: keeps K = Z Z^T + D^2 positive definite in float32. It is part of D itself, so the KL and the samples
 see the same prior (a jitter added only before the Cholesky would make them differ)."""

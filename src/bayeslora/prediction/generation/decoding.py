@@ -26,8 +26,6 @@ from bayeslora.prediction.generation.prompts import token_pieces
 from bayeslora.prediction.generation.result import Generation
 from bayeslora.prediction.predictive import Predictive
 
-__all__ = ["generate"]
-
 _NOT_TAKEN = {
     "assistant_model": "an assistant would have to propose tokens to all draws",
     "custom_generate": "the decoding is this function's own",

@@ -18,8 +18,6 @@ from matplotlib.ticker import MaxNLocator
 
 from bayeslora.prediction.generation.result import Measure
 
-__all__ = ["uncertainty_picture"]
-
 _COLUMNS = 88
 _PROMPT_LINES = 4
 _DPI = 144

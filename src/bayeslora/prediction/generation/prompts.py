@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode_prompts", "token_pieces"]
-
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, raw: bool = False

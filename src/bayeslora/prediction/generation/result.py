@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bayeslora.prediction.predictive import log_mean_exp
 
-__all__ = ["Generation", "Measure", "Span"]
-
 Measure = Literal["mutual_information", "entropy"]
 
 

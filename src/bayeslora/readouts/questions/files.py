@@ -16,8 +16,6 @@ from bayeslora.readouts.questions.kernels import Kernels
 from bayeslora.tasks.decisions import parse_question
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["head_fields", "head_tensors", "heads_from_state", "heads_state", "restored_head"]
-
 _NUMBERS: dict[str, Any] = {"variance": Positive, "temperature": Positive, "share": Share, "nll": float}
 
 

@@ -22,8 +22,6 @@ from bayeslora.readouts.questions.kernels import Kernels
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.tasks.decisions import Question
 
-__all__ = ["QuestionHead", "positions", "posterior_of"]
-
 _ROUNDS = 3
 """Of expectation maximisation, where labels may be wrong."""
 

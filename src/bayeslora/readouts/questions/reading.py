@@ -22,8 +22,6 @@ from bayeslora.tasks.decisions.items import DecisionItem
 from bayeslora.tasks.decisions.questions import Question, signature
 from bayeslora.tasks.decisions.records import key_of
 
-__all__ = ["DEPTHS", "Features", "QuestionReading"]
-
 DEPTHS = (1 / 3, 1 / 2, 2 / 3)
 """Of the layers behind which is read; adapters lie below the last of them, and those above do not run."""
 

@@ -19,8 +19,6 @@ from bayeslora.scoring.codes.items import DecisionScoring
 from bayeslora.tasks import Splits
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["Adapted", "AdaptedCodes", "check_trains", "decision_config", "trained_on"]
-
 
 @dataclass(frozen=True)
 class Adapted:

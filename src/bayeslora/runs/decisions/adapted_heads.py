@@ -28,8 +28,6 @@ from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.tasks.decisions import Answer
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["AdaptedHeads"]
-
 
 @dataclass(frozen=True)
 class AdaptedHeads(Adapted):

@@ -23,8 +23,6 @@ from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.records import check_state
 
-__all__ = ["AnsweringModel"]
-
 
 class AnsweringModel:
     """What a `DecisionModel` answers with, however it was learned; arguments and attributes are described there."""

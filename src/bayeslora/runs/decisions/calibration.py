@@ -19,8 +19,6 @@ from bayeslora.runs.decisions.sets import SetSizes, options_in_set, set_threshol
 from bayeslora.tasks.decisions import Answer, Question, hard_label
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Calibration", "Labelled", "Policy", "Signal", "calibrated", "fit_temperatures", "name_of"]
-
 logger = logging.getLogger("bayeslora")
 
 Signal = Literal["confidence", "entropy", "novelty"]

@@ -8,8 +8,6 @@ from typing import Literal
 from bayeslora.models.kinds import DtypeName
 from bayeslora.options.ranges import Draws, check_value
 
-__all__ = ["DecisionConfig"]
-
 
 @dataclass(frozen=True)
 class DecisionConfig:

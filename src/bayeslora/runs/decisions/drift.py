@@ -9,8 +9,6 @@ from typing import Any
 
 from scipy.stats import betabinom
 
-__all__ = ["DRIFTED", "QUANTILE", "Drift", "drift"]
-
 QUANTILE = 0.95
 
 DRIFTED = 0.01

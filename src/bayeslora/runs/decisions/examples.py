@@ -15,8 +15,6 @@ from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Question, Record, parse_question
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Examples", "Labels", "VectorReader", "counts_of_labels", "held", "stacked", "state_novelty"]
-
 
 def counts_of_labels(records: Sequence[Record]) -> dict[tuple[Any, ...], int]:
     """How many labels records have, by the `signature` of the question."""

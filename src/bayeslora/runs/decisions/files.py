@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bayeslora.readouts.questions.files import head_fields
 from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from bayeslora.runs.decisions.answering import AnsweringModel
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
-from bayeslora.runs.decisions.head_files import head_fields, heads_tensors, restored_heads
+from bayeslora.runs.decisions.head_files import heads_tensors, restored_heads
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring.codes import Template
@@ -23,14 +24,6 @@ from bayeslora.system.devices import kept_device
 from bayeslora.system.files import atomic_folder, recover_folder, write_json
 from bayeslora.system.reading import read_json, read_tensors, restoring
 from bayeslora.tasks.decisions import parse_question
-
-__all__ = [
-    "FILE",
-    "is_decision_folder",
-    "read_model",
-    "save_calibration",
-    "write_model",
-]
 
 FILE = "decision.json"
 CALIBRATION = "calibration.json"

@@ -8,11 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
-from bayeslora.readouts.questions.files import head_fields, head_tensors, restored_head
+from bayeslora.readouts.questions.files import head_tensors, restored_head
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.tasks.decisions.questions import signature
-
-__all__ = ["head_fields", "heads_tensors", "restored_heads"]
 
 
 def heads_tensors(heads: Heads) -> dict[str, Tensor]:

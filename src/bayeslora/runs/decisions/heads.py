@@ -19,8 +19,6 @@ from bayeslora.system.threads import threads_for
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["Heads", "check_enough"]
-
 logger = logging.getLogger("bayeslora")
 
 

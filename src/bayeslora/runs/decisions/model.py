@@ -21,8 +21,6 @@ from bayeslora.tasks.decisions import Question, Record, parse_questions, read_re
 from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_states
 from bayeslora.tasks.decisions.records import key_of
 
-__all__ = ["DecisionModel"]
-
 logger = logging.getLogger("bayeslora")
 
 FEWEST = 25

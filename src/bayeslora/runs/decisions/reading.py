@@ -22,8 +22,6 @@ from bayeslora.scoring.codes import CodeReader, Template, TooLongError
 from bayeslora.scoring.codes.reading import Prefix
 from bayeslora.tasks.decisions import Question
 
-__all__ = ["HiddenReader", "Prompt", "Vectors", "open_reader"]
-
 logger = logging.getLogger("bayeslora")
 
 TOLERANCE = 0.05

@@ -13,8 +13,6 @@ from bayeslora.runs.decisions.reading import Prompt
 from bayeslora.scoring.codes import CodeReader
 from bayeslora.tasks.decisions import Question, parse_questions
 
-__all__ = ["Request", "as_questions", "read_codes", "with_read"]
-
 Read = TypeVar("Read")
 
 _Seed = Annotated[int, Range(0, 2**63, below=True)]

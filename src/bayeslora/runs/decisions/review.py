@@ -25,8 +25,6 @@ from bayeslora.tasks.decisions import Answer, Question, Record, read_records
 from bayeslora.tasks.decisions.items import without_states
 from bayeslora.tasks.decisions.splits import groups_of_states
 
-__all__ = ["Candidate", "Review", "review", "review_file"]
-
 logger = logging.getLogger("bayeslora")
 
 

@@ -26,8 +26,6 @@ from bayeslora.tasks.decisions import Record, is_decision_file, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, train_file, without_states
 from bayeslora.tasks.decisions.questions import signature
 
-__all__ = ["calibrate_folder", "evaluate_decisions", "is_decision_task", "train_adapted", "train_decisions"]
-
 logger = logging.getLogger("bayeslora")
 
 _READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length")

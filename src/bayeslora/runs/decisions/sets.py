@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from bayeslora.metrics.inputs import share_of
 from bayeslora.tasks.decisions import Answer
 
-__all__ = ["SetSizes", "options_in_set", "set_threshold"]
-
 
 @dataclass(frozen=True)
 class SetSizes:

@@ -25,8 +25,6 @@ from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.locating import run_folder
 from bayeslora.tasks import Item, SoftItem, Splits, load_items
 
-__all__ = ["Lesson", "check_place", "learn_from", "open_teacher", "taught", "unlabelled_items"]
-
 logger = logging.getLogger("bayeslora")
 
 PART = 256

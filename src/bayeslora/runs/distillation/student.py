@@ -18,8 +18,6 @@ from bayeslora.runs.training import Trained, train
 from bayeslora.system.locating import run_folder
 from bayeslora.tasks import Splits
 
-__all__ = ["distill", "student_config"]
-
 
 def distill(
     teacher: str | Path,

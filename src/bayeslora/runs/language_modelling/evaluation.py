@@ -20,8 +20,6 @@ from bayeslora.runs.language_modelling.tokens import TokenPrediction, predict_to
 from bayeslora.runs.run import Run
 from bayeslora.training.sft import SFTConfig, SFTTrainer
 
-__all__ = ["TextPrediction", "predict_texts"]
-
 _PREPARATION = ("assistant_only_loss", "completion_only_loss", "chat_template_path", "eos_token", "truncation_mode")
 """Fields of SFTConfig that decide which tokens of a text are targets."""
 

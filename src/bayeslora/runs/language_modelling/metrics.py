@@ -13,8 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from bayeslora.metrics import ReliabilityCurve, confidence_calibration_error, confidence_reliability_curve
 from bayeslora.runs.language_modelling.tokens import TokenPrediction
 
-__all__ = ["token_metrics", "token_reliability"]
-
 
 def token_metrics(predictions: Sequence[TokenPrediction], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Scores of all target tokens of some texts, as plain numbers.

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-__all__ = ["quiet_datasets"]
-
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:

@@ -18,8 +18,6 @@ from bayeslora.tasks.reading.local import TEST_FRACTION, files_origin
 from bayeslora.tasks.reading.rows import PlacedRow, read_rows
 from bayeslora.tasks.reading.split import hashed_split
 
-__all__ = ["TextRow", "TextSplits", "read_texts", "text_dataset", "text_splits"]
-
 _KINDS = (("messages",), ("prompt", "completion"), ("text",))
 """The columns of each kind of row; the first kind that a row has counts."""
 

@@ -18,8 +18,6 @@ from bayeslora.prediction.predictive import affordable_samples, log_mean_exp
 from bayeslora.scoring.base import forward_options
 from bayeslora.system.console import progress
 
-__all__ = ["TokenPrediction", "predict_tokens"]
-
 _COPIES = 5
 """Float32 arrays over the vocabulary that are alive at once for each target token, at most."""
 

@@ -19,8 +19,6 @@ from bayeslora.runs.writing import write_run
 from bayeslora.scoring import Scoring
 from bayeslora.training.sft import BayesianSFTTrainer, SFTConfig
 
-__all__ = ["train_texts"]
-
 logger = logging.getLogger("bayeslora")
 
 

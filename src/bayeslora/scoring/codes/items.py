@@ -18,8 +18,6 @@ from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.letter import LetterBatch
 from bayeslora.tasks.decisions.items import DecisionItem
 
-__all__ = ["CodeBatch", "CodeScoring", "DecisionScoring", "ShuffledItems", "ranked_weights", "typed"]
-
 
 class CodeBatch(LetterBatch):
     """Prompts [batch * orders, tokens], those of an item behind each other, and the codes as `class_token_ids`.

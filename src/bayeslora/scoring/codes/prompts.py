@@ -13,8 +13,6 @@ from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.codes.tokens import single_token_codes
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["KNOWN_QUESTIONS", "NO_LIMIT", "CodePrompts", "TooLongError", "rotations"]
-
 KNOWN_QUESTIONS = 1024
 """Questions whose tokens are kept: programs ask the same ones about every state."""
 

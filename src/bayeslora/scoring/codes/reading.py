@@ -18,8 +18,6 @@ from bayeslora.scoring.codes.prompts import NO_LIMIT, CodePrompts, rotations
 from bayeslora.scoring.top_layer import head_at_ends
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["CodeReader", "Prefix"]
-
 _ROWS = 16_384
 """Tokens, those of the state included, that one forward of a question's orders holds; more orders go one by one."""
 

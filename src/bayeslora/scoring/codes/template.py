@@ -9,8 +9,6 @@ from typing import Any
 
 from bayeslora.tasks.decisions.questions import Option, Question, text_of
 
-__all__ = ["Template"]
-
 _NOUL = {"true": "yes", "false": "no"}
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Codes", "single_token_codes"]
-
 
 class Codes:
     """Labels and the tokens that they are.

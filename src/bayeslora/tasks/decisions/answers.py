@@ -10,8 +10,6 @@ from typing import Any
 from bayeslora.tasks.decisions.labels import hard_label
 from bayeslora.tasks.decisions.questions import Question
 
-__all__ = ["Answer"]
-
 
 @dataclass(frozen=True)
 class Answer:

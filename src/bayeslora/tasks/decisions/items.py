@@ -17,8 +17,6 @@ from bayeslora.tasks.decisions.splits import split_records
 from bayeslora.tasks.reading.item import Item, TaskError
 from bayeslora.tasks.reading.rows import READERS
 
-__all__ = ["DecisionItem", "items_of", "read_splits", "train_file", "without_states"]
-
 logger = logging.getLogger("bayeslora")
 
 FRACTION = 0.2

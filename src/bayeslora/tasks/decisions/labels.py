@@ -10,8 +10,6 @@ from typing import Any
 from bayeslora.tasks.decisions.questions import Question, QuestionError, shown
 from bayeslora.tasks.reading.hints import nearest
 
-__all__ = ["Target", "hard_label", "read_target"]
-
 Target = tuple[float, ...]
 """Probabilities in the order of the options; one of them is 1 where the label is hard."""
 

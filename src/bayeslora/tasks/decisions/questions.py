@@ -11,20 +11,6 @@ from typing import Any, ClassVar
 from bayeslora.tasks.reading.hints import nearest
 from bayeslora.tasks.reading.item import TaskError
 
-__all__ = [
-    "MAX_OPTIONS",
-    "Choice",
-    "Noul",
-    "Option",
-    "Question",
-    "QuestionError",
-    "Score",
-    "parse_question",
-    "parse_questions",
-    "shown",
-    "text_of",
-]
-
 MAX_OPTIONS = 255
 
 

@@ -17,8 +17,6 @@ from bayeslora.tasks.reading.item import TaskError
 from bayeslora.tasks.reading.rows import PlacedRow, first_row, read_rows
 from bayeslora.tasks.reading.unique_keys import read_json_text
 
-__all__ = ["Record", "check_state", "is_decision_file", "parse_record", "read_records"]
-
 logger = logging.getLogger("bayeslora")
 
 KINDS = ("noul", "choice", "score")

@@ -10,8 +10,6 @@ from bayeslora.tasks.decisions.questions import text_of
 from bayeslora.tasks.decisions.records import Record
 from bayeslora.tasks.reading.split import hashed_split
 
-__all__ = ["NEAR", "groups_of_states", "split_records"]
-
 NEAR = 0.8
 """Share of common word triples (Jaccard) from which on two states are near copies."""
 

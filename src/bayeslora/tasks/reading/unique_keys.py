@@ -7,8 +7,6 @@ from typing import Any
 
 from bayeslora.tasks.reading.item import TaskError
 
-__all__ = ["read_json_text"]
-
 
 def read_json_text(text: str | bytes) -> Any:
     """What a JSON text says.

@@ -11,8 +11,6 @@ from torch.optim.adamw import adamw
 
 from bayeslora.training.optimizers.precision import assign, full_precision
 
-__all__ = ["adamw_update"]
-
 
 def adamw_update(
     parameters: Sequence[Tensor],

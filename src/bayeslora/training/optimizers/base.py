@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from bayeslora.training.optimizers.adamw import adamw_update
 from bayeslora.training.optimizers.precision import assign, full_precision
 
-__all__ = ["PairOptimizer", "PairStack"]
-
 
 @dataclass(frozen=True)
 class PairStack:

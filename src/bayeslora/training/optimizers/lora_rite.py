@@ -11,8 +11,6 @@ from torch import Tensor
 from bayeslora.training.optimizers.base import PairOptimizer, PairStack
 from bayeslora.training.optimizers.orthogonal import Orthogonal, orthogonal
 
-__all__ = ["LoraRite", "corrected_decay", "inverse_root"]
-
 
 class LoraRite(PairOptimizer):
     """Robust invariant transformation equilibration (Yen et al., arXiv 2410.20625).

@@ -11,8 +11,6 @@ from torch import Tensor
 from bayeslora.training.optimizers.base import PairOptimizer, PairStack
 from bayeslora.training.optimizers.orthogonal import orthogonal
 
-__all__ = ["LowRank", "OpLora", "alternating_sweep", "tangent_gradient", "truncate"]
-
 
 class LowRank(NamedTuple):
     """A matrix `left @ right` that is never formed."""

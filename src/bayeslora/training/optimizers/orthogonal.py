@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Orthogonal", "orthogonal"]
-
 
 class Orthogonal(NamedTuple):
     """X = U R, the thin QR decomposition of a factor X `[..., size, r]`."""

@@ -10,8 +10,6 @@ from torch import nn
 
 from bayeslora.adapters.random_module import RandomModule
 
-__all__ = ["Pair", "lora_pairs", "parameter_groups"]
-
 
 class Pair(NamedTuple):
     """The factors of one update B A, as PEFT has them."""

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["assign", "full_precision"]
-
 
 def full_precision(parameter: Tensor, state: dict[str, Any]) -> Tensor:
     """The weights of `parameter` in at least float32: itself, or the copy that `state` keeps under "float32".

@@ -11,8 +11,6 @@ from torch import Tensor
 from bayeslora.training.optimizers.adamw import adamw_update
 from bayeslora.training.optimizers.base import PairOptimizer, PairStack
 
-__all__ = ["RefLora", "refactoring", "scalar_refactoring"]
-
 
 class RefLora(PairOptimizer):
     """Refactored low-rank adaptation (Zhang, Li and Giannakis, arXiv 2505.18877).

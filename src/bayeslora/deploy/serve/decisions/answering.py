@@ -15,8 +15,6 @@ from bayeslora.runs.decisions.requests import Request
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.tasks.decisions import Answer
 
-__all__ = ["Answering"]
-
 
 class Answering:
     """Answers requests with a model.

@@ -37,8 +37,6 @@ from bayeslora.runs.decisions import DecisionModel
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.reading.unique_keys import read_json_text
 
-__all__ = ["ALIASES", "create_decision_app"]
-
 ALIASES = ("jev-latest", "jev-preview", "bayeslora")
 """Names that every server answers to, beside its own."""
 

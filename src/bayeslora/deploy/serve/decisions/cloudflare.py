@@ -11,8 +11,6 @@ from bayeslora.deploy.serve.decisions.wire import Asked, refused
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer
 
-__all__ = ["Cloudflare"]
-
 
 class Cloudflare(SystemOne):
     """System One in `{result, success, errors, messages}`; the path names the account and the model."""

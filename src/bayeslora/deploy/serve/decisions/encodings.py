@@ -11,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bayeslora.deploy.serve.errors import Refused
 
-__all__ = ["DecodedBody", "decoded"]
-
 
 class DecodedBody:
     """Middleware that decodes gzip and zstd; it stands behind `BoundedBody`, which has the whole body.

@@ -11,8 +11,6 @@ from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer
 from bayeslora.tasks.decisions.questions import shown
 
-__all__ = ["Gemini"]
-
 _STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",

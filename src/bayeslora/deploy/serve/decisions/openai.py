@@ -12,8 +12,6 @@ from bayeslora.tasks.decisions import Answer, Question, parse_question
 from bayeslora.tasks.decisions.questions import shown
 from bayeslora.tasks.decisions.records import check_state
 
-__all__ = ["OpenAI"]
-
 _MAX_QUESTIONS = 400
 
 

@@ -12,8 +12,6 @@ from bayeslora.tasks.decisions import Answer, parse_question
 from bayeslora.tasks.decisions.questions import shown
 from bayeslora.tasks.decisions.records import check_state
 
-__all__ = ["SystemOne"]
-
 _TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_found", 408: "timeout", 504: "timeout"}
 
 

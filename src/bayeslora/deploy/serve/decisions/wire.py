@@ -13,8 +13,6 @@ from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer, Question, QuestionError
 from bayeslora.tasks.decisions.questions import shown
 
-__all__ = ["Asked", "Extensions", "Wire", "asking", "extensions", "refused"]
-
 _MOST_SAMPLES = 2**31 - 1
 _MOST_SEED = 2**63 - 1
 

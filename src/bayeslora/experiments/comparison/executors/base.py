@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from bayeslora.experiments.comparison.items import ComparedItems
     from bayeslora.experiments.comparison.planned_cells import PlannedCell
 
-__all__ = ["Executor"]
-
 
 class Executor(ABC):
     """Computes cells somewhere; a context manager that lets go of what it holds.

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from bayeslora.experiments.comparison.planned_cells import PlannedCell
     from bayeslora.runs.config import ModelConfig
 
-__all__ = ["LocalExecutor", "device_in_words"]
-
 
 class LocalExecutor(Executor):
     """Computes a cell when its outcome is asked for."""

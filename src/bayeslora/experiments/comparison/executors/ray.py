@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from bayeslora.experiments.comparison.items import ComparedItems
     from bayeslora.experiments.comparison.planned_cells import PlannedCell
 
-__all__ = ["RayExecutor"]
-
 RETRIES = 3
 """How often a cell whose worker or node died is run again before it counts as failed."""
 

@@ -11,8 +11,6 @@ from bayeslora.metrics import nll
 from bayeslora.report.table import Entry, Table
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
-__all__ = ["LINK", "learning_rate_table"]
-
 LINK = "Link of all rows"
 
 

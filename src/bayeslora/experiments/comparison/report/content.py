@@ -33,8 +33,6 @@ from bayeslora.report.figure import Picture
 from bayeslora.report.statistics import Resampling
 from bayeslora.report.table import Table
 
-__all__ = ["Block", "Report", "Section", "build_report"]
-
 Block: TypeAlias = Table | Picture
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["notes"]
-
 
 def notes(resamples: int) -> dict[str, str]:
     """What the marks and columns mean: names and texts.

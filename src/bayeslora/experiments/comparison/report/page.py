@@ -11,8 +11,6 @@ from bayeslora.experiments.comparison.report.content import Report, build_report
 from bayeslora.report.figure import Picture
 from bayeslora.system.files import write_file
 
-__all__ = ["write_pages", "write_report"]
-
 _RESULTS = "results.jsonl"
 
 

@@ -19,8 +19,6 @@ from bayeslora.experiments.comparison.report.rows import Row, TaskRows
 from bayeslora.metrics import SMALLEST_PROBABILITY
 from bayeslora.report.colours import BASELINE
 
-__all__ = ["REQUIRED_Z", "Difference", "Verdict", "difference", "hits", "losses", "reference", "verdict"]
-
 REQUIRED_Z = 3.0
 """Standard errors by which the best row of an informative task beats the base model with a temperature."""
 

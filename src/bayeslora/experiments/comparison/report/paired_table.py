@@ -12,8 +12,6 @@ from bayeslora.report.colours import OUR_METHOD
 from bayeslora.report.table import Entry, Table
 from bayeslora.report.text import MISSING
 
-__all__ = ["paired_sentences", "paired_table"]
-
 
 def paired_table(tasks: Sequence[TaskRows], other: str) -> Table:
     """Every row against the row `other`, on the items of all tasks together."""

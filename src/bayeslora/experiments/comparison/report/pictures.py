@@ -21,8 +21,6 @@ from bayeslora.metrics import entropy, reliability_curve, risk_coverage_curve
 from bayeslora.report.colours import OUTSIDE_COLOURS, Style
 from bayeslora.report.figure import GREY, SMALL, Picture, legend, panel_grid, plain, png
 
-__all__ = ["cost_picture", "entropy_picture", "reliability_picture", "risk_coverage_picture"]
-
 _BINS = 15
 _SMALLEST_COVERAGE = 0.1
 

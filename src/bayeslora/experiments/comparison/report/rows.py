@@ -13,8 +13,6 @@ from bayeslora.experiments.comparison import Cell, Items, Results
 from bayeslora.experiments.comparison.records import TEMPERED
 from bayeslora.prediction.temperature import bound_of
 
-__all__ = ["Row", "TaskRows", "outside_name", "planned", "row_order", "task_rows"]
-
 _OUTSIDE = "ood:"
 
 

@@ -12,8 +12,6 @@ from bayeslora.metrics import Sample, all_metrics, detection_auroc, entropy
 from bayeslora.metrics.base import Heading
 from bayeslora.report.statistics import DETECTION, Resampling, Score, compare
 
-__all__ = ["Scores", "TaskScores", "task_scores"]
-
 Scores: TypeAlias = dict[str, dict[str, Score]]
 """For each metric's name the score of each row."""
 

@@ -18,17 +18,6 @@ from bayeslora.report.statistics import DETECTION, Score
 from bayeslora.report.table import Entry, Table
 from bayeslora.report.text import MISSING, mean_and_std, plus_minus
 
-__all__ = [
-    "ECE_FLOOR",
-    "cost_table",
-    "outside_table",
-    "passes",
-    "reading_table",
-    "score_table",
-    "set_table",
-    "summary_table",
-]
-
 ECE_FLOOR = "ECE floor"
 COVERAGE = 0.9
 _PERCENT = f"{100 * COVERAGE:g} %"

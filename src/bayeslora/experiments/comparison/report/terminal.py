@@ -9,8 +9,6 @@ from bayeslora.metrics import all_metrics
 from bayeslora.report.table import Entry, Table
 from bayeslora.system.console import text_table
 
-__all__ = ["scores_text"]
-
 _SHOWN = (
     *(metric.head for metric in all_metrics() if metric.name in ("accuracy", "nll", "ece", "auroc")),
     ECE_FLOOR,
