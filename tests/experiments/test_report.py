@@ -466,6 +466,21 @@ def test_rows_stand_in_the_order_of_the_config_with_derived_ones_behind_their_ba
     assert said in " ".join(page.text.split())
 
 
+def test_a_task_whose_own_link_is_the_mean_per_token_lacks_no_second_reading(tmp_path):
+    first, second = TASKS
+    truths = {task: {"test": true_logits(task, "test", 4)} for task in TASKS}
+    again = Simulated("lora, mean per token", factor=2.5, error=0.6, derived_from="lora")
+    with Results.open(tmp_path / "results.jsonl", Header.now({"tasks": dict.fromkeys(TASKS)}, "cpu")) as writing:
+        for task in TASKS:
+            writing.append(split_items(task, "test", truths[task]["test"], 4))
+        for seed in (0, 1):
+            writing.append(cell(METHODS[0], second, seed, truths[second]))
+            writing.append(cell(METHODS[0], first, seed, truths[first]))
+        writing.append(cell(again, first, 0, truths[first], details={"reading": "mean per token"}))
+    said = " ".join(read_page(write_report(tmp_path)).text.split())
+    assert f"Not finished. {first} lacks seed 1 of lora, mean per token." in said and f"{second} lacks" not in said
+
+
 def test_two_learning_rates_of_a_method_are_two_rows(tmp_path):
     write_report(bare(tmp_path / "results.jsonl", ["test"], [{}, {"learning_rate": 0.5}]))
     table = read_page(tmp_path / "report.html").tables["arc_easy", "Scores on the 160 test items"]
