@@ -50,6 +50,12 @@ def test_help_of_no_command_imports_anything_heavy():
     assert start(["--version"], code=0, lines=1) < 600
 
 
+@pytest.mark.parametrize("kind", command_classes(), ids=lambda kind: kind.name)
+def test_every_command_with_a_result_prints_it_as_json(kind):
+    without = {"serve", "demo", "lm-eval", "decide"}  # as docs/guides/output.md says
+    assert ("--json" in kind().help_parser().format_help()) == (kind.name not in without)
+
+
 @pytest.mark.parametrize("call", ["compare --help", "evaluate"])
 def test_the_package_as_a_module_is_the_command_and_imports_no_more(call):
     """So that other libraries' messages are hidden before they are imported: `torchrun -m bayeslora` too."""

@@ -633,6 +633,8 @@ def test_the_command_exports_the_draws_that_predictions_use(
     main(["export", str(run), "--format", "samples", "--num_samples", "2", "--output_dir", str(out)])
     assert capsys.readouterr().out.splitlines() == [str(out / "draw0"), str(out / "draw1")]
     record = json.loads((out / RECORD).read_text())
+    main(["export", str(run), "--format", "samples", "--num_samples", "2", "--output_dir", str(out), "--json"])
+    assert json.loads(capsys.readouterr().out) == record | {"folders": [str(out / "draw0"), str(out / "draw1")]}
     loaded = load_run(run)
     assert (record["run"], record["method"], record["seed"]) == (str(run), "blob", 5)
     assert record["temperature"] == loaded.temperature != 1

@@ -303,6 +303,8 @@ def test_the_command_can_write_the_folder_only(home, tmp_path, capsys):
     arguments = ["push", str(home / "run"), "--repo_id", REPO, "--output_dir", str(tmp_path / "out")]
     main([*arguments, "--license", "apache-2.0", "--datasets", '["org/data"]'])
     assert f"to push: {tmp_path / 'out'}" in capsys.readouterr().out
+    main([*arguments[:-1], str(tmp_path / "again"), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "again")}
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert data.license == "apache-2.0" and data.datasets == ["org/data"]
 

@@ -387,6 +387,8 @@ def test_the_command_writes_the_report(tmp_path, capsys):
     comparison(tmp_path / "results.jsonl", METHODS[:2], TASKS[:1], (0,))
     main(["report", str(tmp_path), "--output_dir", str(tmp_path / "report")])
     assert str(tmp_path / "report" / "report.html") in capsys.readouterr().out
+    main(["report", str(tmp_path), "--output_dir", str(tmp_path / "report"), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "report" / "report.html")}
     page = read_page(tmp_path / "report" / "report.html")
     table = page.tables[TASKS[0], "Scores on the 160 test items"]
     assert "±" not in table["lora"]["NLL (nats) ↓"], "one seed has no deviation"

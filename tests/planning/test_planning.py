@@ -330,6 +330,8 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     parts = ("weights", "adapters", "gradients", "optimizer", "activations")
     assert row["training"]["total"] == sum(row["training"][part] for part in parts)
     assert record["fits"] and record["proposals"] == [{}]
+    main([*given, "--gpu_memory", "1GB", "--json"])
+    assert json.loads(capsys.readouterr().out) == record
     tight = (row["training"]["total"] - 1) / 0.9
     main([*given, "--gpu_memory", str(int(tight))])
     assert "Any of these makes it fit:\n  - model.gradient_checkpointing: true" in capsys.readouterr().out

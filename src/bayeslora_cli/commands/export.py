@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device
+from bayeslora_cli.commands.base import Command, add_device, add_json, print_result
 
 
 class Export(Command):
@@ -40,6 +40,7 @@ class Export(Command):
             help="Number type of the files.",
         )
         add_device(parser)
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the folders that were written."""
@@ -47,5 +48,5 @@ class Export(Command):
 
         chosen = {name: options[name] for name in ("format", "num_samples", "seed", "draw", "dtype", "device")}
         record = export_run(options.run, options.output_dir, **chosen)
-        for folder in record.get("draws", ["."]):
-            print(Path(options.output_dir) / folder)
+        folders = [str(Path(options.output_dir) / folder) for folder in record.get("draws", ["."])]
+        print_result(options, record | {"folders": folders}, *folders)

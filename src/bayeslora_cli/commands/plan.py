@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command
+from bayeslora_cli.commands.base import Command, add_json, print_result
 
 
 class Plan(Command):
@@ -25,6 +25,7 @@ class Plan(Command):
         parser.add_argument("--tokens", type=int | None, default=None, help="Tokens of the longest item.")
         parser.add_argument("--answer_tokens", type=int | None, default=None, help="Tokens of its choices (cloze).")
         parser.add_argument("--output", type=str | None, default=None, help="JSON file to write the plan to.")
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the plan."""
@@ -40,6 +41,6 @@ class Plan(Command):
         )
         config = parse_run_or_comparison(options.config)
         plan = make_plan(config, given, lambda text: print(f"planning: {text}", file=sys.stderr))
-        print(as_text(plan))
+        print_result(options, as_record(plan), as_text(plan))
         if options.output is not None:
             write_json(options.output, as_record(plan))

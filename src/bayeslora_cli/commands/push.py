@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command
+from bayeslora_cli.commands.base import Command, add_json, print_result
 
 
 class Push(Command):
@@ -28,6 +28,7 @@ class Push(Command):
         add("--baseline", type=str | None, default=None, help="Folder of a run on the same items to compare with.")
         add("--include", type=list[str], default=[], help='Further files to publish, such as ["predictions.jsonl"].')
         add("--output_dir", type=str | None, default=None, help="Write to this folder instead, to look at it first.")
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where it is."""
@@ -35,7 +36,9 @@ class Push(Command):
 
         chosen = {name: options[name] for name in ("base_model", "datasets", "license", "baseline", "include")}
         if options.output_dir is not None:
-            print(f"to push: {write_hub_folder(options.run, options.output_dir, options.repo_id, **chosen)}")
+            folder = str(write_hub_folder(options.run, options.output_dir, options.repo_id, **chosen))
+            print_result(options, {"folder": folder}, f"to push: {folder}")
             return
         where = {"private": options.private, "revision": options.revision}
-        print(f"pushed: {push_to_hub(options.run, options.repo_id, **where, **chosen)}")
+        address = str(push_to_hub(options.run, options.repo_id, **where, **chosen))
+        print_result(options, {"pushed": address}, f"pushed: {address}")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command
+from bayeslora_cli.commands.base import Command, add_json, print_result
 
 
 class Report(Command):
@@ -21,9 +21,11 @@ class Report(Command):
         parser.add_argument(
             "--output_dir", type=str | None, default=None, help="Default: the folder of the results file."
         )
+        add_json(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where the report is."""
         from bayeslora.experiments.comparison.report.page import write_report
 
-        print(f"report: {write_report(options.results, options.output_dir)}")
+        page = str(write_report(options.results, options.output_dir))
+        print_result(options, {"report": page}, f"report: {page}")
