@@ -189,6 +189,21 @@ def test_one_question_a_row_in_json_and_csv(tmp_path: Path) -> None:
     assert unlabelled.targets == {}
 
 
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ('"billing, it"', 'but it is "billing, it", which is one; write "billing | it", or a JSON list: ["billing", "it"]'),
+        ("billing", 'but it is "billing", which is one; write "billing | shipping", or a JSON list: ["billing", '),
+    ],
+)
+def test_options_of_a_cell_that_are_one_are_told_how_to_be_written(tmp_path: Path, cell: str, said: str) -> None:
+    path = tmp_path / "records.csv"
+    path.write_text(f"state,question,type,options,label\nIt is down!,Which team?,choice,{cell},it\n", encoding="utf-8")
+    with pytest.raises(TaskError, match="line 2: options should be two or more in a cell, separated by \\|") as caught:
+        read_records(path)
+    assert said in str(caught.value)
+
+
 def test_items_that_happen_to_have_a_state_are_no_decisions(tmp_path: Path) -> None:
     row = {"state": "Ohio", "question": "Which is its capital?", "choices": ["Columbus", "Dayton"], "label": 0}
     assert not is_decision_file(written(tmp_path, [row])) and not is_decision_file(tmp_path / "none.jsonl")

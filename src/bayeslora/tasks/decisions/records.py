@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -252,10 +253,23 @@ def _options(row: Mapping[str, Any]) -> Any:
     for name in _OPTIONS:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
-            return _cell(value) if value.lstrip()[:1] in ("[", "{") else [one.strip() for one in value.split("|")]
+            return _cell(value) if value.lstrip()[:1] in ("[", "{") else _separated(name, value)
         if value not in (None, ""):
             return value
     return None
+
+
+def _separated(name: str, text: str) -> list[str]:
+    """Options in one cell of a table."""
+    options = [one.strip() for one in text.split("|")]
+    if len(options) > 1:
+        return options
+    perhaps = [one.strip() for one in re.split(r"[,;/\n]", text) if one.strip()]
+    meant = perhaps if len(perhaps) > 1 else ["billing", "shipping"]
+    raise TaskError(
+        f"{name} should be two or more in a cell, separated by |, but it is {shown(text)}, which is one; write "
+        f"{shown(' | '.join(meant))}, or a JSON list: {shown(meant)}."
+    )
 
 
 def _cell(value: Any) -> Any:
