@@ -192,7 +192,10 @@ def test_one_question_a_row_in_json_and_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
-        ('"billing, it"', 'but it is "billing, it", which is one; write "billing | it", or a JSON list: ["billing", "it"]'),
+        (
+            '"billing, it"',
+            'but it is "billing, it", which is one; write "billing | it", or a JSON list: ["billing", "it"]',
+        ),
         ("billing", 'but it is "billing", which is one; write "billing | shipping", or a JSON list: ["billing", '),
     ],
 )
