@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from peft import PeftModel
 from torch import nn
@@ -31,9 +31,9 @@ class BayesianHead(Method):
             is one more feature, whose weight the evidence chooses.
     """
 
-    name: ClassVar[str] = "bayesian_head"
-    adapts: ClassVar[bool] = False
-    needs_items: ClassVar[bool] = True
+    name = "bayesian_head"
+    adapts = False
+    needs_items = True
 
     def __init__(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from bayeslora.adapters import BayesianLoraConfig
 from bayeslora.methods.base import VariationalMethod
 from bayeslora.options.from_config import options_of
@@ -13,4 +11,4 @@ from bayeslora.options.from_config import options_of
 class BayesianLora(VariationalMethod):
     """Variational inference with the ELBO; see `bayeslora.BayesianLoraConfig` for the model."""
 
-    name: ClassVar[str] = "bayesian_lora"
+    name = "bayesian_lora"

@@ -74,4 +74,4 @@ class Blob(VariationalMethod):
     both are one loss, mean NLL + beta * KL / N, and one AdamW step.
     """
 
-    name: ClassVar[str] = "blob"
+    name = "blob"

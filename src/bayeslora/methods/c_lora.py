@@ -36,7 +36,7 @@ class ContextualFactor(RandomModule):
     """
 
     bias = None
-    local: ClassVar[bool] = True
+    local = True
     location = ("matrix",)
 
     def __init__(self, weight: Tensor, family: GaussianWeights, hidden: int = 64):
@@ -254,4 +254,4 @@ class CLora(VariationalMethod):
     deviation from plain LoRA, and q starts at the prior.
     """
 
-    name: ClassVar[str] = "c_lora"
+    name = "c_lora"

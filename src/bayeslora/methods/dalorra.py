@@ -131,4 +131,4 @@ class Dalorra(VariationalMethod):
     the ELBO only in the limit of temperature 0.
     """
 
-    name: ClassVar[str] = "dalorra"
+    name = "dalorra"

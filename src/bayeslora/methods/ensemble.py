@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -72,7 +72,7 @@ class DeepEnsemble(Method):
     `bayeslora.sampling`, and so when merged, the model is its first member: a mean of factors is no trained model.
     """
 
-    name: ClassVar[str] = "ensemble"
+    name = "ensemble"
     members: int
 
     def __init__(self, **kwargs: Any):

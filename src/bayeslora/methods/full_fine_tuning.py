@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -40,7 +39,7 @@ class FullFineTuning(Method):
     Weight decay pulls the weights towards zero, not towards the base model's, so it should be 0 here.
     """
 
-    name: ClassVar[str] = "full_fine_tuning"
+    name = "full_fine_tuning"
 
     def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """`model` with trained copies of its modules.

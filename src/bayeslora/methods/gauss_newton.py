@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -64,9 +64,9 @@ class GaussNewton(BayesianLora):
             base model's own weights; "evidence" maximises the marginal likelihood.
     """
 
-    name: ClassVar[str] = "gauss_newton"
-    needs_items: ClassVar[bool] = True
-    closed_form: ClassVar[bool] = True
+    name = "gauss_newton"
+    needs_items = True
+    closed_form = True
 
     def __init__(
         self,

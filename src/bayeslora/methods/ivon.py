@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
 
 from bayeslora.adapters import RandomLoraConfig, Side, register
@@ -81,9 +81,9 @@ class Ivon(Method):
         ValueError: A value out of range.
     """
 
-    name: ClassVar[str] = "ivon"
-    of_whole_training: ClassVar[bool] = True
-    config_class: ClassVar[type[LoraConfig]] = IvonConfig
+    name = "ivon"
+    of_whole_training = True
+    config_class = IvonConfig
 
     def __init__(
         self,

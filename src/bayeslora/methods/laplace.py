@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -53,8 +53,8 @@ class LaplaceLora(Method):
         ValueError: An option has no such value.
     """
 
-    name: ClassVar[str] = "laplace"
-    needs_items: ClassVar[bool] = True
+    name = "laplace"
+    needs_items = True
 
     def __init__(
         self,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from bayeslora.methods.base import Method
 
 
 class Lora(Method):
     """Maximum likelihood with PEFT's own LoRA layers. It has no posterior: predictions are a single pass."""
 
-    name: ClassVar[str] = "lora"
+    name = "lora"
 
     def effective_num_samples(self, num_samples: int) -> int:
         """Always 0."""

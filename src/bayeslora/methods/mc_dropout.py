@@ -129,9 +129,9 @@ class MonteCarloDropout(Method):
             the place of the adapter's own.
     """
 
-    name: ClassVar[str] = "mc_dropout"
+    name = "mc_dropout"
     config_class: ClassVar[type[LoraConfig]] = MonteCarloDropoutConfig
-    draws_depend_on_batch: ClassVar[bool] = True
+    draws_depend_on_batch = True
 
     def __init__(self, lora_dropout: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1, **kwargs: Any):
         super().__init__(lora_dropout=lora_dropout, **kwargs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import VariationalMethod
@@ -45,4 +44,4 @@ class MeanField(VariationalMethod):
     the KL has a closed form.
     """
 
-    name: ClassVar[str] = "mean_field"
+    name = "mean_field"

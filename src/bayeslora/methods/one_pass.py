@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -54,7 +54,7 @@ class OnePass(GaussNewton):
         layer: Behind how many layers the hidden states are read; default: the middle of the adapted ones.
     """
 
-    name: ClassVar[str] = "one_pass"
+    name = "one_pass"
 
     def __init__(self, layer: Count | None = None, **kwargs: Any):
         super().__init__(**kwargs)

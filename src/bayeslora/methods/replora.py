@@ -160,7 +160,7 @@ class RepLora(Method):
     start were chosen here.
     """
 
-    name: ClassVar[str] = "replora"
+    name = "replora"
 
     def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """As the base class, with the latent of each block shared by its layers."""

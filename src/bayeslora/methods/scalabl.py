@@ -125,4 +125,4 @@ class ScalaBL(VariationalMethod):
     KL[q || p] in one loss, mean NLL + beta * KL / N, with a free s_loc and one start for all.
     """
 
-    name: ClassVar[str] = "scalabl"
+    name = "scalabl"

@@ -82,7 +82,7 @@ class SdLora(Method):
             rescales what was learned when a task begins. "keep": at a_t |B_t| |A_t|, where the model is unchanged.
     """
 
-    name: ClassVar[str] = "sd_lora"
+    name = "sd_lora"
     config_class: ClassVar[type[LoraConfig]] = SdLoraConfig
 
     def __init__(self, old_magnitudes: Literal["restart", "keep"] = "restart", **kwargs: Any):
@@ -142,8 +142,8 @@ class BayesianSdLora(SdLora, BayesianLora):
     point estimates.
     """
 
-    name: ClassVar[str] = "bayesian_sd_lora"
-    config_class: ClassVar[type[LoraConfig]] = BayesianSdLoraConfig
+    name = "bayesian_sd_lora"
+    config_class = BayesianSdLoraConfig
 
     def effective_num_samples(self, num_samples: int) -> int:
         """All."""

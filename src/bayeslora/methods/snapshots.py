@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from bayeslora.adapters import RandomLoraConfig, Side, register
 from bayeslora.methods.base import Method
@@ -44,8 +44,8 @@ class Snapshots(Method):
     `bayeslora.sampling`, and so when merged, the model is its last one.
     """
 
-    name: ClassVar[str] = "snapshots"
-    of_whole_training: ClassVar[bool] = True
+    name = "snapshots"
+    of_whole_training = True
     snapshots: int
 
     def training_arguments(self) -> dict[str, Any]:

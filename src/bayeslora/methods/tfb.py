@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -72,9 +72,9 @@ class Tfb(Method):
             labels and is what the public code does.
     """
 
-    name: ClassVar[str] = "tfb"
-    config_class: ClassVar[type[LoraConfig]] = TfbConfig
-    needs_items: ClassVar[bool] = True
+    name = "tfb"
+    config_class = TfbConfig
+    needs_items = True
 
     def __init__(
         self,

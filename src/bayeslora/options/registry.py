@@ -109,7 +109,8 @@ def names_of_classes(package: str) -> list[str]:
 
 
 def _gives_name(line: ast.stmt) -> bool:
-    return isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "name" and line.value is not None
+    assigned = isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None
+    return assigned and ast.unparse(line).startswith(("name = ", "name: "))
 
 
 def did_you_mean(wrong: str, known: Iterable[str], number: int = 1, cutoff: float = 0.6) -> str:

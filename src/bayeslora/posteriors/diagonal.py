@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from bayeslora.posteriors.base import InducingPosterior, Parameters, gaussian_kl
 class Diagonal(InducingPosterior):
     """q(V) = N(loc, diag(std^2)); the default. KL in closed form."""
 
-    name: ClassVar[str] = "diagonal"
+    name = "diagonal"
 
     def initial(self, loc: Tensor) -> dict[str, Tensor]:
         """Location and log standard deviation, `[rows, columns]` each."""

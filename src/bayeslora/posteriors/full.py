@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from bayeslora.posteriors.matrix_normal import lower_triangular
 class Full(InducingPosterior):
     """q(vec V) = N(loc, L L^T) with L lower triangular [rows * columns, rows * columns]."""
 
-    name: ClassVar[str] = "full"
+    name = "full"
 
     def initial(self, loc: Tensor) -> dict[str, Tensor]:
         """Location and the raw Cholesky factor."""

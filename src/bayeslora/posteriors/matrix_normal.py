@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ def lower_triangular(raw: Tensor) -> Tensor:
 class MatrixNormal(InducingPosterior):
     """q(V) = MN(loc, R R^T, C C^T) with lower triangular R [rows, rows] and C [columns, columns]."""
 
-    name: ClassVar[str] = "matrix_normal"
+    name = "matrix_normal"
 
     def initial(self, loc: Tensor) -> dict[str, Tensor]:
         """Location and the two raw Cholesky factors; the scale is split evenly between them."""

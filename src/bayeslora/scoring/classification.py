@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bayeslora.models.kinds import ModelKind
 from bayeslora.scoring.base import (
     ChoiceBatch,
     ChoiceItem,
@@ -60,10 +58,10 @@ class Classification(Scoring):
             different orders.
     """
 
-    name: ClassVar[str] = "classification"
-    kind: ClassVar[ModelKind] = "sequence_classification"
-    shares_trunk: ClassVar[bool] = False
-    takes_classes: ClassVar[bool] = True
+    name = "classification"
+    kind = "sequence_classification"
+    shares_trunk = False
+    takes_classes = True
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, classes: Sequence[str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +159,8 @@ class Cloze(Scoring):
             powers give the logits of each.
     """
 
-    name: ClassVar[str] = "cloze"
-    templated: ClassVar[bool] = True
+    name = "cloze"
+    templated = True
     _equal_said = False
 
     def __init__(

@@ -69,8 +69,8 @@ class HeadScoring(DecisionScoring):
         reads: Makes of a batch and its items one whose logits are those of heads.
     """
 
-    name: ClassVar[str] = "heads"
-    by_heads: ClassVar[bool] = True
+    name = "heads"
+    by_heads = True
     reads: Callable[[QuestionBatch, Sequence[DecisionItem]], QuestionBatch] | None = None
 
     def __call__(self, items: Sequence[ChoiceItem]) -> QuestionBatch:

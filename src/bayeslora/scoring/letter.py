@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +39,9 @@ class LetterBatch(ChoiceBatch):
 class Letter(Scoring):
     """The papers' way: needs a model that can answer with a letter."""
 
-    name: ClassVar[str] = "letter"
-    templated: ClassVar[bool] = True
-    templated_by_default: ClassVar[bool] = True
+    name = "letter"
+    templated = True
+    templated_by_default = True
 
     def prompt(self, item: ChoiceItem, question: str | None = None) -> str:
         """Question (another text in its place: `question`), lettered choices, "Answer:"; as a chat, a request."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from bayeslora.scoring.base import ChoiceItem
 from bayeslora.scoring.cloze import Cloze, ClozeBatch
@@ -19,8 +18,8 @@ class Options(Cloze):
             those of cloze.
     """
 
-    name: ClassVar[str] = "options"
-    by_heads: ClassVar[bool] = True
+    name = "options"
+    by_heads = True
     reads: Callable[[ClozeBatch, Sequence[ChoiceItem]], ClozeBatch] | None = None
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClozeBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring
 
@@ -11,7 +10,7 @@ from bayeslora.scoring.base import ChoiceBatch, ChoiceItem, Scoring
 class Text(Scoring):
     """The scoring of language modelling and instruction tuning; `bayeslora.runs.language_modelling` reads its texts."""
 
-    name: ClassVar[str] = "text"
+    name = "text"
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ChoiceBatch:
         """Never: always raises.

@@ -21,8 +21,12 @@ class Command(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
+    """The class's docstring."""
     distributed: ClassVar[bool] = False
     """Whether several processes (torchrun, accelerate launch) can share the work."""
+
+    def __init_subclass__(cls) -> None:
+        cls.description = cls.__doc__ or ""
 
     def parser(self) -> Parser:
         """A parser with this command's options."""
@@ -93,7 +97,7 @@ def _class(path: str) -> type[DataclassInstance]:
 def add_device(parser: ArgumentParser) -> None:
     """The option of every command that loads a run."""
     said = "Where to compute: auto, cpu, cuda, cuda:1, mps, ...; default: where the run was trained, if that is here."
-    parser.add_argument("--device", type=str | None, default=None, help=said)
+    add_option(parser, "--device", str, said)
 
 
 def add_overwrite(parser: ArgumentParser) -> None:
@@ -104,7 +108,12 @@ def add_overwrite(parser: ArgumentParser) -> None:
 def add_num_samples(parser: ArgumentParser, usual: str = "the run's") -> None:
     """The draws of a command that predicts items."""
     said = f"Posterior draws; default: {usual}; auto: of each item until its answer is settled."
-    parser.add_argument("--num_samples", type=int | Literal["auto"] | None, default=None, help=said)
+    add_option(parser, "--num_samples", int | Literal["auto"], said)
+
+
+def add_option(parser: ArgumentParser, name: str, kind: Any, said: str, default: Any = None) -> None:
+    """An option that may be left away; without a default it is None then."""
+    parser.add_argument(name, type=kind | None if default is None else kind, default=default, help=said)
 
 
 def add_switch(parser: ArgumentParser, name: str, said: str) -> None:

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, print_result
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_option, print_result
 
 if TYPE_CHECKING:
     from bayeslora.runs.decisions.calibration import Calibration, Policy
 
 
 class Calibrate(Command):
-    """Learns temperatures and certified thresholds of a decision model."""
+    """Calibrate a decision model on labelled records: temperatures, certified thresholds."""
 
-    name: ClassVar[str] = "calibrate"
-    description: ClassVar[str] = "Calibrate a decision model on labelled records: temperatures, certified thresholds."
+    name = "calibrate"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The model, the records, and what is promised."""
         parser.add_argument("run", type=str, help="Folder of the decision model; its calibration is replaced.")
         parser.add_argument("--data", type=str, required=True, help="Labelled records that it was not trained on.")
-        parser.add_argument(
-            "--alpha", type=float | None, default=None, help="Errors to promise among automated answers; default: none."
-        )
-        parser.add_argument("--delta", type=float, default=0.1, help="Probability with which the promise may fail.")
+        add_option(parser, "--alpha", float, "Errors to promise among automated answers; default: none.")
+        add_option(parser, "--delta", float, "Probability with which the promise may fail.", 0.1)
         signals = Literal["confidence", "entropy", "novelty"]
-        parser.add_argument("--signal", type=signals, default="confidence", help="What the threshold is on.")
+        add_option(parser, "--signal", signals, "What the threshold is on.", "confidence")
         said = "Share of states whose right option is in x_set of the answers; default: no sets."
-        parser.add_argument("--coverage", type=float | None, default=None, help=said)
+        add_option(parser, "--coverage", float, said)
         add_device(parser)
         add_json(parser)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,13 +10,12 @@ from bayeslora_cli.commands.base import ConfigCommand, print_result
 
 
 class Chain(ConfigCommand):
-    """Trains a chain of blocks."""
+    """Draw, train, merge, draw again (RAC-LoRA); goes on where it stopped."""
 
-    name: ClassVar[str] = "chain"
-    description: ClassVar[str] = "Draw, train, merge, draw again (RAC-LoRA); goes on where it stopped."
-    config_path: ClassVar[str] = "bayeslora.experiments.sequences.config.ChainConfig"
-    options_path: ClassVar[str] = "bayeslora.experiments.sequences.options.ChainOptions"
-    output: ClassVar[str] = "Folder for the blocks and the merged model."
+    name = "chain"
+    config_path = "bayeslora.experiments.sequences.config.ChainConfig"
+    options_path = "bayeslora.experiments.sequences.options.ChainOptions"
+    output = "Folder for the blocks and the merged model."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table of the blocks and where the merged model is."""

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand, print_result
+from bayeslora_cli.commands.base import ConfigCommand, add_option, print_result
 
 
 class Compare(ConfigCommand):
-    """Runs a comparison."""
+    """Methods x tasks x seeds under one protocol; goes on where it stopped."""
 
-    name: ClassVar[str] = "compare"
-    description: ClassVar[str] = "Methods x tasks x seeds under one protocol; goes on where it stopped."
-    config_path: ClassVar[str] = "bayeslora.experiments.comparison.config.CompareConfig"
-    options_path: ClassVar[str] = "bayeslora.experiments.comparison.options.CompareOptions"
-    output: ClassVar[str] = "Folder for results.jsonl, report and runs."
+    name = "compare"
+    config_path = "bayeslora.experiments.comparison.config.CompareConfig"
+    options_path = "bayeslora.experiments.comparison.options.CompareOptions"
+    output = "Folder for results.jsonl, report and runs."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write, and how cells are computed."""
         from bayeslora.experiments.comparison.executors import EXECUTORS
 
         super().add_arguments(parser)
-        parser.add_argument(
-            "--executor",
-            type=str,
-            default="local",
-            help="Compute cells in this process (local), or spread them over a Ray cluster (ray; extra: ray).",
-        )
+        said = "Compute cells in this process (local), or spread them over a Ray cluster (ray; extra: ray)."
+        add_option(parser, "--executor", str, said, "local")
         for kind in EXECUTORS.classes():
             for argument, (default, meaning) in kind.options.items():
-                parser.add_argument(f"--{kind.name}_{argument}", type=type(default), default=default, help=meaning)
+                add_option(parser, f"--{kind.name}_{argument}", type(default), meaning, default)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores and where the report is."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora_cli.commands.base import ConfigCommand, print_result
 
 
 class Continual(ConfigCommand):
-    """Trains methods on a sequence of tasks."""
+    """Methods on a sequence of tasks (SD-LoRA): forgetting; goes on where it stopped."""
 
-    name: ClassVar[str] = "continual"
-    description: ClassVar[str] = "Methods on a sequence of tasks (SD-LoRA): forgetting; goes on where it stopped."
-    config_path: ClassVar[str] = "bayeslora.experiments.sequences.config.ContinualConfig"
-    options_path: ClassVar[str] = "bayeslora.experiments.sequences.options.ContinualOptions"
-    output: ClassVar[str] = "Folder for results.jsonl, report and runs."
+    name = "continual"
+    config_path = "bayeslora.experiments.sequences.config.ContinualConfig"
+    options_path = "bayeslora.experiments.sequences.options.ContinualOptions"
+    output = "Folder for results.jsonl, report and runs."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the summary and where the report is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -14,10 +13,9 @@ _REQUEST = '{"state": ..., "questions": {...}}'
 
 
 class Decide(Command):
-    """Answers one request from the standard input."""
+    """Answer typed questions about a state: a System One request as JSON, from stdin."""
 
-    name: ClassVar[str] = "decide"
-    description: ClassVar[str] = "Answer typed questions about a state: a System One request as JSON, from stdin."
+    name = "decide"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The model."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_overwrite
+from bayeslora_cli.commands.base import Command, add_option, add_overwrite
 
 
 class Demo(Command):
-    """Runs the demo."""
+    """LoRA, Bayesian-LoRA and a Bayesian head on few items of ARC-Easy, compared."""
 
-    name: ClassVar[str] = "demo"
-    description: ClassVar[str] = "LoRA, Bayesian-LoRA and a Bayesian head on few items of ARC-Easy, compared."
+    name = "demo"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write, and the seed."""
-        parser.add_argument("--output_dir", type=str, default="runs/demo", help="Folder for results, report and runs.")
+        add_option(parser, "--output_dir", str, "Folder for results, report and runs.", "runs/demo")
         add_overwrite(parser)
-        parser.add_argument("--seed", type=int, default=0, help="Seed of initialisation, data order and draws.")
+        add_option(parser, "--seed", int, "Seed of initialisation, data order and draws.", 0)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -10,10 +10,9 @@ from bayeslora_cli.commands.base import Command, add_device, add_json, add_overw
 
 
 class Diagnose(Command):
-    """Looks at the weights of an adapter."""
+    """Count intruder dimensions of an adapter and measure what scaling them down does."""
 
-    name: ClassVar[str] = "diagnose"
-    description: ClassVar[str] = "Count intruder dimensions of an adapter and measure what scaling them down does."
+    name = "diagnose"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The adapter, and what to measure."""
@@ -22,12 +21,7 @@ class Diagnose(Command):
         add("--output_dir", type=str | None, default=None, help="Default: diagnosis in the folder.")
         add("--base_model", type=str | None, default=None, help="Base model in place of the one that is noted.")
         add("--tasks", type=list[str] | None, default=None, help="Tasks of the repair; default: the run's own.")
-        add(
-            "--scoring",
-            type=str | None,
-            default=None,
-            help="How the tasks are read; default: as the run does.",
-        )
+        add("--scoring", type=str | None, default=None, help="How the tasks are read; default: as the run does.")
         add("--split", type=Literal["dev", "test"], default="dev", help="Split of the tasks.")
         add("--examples", type=int | None, default=None, help="Items of each task.")
         add("--scales", type=list[float], default=[0.0, 0.25, 0.5, 0.75, 1.0], help="Values of lambda.")

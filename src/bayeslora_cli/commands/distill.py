@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,6 +13,7 @@ from bayeslora_cli.commands.base import (
     add_device,
     add_json,
     add_num_samples,
+    add_option,
     add_overwrite,
     add_switch,
     print_result,
@@ -22,25 +23,24 @@ from bayeslora_cli.commands.scores import main_scores, scores_table
 
 
 class Distill(Command):
-    """Trains a plain LoRA on the predictions of a run."""
+    """Train a plain LoRA on the predictions of a run, for servers that know no other."""
 
-    name: ClassVar[str] = "distill"
-    description: ClassVar[str] = "Train a plain LoRA on the predictions of a run, for servers that know no other."
+    name = "distill"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The teacher, the further items, and how long to train."""
         parser.add_argument("run", type=str, help="Folder of the teacher's run, or its Hub id.")
         parser.add_argument("--output_dir", type=str, required=True, help="Folder of the student's run (created).")
         said = "JSONL, CSV or Parquet file of further items to learn on; labels in it are not read."
-        parser.add_argument("--unlabelled", type=str | None, default=None, help=said)
+        add_option(parser, "--unlabelled", str, said)
         add_file_layout(parser)
         add_num_samples(parser, "the run's, at most 4")
         said = "Passes over all items; default: those of half of the teacher's optimizer steps."
-        parser.add_argument("--epochs", type=float | None, default=None, help=said)
+        add_option(parser, "--epochs", float, said)
         said = "Peak learning rate; default: the teacher's, where its optimizer is one that the student has."
-        parser.add_argument("--learning_rate", type=float | None, default=None, help=said)
+        add_option(parser, "--learning_rate", float, said)
         said = "Begin with the mean of the teacher's adapter, where that is a LoRA, or with a new one."
-        parser.add_argument("--start", type=Literal["teacher", "fresh"], default="teacher", help=said)
+        add_option(parser, "--start", Literal["teacher", "fresh"], said, "teacher")
         add_device(parser)
         add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
         add_overwrite(parser)

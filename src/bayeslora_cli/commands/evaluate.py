@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -14,11 +14,10 @@ from bayeslora_cli.commands.scores import main_scores, scores_table
 
 
 class Evaluate(Command):
-    """Scores a run."""
+    """Score a run: metrics.json, predictions.jsonl, reliability.png."""
 
-    name: ClassVar[str] = "evaluate"
-    description: ClassVar[str] = "Score a run: metrics.json, predictions.jsonl, reliability.png."
-    distributed: ClassVar[bool] = True
+    name = "evaluate"
+    distributed = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run and what to score it on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,10 +11,9 @@ from bayeslora_cli.commands.base import Command, add_device, add_overwrite
 
 
 class EvaluationHarness(Command):
-    """Evaluates a run with lm-evaluation-harness."""
+    """Evaluate a run on tasks of lm-evaluation-harness (the extra lm-eval)."""
 
-    name: ClassVar[str] = "lm-eval"
-    description: ClassVar[str] = "Evaluate a run on tasks of lm-evaluation-harness (the extra lm-eval)."
+    name = "lm-eval"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the tasks, and how to average over draws."""
@@ -22,12 +21,8 @@ class EvaluationHarness(Command):
         add("run", type=str, help="Folder of the run, or its Hub id.")
         add("--tasks", type=str, required=True, help="Names of the harness's tasks, separated by commas.")
         add("--num_samples", type=int | None, default=None, help="Posterior draws; default: the run's; 0: the mean.")
-        add(
-            "--likelihood",
-            type=Literal["joint", "mixture"],
-            default="joint",
-            help="Average over draws of a whole continuation's probability, or of each token's.",
-        )
+        said = "Average over draws of a whole continuation's probability, or of each token's."
+        add("--likelihood", type=Literal["joint", "mixture"], default="joint", help=said)
         add("--seed", type=int | None, default=None, help="Seed of the draws; default: the run's.")
         add("--num_fewshot", type=int | None, default=None, help="Examples in the prompt; default: the task's.")
         add("--limit", type=float | None, default=None, help="Items per task, or below 1 their share, for a try.")

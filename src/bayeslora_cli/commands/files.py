@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from bayeslora_cli.commands.base import add_option
+
 _COLUMNS = {
     "question_column": "Column of the file that holds the question; default of all these: the run's.",
     "choices_column": "Column that holds the list of choices, or several columns separated by commas.",
@@ -18,16 +20,10 @@ _COLUMNS = {
 def add_file_layout(parser: ArgumentParser) -> None:
     """How the file is read."""
     for name, text in _COLUMNS.items():
-        parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
-    parser.add_argument(
-        "--labels",
-        type=Literal["auto", "index", "letter", "text"] | None,
-        default=None,
-        help="What the labels are, where they could be read in more than one way.",
-    )
-    parser.add_argument(
-        "--choices", type=list[str] | None, default=None, help="Choices of all items, for a file without such a column."
-    )
+        add_option(parser, f"--{name}", str, text)
+    said = "What the labels are, where they could be read in more than one way."
+    add_option(parser, "--labels", Literal["auto", "index", "letter", "text"], said)
+    add_option(parser, "--choices", list[str], "Choices of all items, for a file without such a column.")
 
 
 def file_layout(options: Namespace) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,10 +13,9 @@ _PICTURED = 8
 
 
 class Generate(Command):
-    """Generates text and says where the model is unsure."""
+    """Generate text from prompts and mark where the posterior's draws disagree."""
 
-    name: ClassVar[str] = "generate"
-    description: ClassVar[str] = "Generate text from prompts and mark where the posterior's draws disagree."
+    name = "generate"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the prompts, how to decode, and what counts as unsure."""
@@ -39,12 +38,9 @@ class Generate(Command):
         add_switch(parser, "--raw", "Take prompts as they are, not as what a user says in a chat.")
         said = "Nats above which a token is unsure; default: what a tenth of the run's own tokens on dev texts exceeds."
         add("--unsure_above", type=float | None, default=None, help=said)
-        add(
-            "--unsure_by",
-            type=Literal["mutual_information", "entropy"],
-            default="mutual_information",
-            help="What makes a token unsure: disagreement of the draws, or all uncertainty.",
-        )
+        said = "What makes a token unsure: disagreement of the draws, or all uncertainty."
+        measures = Literal["mutual_information", "entropy"]
+        add("--unsure_by", type=measures, default="mutual_information", help=said)
         add_device(parser)
         add_overwrite(parser)
         add_json(parser)

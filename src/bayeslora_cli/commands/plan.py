@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,10 +10,9 @@ from bayeslora_cli.commands.base import Command, add_json, print_result
 
 
 class Plan(Command):
-    """Says what a config would need."""
+    """Parameters, memory and passes of a config, without weights; what would make it fit."""
 
-    name: ClassVar[str] = "plan"
-    description: ClassVar[str] = "Parameters, memory and passes of a config, without weights; what would make it fit."
+    name = "plan"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The config and the device."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_num_samples, add_overwrite, print_result
+from bayeslora_cli.commands.base import (
+    Command,
+    add_device,
+    add_json,
+    add_num_samples,
+    add_option,
+    add_overwrite,
+    print_result,
+)
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 
 
 class Predict(Command):
-    """Predicts the items of a file."""
+    """Predict the items of a local file."""
 
-    name: ClassVar[str] = "predict"
-    description: ClassVar[str] = "Predict the items of a local file."
-    distributed: ClassVar[bool] = True
+    name = "predict"
+    distributed = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the files, and when to abstain."""
@@ -26,18 +33,9 @@ class Predict(Command):
         parser.add_argument("--output", type=str, required=True, help="JSONL file to write.")
         add_file_layout(parser)
         add_num_samples(parser)
-        parser.add_argument(
-            "--abstain_above",
-            type=float | None,
-            default=None,
-            help="Entropy (nats) above which an item says abstain.",
-        )
-        parser.add_argument(
-            "--coverage",
-            type=float | None,
-            default=None,
-            help="Add sets of choices that hold the right one with this probability (conformal, calibrated on dev).",
-        )
+        add_option(parser, "--abstain_above", float, "Entropy (nats) above which an item says abstain.")
+        said = "Add sets of choices that hold the right one with this probability (conformal, calibrated on dev)."
+        add_option(parser, "--coverage", float, said)
         add_device(parser)
         add_overwrite(parser)
         add_json(parser)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora_cli.commands.base import Command, add_json, print_result
 
 
 class Push(Command):
-    """Publishes a run."""
+    """Publish a run on the Hugging Face Hub, with a model card; log in by `hf auth login`."""
 
-    name: ClassVar[str] = "push"
-    description: ClassVar[str] = "Publish a run on the Hugging Face Hub, with a model card; log in by `hf auth login`."
+    name = "push"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, where it goes, and what the card says."""

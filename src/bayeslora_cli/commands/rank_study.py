@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora_cli.commands.base import ConfigCommand, print_result
 
 
 class RankStudy(ConfigCommand):
-    """Runs a rank study."""
+    """Several ranks beside full fine-tuning: scores, size, time; goes on where it stopped."""
 
-    name: ClassVar[str] = "rank-study"
-    description: ClassVar[str] = "Several ranks beside full fine-tuning: scores, size, time; goes on where it stopped."
-    config_path: ClassVar[str] = "bayeslora.experiments.ranks.config.RankStudyConfig"
-    options_path: ClassVar[str] = "bayeslora.experiments.ranks.options.RankStudyOptions"
-    output: ClassVar[str] = "Folder for results, runs and picture."
+    name = "rank-study"
+    config_path = "bayeslora.experiments.ranks.config.RankStudyConfig"
+    options_path = "bayeslora.experiments.ranks.options.RankStudyOptions"
+    output = "Folder for results, runs and picture."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""

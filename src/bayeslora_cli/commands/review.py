@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
+from bayeslora_cli.commands.base import Command, add_device, add_json, add_option, add_overwrite, print_result
 
 if TYPE_CHECKING:
     from bayeslora.runs.decisions.review import Candidate
@@ -17,19 +17,17 @@ _WIDTH = 40
 
 
 class Review(Command):
-    """Lists the states of a log that are most worth a label."""
+    """List the states of a log that a decision model would learn most from."""
 
-    name: ClassVar[str] = "review"
-    description: ClassVar[str] = "List the states of a log that a decision model would learn most from."
+    name = "review"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The model, the log, and how many."""
         parser.add_argument("run", type=str, help="Folder of the decision model.")
         said = "Records of a log, labels or none; a record may be a state alone."
         parser.add_argument("--input", type=str, required=True, help=said)
-        said = "JSONL file to write, whose labels can be filled in."
-        parser.add_argument("--output", type=str | None, default=None, help=said)
-        parser.add_argument("--top", type=int, default=20, help="How many states.")
+        add_option(parser, "--output", str, "JSONL file to write, whose labels can be filled in.")
+        add_option(parser, "--top", int, "How many states.", 20)
         add_device(parser)
         add_overwrite(parser)
         add_json(parser)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device
+from bayeslora_cli.commands.base import Command, add_device, add_option
 
 
 class Serve(Command):
-    """Serves a run over HTTP."""
+    """Serve a run over HTTP, with a page to try it in a browser."""
 
-    name: ClassVar[str] = "serve"
-    description: ClassVar[str] = "Serve a run over HTTP, with a page to try it in a browser."
+    name = "serve"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The run, the address, and every field of Settings."""
         from bayeslora.deploy.serve.settings import Settings
 
         parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
-        parser.add_argument(
-            "--host", type=str, default="127.0.0.1", help="Address to listen at; the default is reached from here only."
-        )
-        parser.add_argument("--port", type=int, default=8000, help="Port to listen at; 0: a free one.")
+        said = "Address to listen at; the default is reached from here only."
+        add_option(parser, "--host", str, said, "127.0.0.1")
+        add_option(parser, "--port", int, "Port to listen at; 0: a free one.", 8000)
         add_device(parser)
         parser.add_class_arguments(Settings, nested_key=None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,13 +10,12 @@ from bayeslora_cli.commands.base import ConfigCommand, print_result
 
 
 class Sweep(ConfigCommand):
-    """Runs a learning-rate sweep."""
+    """Every row over a log grid of learning rates, chosen on dev; goes on where it stopped."""
 
-    name: ClassVar[str] = "sweep"
-    description: ClassVar[str] = "Every row over a log grid of learning rates, chosen on dev; goes on where it stopped."
-    config_path: ClassVar[str] = "bayeslora.experiments.learning_rates.config.SweepConfig"
-    options_path: ClassVar[str] = "bayeslora.experiments.learning_rates.options.SweepOptions"
-    output: ClassVar[str] = "Folder for results, picture and winners."
+    name = "sweep"
+    config_path = "bayeslora.experiments.learning_rates.config.SweepConfig"
+    options_path = "bayeslora.experiments.learning_rates.options.SweepOptions"
+    output = "Folder for results, picture and winners."
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table and where the winning configs are."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand, add_overwrite, add_switch, print_result
+from bayeslora_cli.commands.base import ConfigCommand, add_option, add_overwrite, add_switch, print_result
 from bayeslora_cli.commands.scores import main_scores, one_pass_said, scores_table
 
 if TYPE_CHECKING:
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 
 
 class Train(ConfigCommand):
-    """Trains one run."""
+    """Train an adapter."""
 
-    name: ClassVar[str] = "train"
-    description: ClassVar[str] = "Train an adapter."
-    config_path: ClassVar[str] = "bayeslora.runs.config.RunConfig"
-    options_path: ClassVar[str] = "bayeslora.runs.options.RunOptions"
-    output: ClassVar[str] = "Folder of the run (created)."
-    distributed: ClassVar[bool] = True
+    name = "train"
+    config_path = "bayeslora.runs.config.RunConfig"
+    options_path = "bayeslora.runs.options.RunOptions"
+    output = "Folder of the run (created)."
+    distributed = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write."""
         super().add_arguments(parser)
         add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
         said = "Folder of a decision model whose records come first and are not read again; it stays as it is."
-        parser.add_argument("--extend", type=str | None, default=None, help=said)
+        add_option(parser, "--extend", str, said)
         add_overwrite(parser)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

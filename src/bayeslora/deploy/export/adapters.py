@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftModel
 
@@ -107,7 +107,7 @@ def export_samples(
 class Mean(ExportFormat):
     """The posterior mean as one LoRA adapter."""
 
-    name: ClassVar[str] = "mean"
+    name = "mean"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         """As `export_mean`."""
@@ -117,8 +117,8 @@ class Mean(ExportFormat):
 class Samples(ExportFormat):
     """Posterior draws as LoRA adapters."""
 
-    name: ClassVar[str] = "samples"
-    options: ClassVar[tuple[str, ...]] = ("num_samples",)
+    name = "samples"
+    options = ("num_samples",)
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         """As `export_samples`."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -94,8 +94,8 @@ def export_merged(
 class Merged(ExportFormat):
     """The base model with the mean, or a draw, in it."""
 
-    name: ClassVar[str] = "merged"
-    options: ClassVar[tuple[str, ...]] = ("draw",)
+    name = "merged"
+    options = ("draw",)
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         """As `export_merged`."""

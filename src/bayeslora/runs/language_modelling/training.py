@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftModel
 
@@ -44,8 +44,8 @@ def train_texts(
 class TextTraining(Training):
     """Of texts, as TRL prepares them."""
 
-    unit: ClassVar[str] = "text"
-    counted: ClassVar[str] = "token"
+    unit = "text"
+    counted = "token"
 
     def settle(self) -> None:
         """Texts leave nothing open."""

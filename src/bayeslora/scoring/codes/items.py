@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,9 @@ class DecisionScoring(Scoring):
         orders: As of `CodePrompts`.
     """
 
-    templated: ClassVar[bool] = True
-    templated_by_default: ClassVar[bool] = True
-    of_decisions: ClassVar[bool] = True
+    templated = True
+    templated_by_default = True
+    of_decisions = True
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class CodeScoring(DecisionScoring):
         **options: Of `DecisionScoring`.
     """
 
-    name: ClassVar[str] = "codes"
+    name = "codes"
 
     def __init__(
         self,

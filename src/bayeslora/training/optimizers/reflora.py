@@ -113,7 +113,7 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 class RefLoraScalar(RefLora):
     """RefLoRA-S: `RefLora` with `scalar=True`."""
 
-    name: ClassVar[str] = "reflora_scalar"
+    name = "reflora_scalar"
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float = 1e-3, **options: Any):
         super().__init__(params, lr, **{"scalar": True, **options})

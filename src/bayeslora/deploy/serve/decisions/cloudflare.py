@@ -15,8 +15,8 @@ from bayeslora.tasks.decisions import Answer
 class Cloudflare(SystemOne):
     """System One in `{result, success, errors, messages}`; the path names the account and the model."""
 
-    name: ClassVar[str] = "cloudflare"
-    wrong_body: ClassVar[int | None] = 400
+    name = "cloudflare"
+    wrong_body = 400
     prefix: ClassVar[str] = "/client/v4/accounts/"
     path: ClassVar[str] = "/client/v4/accounts/{account}/ai/run/{model:path}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from bayeslora.deploy.serve.decisions.systemone import SystemOne
 from bayeslora.deploy.serve.decisions.wire import Asked, Wire, refused
@@ -23,8 +23,8 @@ _STATUS = {
 class Gemini(Wire):
     """The format of google-genai's client."""
 
-    name: ClassVar[str] = "gemini"
-    wrong_body: ClassVar[int | None] = 400
+    name = "gemini"
+    wrong_body = 400
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
         """As `Wire.parse`."""

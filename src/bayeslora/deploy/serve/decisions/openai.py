@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, extensions, refused
 from bayeslora.deploy.serve.errors import Refused
@@ -18,8 +18,8 @@ _MAX_QUESTIONS = 400
 class OpenAI(Wire):
     """The format of OpenAI's client."""
 
-    name: ClassVar[str] = "openai"
-    wrong_body: ClassVar[int | None] = 400
+    name = "openai"
+    wrong_body = 400
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
         """As `Wire.parse`."""

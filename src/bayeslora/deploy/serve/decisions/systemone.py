@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, extensions, refused
 from bayeslora.deploy.serve.errors import Refused
@@ -18,7 +18,7 @@ _TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_fo
 class SystemOne(Wire):
     """The format of TypeSafe's client and of those that took it over."""
 
-    name: ClassVar[str] = "systemone"
+    name = "systemone"
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
         """As `Wire.parse`. Unknown fields are ignored; `x_extensions: false` asks for answers without `x_` fields."""

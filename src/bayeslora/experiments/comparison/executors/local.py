@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from bayeslora.experiments.comparison.executors.base import Executor
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LocalExecutor(Executor):
     """Computes a cell when its outcome is asked for."""
 
-    name: ClassVar[str] = "local"
+    name = "local"
     slots = 1
 
     def __init__(self, config: CompareConfig, output: Path, items: ComparedItems):

@@ -43,7 +43,7 @@ class RayExecutor(Executor):
         ValueError: No node of the cluster has the CPUs and GPUs of one cell.
     """
 
-    name: ClassVar[str] = "ray"
+    name = "ray"
     options: ClassVar[Mapping[str, tuple[Any, str]]] = {
         "address": (
             "auto",
