@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from bayeslora.adapters.starts import changes_base, with_new
 from bayeslora.models.heads import saved_modules
 from bayeslora.models.modalities import beside_text
 from bayeslora.system.locating import run_folder
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _PREFIX = "base_model.model."
 """In front of a module's name, in an adapter file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +12,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from bayeslora.models.layers import descendants
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 def merged(model: PeftModel) -> nn.Module:

@@ -8,7 +8,6 @@ unless asked for: they hold the data's ids and labels, and paths of the machine.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +28,8 @@ from bayeslora.runs.model_card import CardFacts, write_model_card
 from bayeslora.scoring import get_scoring
 from bayeslora.system.files import atomic_folder, write_json
 from bayeslora.system.folders import only_replacer, recover_parts
+from bayeslora.system.log import logger
 from bayeslora.system.reading import read_json, read_json_lines
-
-logger = logging.getLogger("bayeslora")
 
 _PICTURE = "reliability.png"
 _PREDICTIONS = "predictions.jsonl"

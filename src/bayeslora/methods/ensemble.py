@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,7 @@ from bayeslora.models.kinds import ModelKind
 from bayeslora.options.from_config import options_of
 from bayeslora.options.ranges import Size
 from bayeslora.posteriors.weights.point import MembersWeights
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 @register("ENSEMBLE_LORA")

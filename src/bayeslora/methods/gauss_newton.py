@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -30,8 +29,7 @@ from bayeslora.options.ranges import Positive, Size
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _LOG_EVIDENCE, _PRIOR_VARIANCE, _VALUES, _VECTORS = "log_evidence", "prior_variance", "values", "vectors"
 _FIRST_ITEMS = 256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,8 +26,7 @@ from bayeslora.options.ranges import Positive, Size
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _PRIOR_PRECISION = "prior_precision"
 _LOG_EVIDENCE = "log_evidence"

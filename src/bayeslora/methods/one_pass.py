@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +28,7 @@ from bayeslora.models.layers import descendants
 from bayeslora.options.ranges import Count
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _MATCHED_ITEMS = 128
 """On which the variances of both posteriors are compared: two numbers are fitted."""

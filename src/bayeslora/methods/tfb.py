@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -21,8 +20,7 @@ from bayeslora.options.ranges import Count, Positive, Size
 from bayeslora.posteriors.weights.gaussian import FixedGaussianWeights
 from bayeslora.prediction.predictive import predict
 from bayeslora.scoring import ChoiceBatch
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _NOTE = "bayeslora_new_weights"
 """A plain attribute of the base model; without it, as of a model loaded otherwise, nothing is known to be new."""

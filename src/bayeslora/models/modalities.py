@@ -6,7 +6,6 @@ counted all the same.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 def is_tower(module: nn.Module, parent: nn.Module | None) -> bool:

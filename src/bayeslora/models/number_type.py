@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 
 import torch
 
 from bayeslora.models.kinds import DtypeName
 from bayeslora.system.devices import choose_device
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _OF_16_BITS = ("offline:smollm2",)
 """Models that are stored in float32 here, but were trained in 16 bits: bfloat16 takes nothing from them."""

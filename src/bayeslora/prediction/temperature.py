@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 BOUNDS = (math.exp(-3), math.exp(5))
 """Within these T is searched. At the upper one predictions are all but uniform, at the lower one all but certain."""

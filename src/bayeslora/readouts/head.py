@@ -8,7 +8,6 @@ when it is loaded.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,8 +27,6 @@ from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
 from bayeslora.scoring.base import ChoiceItem
 from bayeslora.system.threads import threads_for
-
-logger = logging.getLogger("bayeslora")
 
 EXACT_ROWS = 5000
 """Contrasts of training items up to which the regression is exact; beyond, `INDUCING_ROWS` of them stand for all."""

@@ -6,7 +6,6 @@ adapters, and draws of them are rows (`bayeslora.readouts.over_adapters`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -26,8 +25,7 @@ from bayeslora.readouts.over_adapters import NO_FOLD, HeadsOverAdapters, folds_o
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem
 from bayeslora.scoring.cloze import ClozeBatch
 from bayeslora.scoring.unpacked import UnpackedBatch
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _ADAPTED = "adapted "
 """What the names of blocks that are read of the adapted model begin with."""

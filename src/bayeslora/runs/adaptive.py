@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,12 +18,12 @@ from bayeslora.runs.config_files import read_config
 from bayeslora.runs.items import task_items
 from bayeslora.runs.kept import Key, kept_or_computed, run_key, write_kept
 from bayeslora.runs.prediction import Prediction
+from bayeslora.system.log import logger
 from bayeslora.tasks import Item
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-logger = logging.getLogger("bayeslora")
 
 NumSamples = Draws | Literal["auto"] | Adaptive | None
 """Draws of a prediction: so many, as many as each item needs ("auto" is `Adaptive()`), or the run's own number."""

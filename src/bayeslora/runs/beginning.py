@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -17,11 +16,10 @@ from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.runs.kept import items_digest
 from bayeslora.system.files import last_complete_checkpoint, write_json
+from bayeslora.system.log import logger
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.system.reading import read_json
 from bayeslora.training.arguments import check_arguments
-
-logger = logging.getLogger("bayeslora")
 
 _BEGINNING = "beginning.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from peft import PeftModel
@@ -13,8 +12,7 @@ from bayeslora.runs.cross_fitting import below_head, read_above_adapters, read_b
 from bayeslora.runs.loading import features_folder, load_model, merge_resolved
 from bayeslora.scoring import Scoring, get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 def build_model(config: RunConfig, output: Path, width: int | None = None) -> tuple[PeftModel, Scoring]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,12 @@ from bayeslora.runs.run import Run
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.locating import is_hub_run
+from bayeslora.system.log import logger
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import LocalFile, allow_task
 
 if TYPE_CHECKING:
     from bayeslora.runs.language_modelling.evaluation import TextPrediction
-
-logger = logging.getLogger("bayeslora")
 
 
 def evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from bayeslora.runs import Run
 from bayeslora.runs.adaptive import NumSamples, is_adaptive
 from bayeslora.runs.unsure import unsure_above
 from bayeslora.system.console import track
+from bayeslora.system.log import logger
 from bayeslora.tasks.reading.rows import read_rows
-
-logger = logging.getLogger("bayeslora")
 
 _WITHOUT_DEV = 0.02
 """Nats."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,11 +32,10 @@ from bayeslora.runs.trainer import training_metrics
 from bayeslora.runs.writing import RUN_PARTS
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
+from bayeslora.system.log import logger
 from bayeslora.system.memory import peak_memory
 from bayeslora.system.reading import restoring
 from bayeslora.tasks import Item, Splits
-
-logger = logging.getLogger("bayeslora")
 
 _PRIOR = "prior"
 

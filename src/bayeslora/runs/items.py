@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 from bayeslora.runs.config import TaskConfig
 from bayeslora.scoring import get_scoring
+from bayeslora.system.log import logger
 from bayeslora.tasks import FileLayout, Item, LocalFile, Splits, Task, TaskError, get_task
 from bayeslora.tasks.classes import class_texts
 from bayeslora.tasks.decisions import is_decision_file
@@ -19,7 +19,6 @@ from bayeslora.tasks.decisions.questions import signature
 FILE_OPTIONS = tuple(FileLayout.__annotations__)
 """The fields of a task's config that say how a file is read."""
 
-logger = logging.getLogger("bayeslora")
 
 AnyItem = TypeVar("AnyItem")
 AnySplits = TypeVar("AnySplits")

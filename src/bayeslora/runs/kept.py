@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,10 +13,9 @@ from bayeslora.adapters.from_lora import adapter_folder
 from bayeslora.runs.config import RunConfig, describe
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import writer_within
+from bayeslora.system.log import logger
 from bayeslora.system.processes import is_main
 from bayeslora.system.reading import read_json
-
-logger = logging.getLogger("bayeslora")
 
 KEPT = ("dev_predictions.json", "unsure_above.json", "dev_draws.json")
 """All files of this kind in a run folder."""

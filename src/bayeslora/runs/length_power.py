@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,9 +16,8 @@ from bayeslora.runs.config import RunConfig
 from bayeslora.runs.prediction import in_chunks, original_order, predict_chunks
 from bayeslora.scoring import Cloze
 from bayeslora.scoring.trunk_cache import TrunkCache
+from bayeslora.system.log import logger
 from bayeslora.tasks import Item, Splits
-
-logger = logging.getLogger("bayeslora")
 
 
 def predict_powers(

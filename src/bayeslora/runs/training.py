@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -33,11 +32,10 @@ from bayeslora.runs.writing import write_run
 from bayeslora.scoring import ChoiceBatch, Scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.folders import only_writer
+from bayeslora.system.log import logger
 from bayeslora.system.memory import peak_memory
 from bayeslora.tasks import Splits
 from bayeslora.training.progress import training_shown
-
-logger = logging.getLogger("bayeslora")
 
 
 @dataclass(kw_only=True)

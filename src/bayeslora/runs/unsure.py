@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from bayeslora.runs.items import task_items
 from bayeslora.runs.kept import kept_or_computed, run_key
 from bayeslora.runs.run import Run
 from bayeslora.system.console import track
+from bayeslora.system.log import logger
 
 EXCEPTION = 0.1
 """Share of the tokens that are unsure in what a run writes for its dev texts."""
@@ -26,8 +26,6 @@ _PROMPTS, _TOKENS = 16, 24
 _BATCH = 8
 _NAME = "unsure_above.json"
 _MEASURES: tuple[Measure, ...] = ("mutual_information", "entropy")
-
-logger = logging.getLogger("bayeslora")
 
 
 def unsure_above(run: Run, measure: Measure, num_samples: int, seed: int) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, cast
@@ -16,8 +15,7 @@ from bayeslora.models.kinds import ModelKind
 from bayeslora.models.layers import base_model
 from bayeslora.scoring.chat import chat_frame
 from bayeslora.scoring.fitting import fit
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 class ChoiceItem(Protocol):

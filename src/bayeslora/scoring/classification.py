@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +19,7 @@ from bayeslora.scoring.base import (
     pad_left,
     pad_right,
 )
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 class ClassificationBatch(ChoiceBatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,7 @@ from bayeslora.scoring.base import (
 from bayeslora.scoring.packing import packs
 from bayeslora.scoring.top_layer import head_of_positions, last_positions
 from bayeslora.scoring.unpacked import UnpackedBatch, over_length
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _PROBE_CHOICES = 4
 

@@ -9,7 +9,6 @@ trial stands for.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,9 +20,8 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.switching import adapters_off
 from bayeslora.models.layers import base_model, evaluating, text_config
+from bayeslora.system.log import logger
 from bayeslora.system.processes import world_size
-
-logger = logging.getLogger("bayeslora")
 
 TOLERANCE = 0.03
 """Median difference of the tokens' log-likelihoods, in standard deviations of them. SmolLM2 in bfloat16 has 0.011 by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 import zlib
@@ -17,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bayeslora.system.files import write_file
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _SUFFIX = ".safetensors"
 _LOCK_SECONDS = 60.0

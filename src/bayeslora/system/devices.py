@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import logging
 import os
 import re
 import shutil
@@ -16,9 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bayeslora.system.files import check_absent, recover_folder, synchronised, write_json
+from bayeslora.system.log import logger
 from bayeslora.system.processes import is_main
-
-logger = logging.getLogger("bayeslora")
 
 _NEW = ".new"
 _PLAN = "parts.json"

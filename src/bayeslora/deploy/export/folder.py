@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from bayeslora.system.files import atomic_folder, write_json
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -22,9 +21,8 @@ from bayeslora.deploy.export.rounding import TOLERATED_NOISE, relative_error
 from bayeslora.models.layers import evaluating
 from bayeslora.runs import Run
 from bayeslora.runs.items import class_names, task_items
+from bayeslora.system.log import logger
 from bayeslora.tasks import TaskError
-
-logger = logging.getLogger("bayeslora")
 
 
 def export_merged(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from bayeslora.readouts.option_reading import OptionReading
 from bayeslora.runs import Run, load_run
 from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.system.folders import only_replacer
+from bayeslora.system.log import logger
 
 FORMATS: Registry[ExportFormat] = Registry(ExportFormat, "bayeslora.deploy.export")  # type: ignore[type-abstract]
 """By name, as `--format` has it."""
 
 HEAD_NAME = "head.safetensors"
-
-logger = logging.getLogger("bayeslora")
 
 
 def export_run(

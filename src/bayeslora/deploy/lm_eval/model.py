@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ from bayeslora.prediction.likelihood import (
 from bayeslora.prediction.predictive import affordable_samples
 from bayeslora.runs import Run, load_run
 from bayeslora.scoring.base import forward_options
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 _HANDED_ON = (
     "max_length",

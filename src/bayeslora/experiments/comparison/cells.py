@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +29,9 @@ from bayeslora.scoring import Cloze
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import disk_is_full
+from bayeslora.system.log import logger
 from bayeslora.tasks import Item
 from bayeslora.training.trainer import NonFiniteLossError
-
-logger = logging.getLogger("bayeslora")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,7 @@ from bayeslora.experiments.comparison.records import Header, Stage
 from bayeslora.experiments.comparison.results import Results
 from bayeslora.runs.differences import at_defaults
 from bayeslora.system.console import Progress, headlines, progress
-
-logger = logging.getLogger("bayeslora")
+from bayeslora.system.log import logger
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,9 +25,8 @@ from bayeslora.runs.items import choice_count, task_items, with_classes
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.options import Options
 from bayeslora.system.files import write_file, write_json
+from bayeslora.system.log import logger
 from bayeslora.system.reading import read_json
-
-logger = logging.getLogger("bayeslora")
 
 FORMAT_VERSION = 1
 

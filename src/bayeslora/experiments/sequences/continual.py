@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -28,10 +27,9 @@ from bayeslora.runs.differences import at_defaults
 from bayeslora.runs.going_on import train_or_load
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.console import Progress, headlines, progress
+from bayeslora.system.log import logger
 from bayeslora.tasks import Item
 from bayeslora.tasks.classes import renamed
-
-logger = logging.getLogger("bayeslora")
 
 
 def run_continual(config: ContinualConfig, output_dir: str | Path, described: dict[str, Any]) -> Results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +15,9 @@ from bayeslora.prediction.certified import Certified, certified_threshold
 from bayeslora.prediction.conformal import check_coverage
 from bayeslora.prediction.temperature import PRIOR_STD
 from bayeslora.runs.decisions.sets import SetSizes, options_in_set, set_threshold
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Answer, Question, hard_label
 from bayeslora.tasks.decisions.questions import signature
-
-logger = logging.getLogger("bayeslora")
 
 Signal = Literal["confidence", "entropy", "novelty"]
 _SPREAD = 0.3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +14,10 @@ from bayeslora.readouts.questions.head import QuestionHead
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples, stacked
 from bayeslora.runs.decisions.reading import Vectors
+from bayeslora.system.log import logger
 from bayeslora.system.threads import threads_for
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.questions import signature
-
-logger = logging.getLogger("bayeslora")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,10 @@ from bayeslora.runs.decisions.files import read_model, write_model
 from bayeslora.runs.decisions.heads import Heads, check_enough
 from bayeslora.runs.run import Run
 from bayeslora.system.folders import to_be_written
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Question, Record, parse_questions, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_states
 from bayeslora.tasks.decisions.records import key_of
-
-logger = logging.getLogger("bayeslora")
 
 FEWEST = 25
 """Labels from which on a question gets a head of its own by default."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,9 +19,8 @@ from bayeslora.readouts.row import Row, beginning
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.scoring.codes import CodeReader, Template, TooLongError
 from bayeslora.scoring.codes.reading import Prefix
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Question
-
-logger = logging.getLogger("bayeslora")
 
 TOLERANCE = 0.05
 """Median difference within a vector that is read in a row and alone, over the median of its size. SmolLM2 in bfloat16

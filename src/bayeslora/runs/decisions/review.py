@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +20,10 @@ from bayeslora.scoring.codes import TooLongError
 from bayeslora.system.console import track
 from bayeslora.system.files import atomic_file
 from bayeslora.system.folders import to_be_written
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Answer, Question, Record, read_records
 from bayeslora.tasks.decisions.items import without_states
 from bayeslora.tasks.decisions.splits import groups_of_states
-
-logger = logging.getLogger("bayeslora")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import fields
@@ -22,11 +21,10 @@ from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.items import subset
 from bayeslora.runs.training import Trained, train
 from bayeslora.system.folders import only_replacer, to_be_written
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, train_file, without_states
 from bayeslora.tasks.decisions.questions import signature
-
-logger = logging.getLogger("bayeslora")
 
 _READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length")
 """Of the options of a task."""

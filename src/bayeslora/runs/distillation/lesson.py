@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,9 +22,8 @@ from bayeslora.runs.run import Run
 from bayeslora.scoring import get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.locating import run_folder
+from bayeslora.system.log import logger
 from bayeslora.tasks import Item, SoftItem, Splits, load_items
-
-logger = logging.getLogger("bayeslora")
 
 PART = 256
 """Items whose predictions are kept together; a kill loses one part."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from bayeslora.runs.trainer import suited, trainer_fields
 from bayeslora.runs.training import Trained, Training
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring import Scoring
+from bayeslora.system.log import logger
 from bayeslora.training.sft import BayesianSFTTrainer, SFTConfig
-
-logger = logging.getLogger("bayeslora")
 
 
 def train_texts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions.labels import hard_label
 from bayeslora.tasks.decisions.questions import Question, text_of
 from bayeslora.tasks.decisions.records import Record, read_records
 from bayeslora.tasks.decisions.splits import split_records
 from bayeslora.tasks.reading.item import Item, TaskError
 from bayeslora.tasks.reading.rows import READERS
-
-logger = logging.getLogger("bayeslora")
 
 FRACTION = 0.2
 """Of the records that are test, and of the rest that is dev, where they have no file of their own."""

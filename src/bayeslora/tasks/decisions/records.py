@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bayeslora.system.log import logger
 from bayeslora.tasks.decisions.labels import Target, hard_label, read_target
 from bayeslora.tasks.decisions.questions import Question, QuestionError, parse_question, parse_questions, shown, text_of
 from bayeslora.tasks.reading.item import TaskError
 from bayeslora.tasks.reading.rows import PlacedRow, first_row, read_rows
 from bayeslora.tasks.reading.unique_keys import read_json_text
-
-logger = logging.getLogger("bayeslora")
 
 KINDS = ("noul", "choice", "score")
 _LABEL_MAPS = ("labels", "expected", "gold", "answers", "targets", "soft")

@@ -14,7 +14,6 @@ all this. Only an empty field, null and not-a-number are no label; "N/A" is a te
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import string
@@ -23,10 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from bayeslora.system.log import logger
 from bayeslora.tasks.reading.hints import nearest
 from bayeslora.tasks.reading.item import TaskError
-
-logger = logging.getLogger("bayeslora")
 
 LabelKind = Literal["auto", "index", "letter", "text"]
 
