@@ -15,7 +15,6 @@ from bayeslora.adapters.random_module import RandomModule
 from bayeslora.methods.base import TASK_TYPES, Method
 from bayeslora.models.kinds import ModelKind
 from bayeslora.options.ranges import Range
-from bayeslora.posteriors.weights.base import Noise
 
 
 class AdapterDropout(RandomModule):
@@ -64,7 +63,7 @@ class AdapterDropout(RandomModule):
         noise = self.active_noise
         if noise is None:
             return nn.functional.dropout(value, self.p, self.training)
-        seeds = _seeds(noise)
+        seeds: list[int] = noise.normal[0].float().view(torch.int32).flatten().tolist()
         if value.shape[0] % len(seeds):
             raise ValueError(
                 f"dropout of {len(seeds)} draws in one forward needs a leading dimension of draws * batch, got inputs "
@@ -76,10 +75,6 @@ class AdapterDropout(RandomModule):
     def extra_repr(self) -> str:
         """The probability."""
         return f"p={self.p}"
-
-
-def _seeds(noise: Noise) -> list[int]:
-    return noise.normal[0].float().view(torch.int32).flatten().tolist()
 
 
 def _kept(value: Tensor, seed: int, probability: float) -> Tensor:

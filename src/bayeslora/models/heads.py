@@ -79,8 +79,6 @@ def compute_in_float32(model: nn.Module, modules: Iterable[str]) -> None:
 def _to_own_type(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Forward pre-hook: floating-point inputs in the type of the module's weights."""
     dtype = next(module.parameters(recurse=False)).dtype
-    return tuple(value.to(dtype) if _is_floating(value) else value for value in args)
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in args
+    )

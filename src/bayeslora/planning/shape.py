@@ -52,8 +52,9 @@ class Shape:
         batch = scoring(longest)
         answer = int(batch["source"].shape[1]) if isinstance(batch, ClozeBatch) else 1
         # A batch spreads what it reads evenly over its rows; the largest batch is one of such items alone.
+        most = max(len(item.choices) for item in items)
         read = max(scoring([item]).logit_positions for item in longest)
-        return Shape(scoring.name, int(batch["input_ids"].shape[1]), answer, max(map(_choices, items)), read)
+        return Shape(scoring.name, int(batch["input_ids"].shape[1]), answer, most, read)
 
     @staticmethod
     def union(shapes: Sequence[Shape]) -> Shape:
@@ -87,7 +88,3 @@ class Shape:
 
     def _causal(self, device: torch.device | str) -> torch.Tensor:
         return torch.ones(1, 1, self.tokens, self.tokens, dtype=torch.bool, device=device).tril()
-
-
-def _choices(item: Any) -> int:
-    return len(item.choices)

@@ -87,7 +87,7 @@ class FeatureReader:
     def _read(self, pairs: Sequence[tuple[ChoiceItem, ClozeBatch]]) -> list[ItemVectors]:
         """What the model holds at items, each of which comes with its own batch."""
         found: list[ItemVectors] = []
-        device = _device(self.model)
+        device = next(self.model.parameters()).device
         if device.type == "cpu":
             for joined in _rows([batch for _, batch in pairs]):
                 found += self._together(joined)
@@ -132,10 +132,6 @@ def _rows(batches: Sequence[ClozeBatch]) -> list[list[ClozeBatch]]:
         rows[-1].append(batch)
         left -= tokens
     return rows
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _key(batch: ClozeBatch) -> str:

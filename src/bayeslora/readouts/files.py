@@ -137,12 +137,8 @@ def _check_tensors(tensors: Mapping[str, Tensor], features: OptionFeatures, scal
     for name, block in {**features.hidden, **features.numbers}.items():
         rows = block[features.mask]
         # What `BlockScaling.of` gives the scale 0 is constant; it had the same items, or more.
-        if bool(((scales[name] == 0) & (_spread(rows) > 1e-6 * rows.abs().amax(0))).any()):
+        if bool(((scales[name] == 0) & (rows.float().std(0, correction=0) > 1e-6 * rows.abs().amax(0))).any()):
             raise ValueError(f"the head's file has a scale of 0 in {name!r} for a feature that varies; {_AGAIN}")
-
-
-def _spread(rows: Tensor) -> Tensor:
-    return rows.float().std(0, correction=0)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class OptionReading(HeadsOverAdapters):
 
     def unpacked(self, packed: ReadBatch) -> ChoiceBatch:
         """The same with one row for each choice."""
-        own = {name: tensor for name, tensor in packed.items() if _is_own(name)}
+        own = {name: tensor for name, tensor in packed.items() if name in ("fold", "questions") or "." in name}
         return self._unpacked(**UnpackedBatch.of(packed), **own)
 
     def features(self, model: nn.Module, batch: ChoiceBatch) -> OptionFeatures:
@@ -209,7 +209,3 @@ class _UnpackedReadBatch(UnpackedBatch):
 
     def raw_logits(self, model: nn.Module) -> Tensor:
         return self.reading.logits(model, self)
-
-
-def _is_own(name: str) -> bool:
-    return name in ("fold", "questions") or "." in name

@@ -56,12 +56,8 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
     markers, lines = itertools.cycle(_MARKERS), defaultdict[str, Iterator[str]](lambda: itertools.cycle(_LINES))
     found = {}
     for method in methods:
-        family = _family(method)
+        family = re.split(r"\s*[+(,]", method, maxsplit=1)[0]
         if family not in colours:
             colours[family] = next(free)
         found[method] = Style(colours[family], next(markers), next(lines[colours[family]]))
     return found
-
-
-def _family(method: str) -> str:
-    return re.split(r"\s*[+(,]", method, maxsplit=1)[0]

@@ -239,11 +239,8 @@ def require_finite(predictive: Predictive, items: Sequence[Item]) -> None:
 
 def by_length(items: Sequence[Item]) -> list[int]:
     """Indices of `items`, short ones first, so that items of similar length can share a batch."""
-    return sorted(range(len(items)), key=lambda index: _length(items[index]))
-
-
-def _length(item: Item) -> int:
-    return len(item.question) + sum(map(len, item.choices))
+    lengths = [len(item.question) + sum(map(len, item.choices)) for item in items]
+    return sorted(range(len(items)), key=lengths.__getitem__)
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

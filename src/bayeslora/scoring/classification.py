@@ -75,7 +75,8 @@ class Classification(Scoring):
 
     def __call__(self, items: Sequence[ChoiceItem]) -> ClassificationBatch:
         """Batch of `items`."""
-        rows = [self.fitted(item, self.encode(self.prompt(item)), self._length()) for item in items]
+        room = min(self.max_length, int(self.tokenizer.model_max_length))
+        rows = [self.fitted(item, self.encode(self.prompt(item)), room) for item in items]
         pad, left = self.tokenizer.pad_token_id, self.tokenizer.padding_side == "left"
         ids, attention = pad_left(rows, pad)[:2] if left else pad_right(rows, pad)
         return ClassificationBatch(
@@ -121,6 +122,3 @@ class Classification(Scoring):
             self._orders[frozenset()] = ()
             logger.warning("items have different choices: class k of the head is choice k of each, whatever its text")
         return list(range(len(choices)))
-
-    def _length(self) -> int:
-        return min(self.max_length, int(self.tokenizer.model_max_length))

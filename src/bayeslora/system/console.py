@@ -210,10 +210,6 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _is_row(line: str) -> bool:
-    return line.startswith("|")
-
-
 def aligned(markdown: str) -> str:
     """Markdown whose tables have the form of `text_table`.
 
@@ -224,7 +220,7 @@ def aligned(markdown: str) -> str:
     one  1
     """
     parts = []
-    for is_table, lines in groupby(markdown.splitlines(), key=_is_row):
+    for is_table, lines in groupby(markdown.splitlines(), key=lambda line: line.startswith("|")):
         found = list(lines)
         rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in found]
         parts.append(text_table(rows[0], rows[2:]) if is_table else "\n".join(found))

@@ -25,8 +25,5 @@ class BoolQ(Task):
     def parse(self, row: Row, index: int) -> Item:
         """Read a row; its answer is a truth value."""
         question = f"{row['passage']}\n{row['question']}?"
-        return Item(f"{self.name}-{index}", question, ("no", "yes"), int(row["answer"]), _beginning(row["passage"]))
-
-
-def _beginning(passage: str) -> str:
-    return re.sub(r"\W+", " ", passage.lower())[:LETTERS]
+        beginning = re.sub(r"\W+", " ", row["passage"].lower())[:LETTERS]
+        return Item(f"{self.name}-{index}", question, ("no", "yes"), int(row["answer"]), beginning)

@@ -51,10 +51,6 @@ class _Place(Generic[Item, Record]):
         return self.job.items[self.index]
 
 
-def _as_they_came(items: Sequence[Any]) -> list[int]:
-    return list(range(len(items)))
-
-
 class Batcher(Generic[Item, Record]):
     """A bounded queue of items and the task that takes batches from it. `start` and `close` it in its event loop.
 
@@ -83,7 +79,7 @@ class Batcher(Generic[Item, Record]):
         queue_items: int,
         size: Callable[[Item], int] = lambda item: 0,
         room: int = 0,
-        order: Callable[[Sequence[Item]], list[int]] = _as_they_came,
+        order: Callable[[Sequence[Item]], list[int]] = lambda items: list(range(len(items))),
         apart: bool = False,
         unit: str = "items",
         observe: Callable[[int, float], None] = lambda items, seconds: None,

@@ -148,7 +148,7 @@ class Results:
             raise ValueError(f"{self.path} was opened for reading, or is closed. Use Results.open(path, header).")
         for record in records:
             self._check(record)
-        fresh = [record for record in records if isinstance(record, Cell) or not self._has_items(record)]
+        fresh = [one for one in records if isinstance(one, Cell) or (one.task, one.split) not in self._items]
         lines = [_line(record.to_json(), _title(record)) for record in fresh]
         _write(self._file, b"".join(lines))
         for record, line in zip(fresh, lines, strict=True):
@@ -206,9 +206,6 @@ class Results:
     def methods(self, stage: Stage | None = None, task: str | None = None) -> list[str]:
         """Titles of the rows, in the order of the file."""
         return list(dict.fromkeys(cell.method for cell in self.cells(stage, task)))
-
-    def _has_items(self, record: Items) -> bool:
-        return (record.task, record.split) in self._items
 
     def _check(self, record: Items | Cell) -> None:
         if isinstance(record, Items):

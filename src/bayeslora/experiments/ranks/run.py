@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from bayeslora.experiments.comparison import Cell, Results
+from bayeslora.experiments.comparison import Results
 from bayeslora.experiments.comparison.cells import cell_folder
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.experiments.ranks.config import RankStudyConfig
@@ -106,7 +106,8 @@ def _row(
     cells = [cell for cell in results.cells("final", _TASK, title) if cell.seed in config.seeds]
     folders = [cell_folder(output, _TASK, title, cell.learning_rate, cell.seed) for cell in cells]
     sizes = [(folder / "adapter" / "adapter_model.safetensors").stat().st_size for folder in folders]
-    scores = [_test_scores(cell, results) for cell in cells]
+    labels = results.items(_TASK, "test").label_array()
+    scores = [summary(cell.predictions["test"].normalised(), labels) for cell in cells]
     row: dict[str, Any] = {
         "row": title,
         "learning_rate": cells[0].learning_rate,
@@ -123,10 +124,6 @@ def _row(
         overlaps = [text_overlap(one, references) for one in texts]
         row["text_overlap"] = {name: _spread([entry[name] for entry in overlaps]) for name in overlaps[0]}
     return row
-
-
-def _test_scores(cell: Cell, results: Results) -> Mapping[str, float]:
-    return summary(cell.predictions["test"].normalised(), results.items(_TASK, "test").label_array())
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:

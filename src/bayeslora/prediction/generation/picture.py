@@ -72,15 +72,12 @@ def uncertainty_picture(records: Sequence[Mapping[str, Any]], measure: Measure =
         _underline(axes, text, top, unsure)
         _write(axes, text, top, colour="black")
         top += _height(text) + 1
-    _colour_bar(figure, colours, _TITLES[measure] + ("; unsure spans underlined" if _any_unsure(records) else ""))
+    underlined = "; unsure spans underlined" if any(record["unsure"] for record in records) else ""
+    _colour_bar(figure, colours, _TITLES[measure] + underlined)
     buffer = io.BytesIO()
     # Without the version of matplotlib, equal pictures are equal files.
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _any_unsure(records: Sequence[Mapping[str, Any]]) -> bool:
-    return any(record["unsure"] for record in records)
 
 
 def _wrapped(pieces: Sequence[str]) -> list[_Character]:

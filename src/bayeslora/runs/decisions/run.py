@@ -147,7 +147,8 @@ def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionMode
     metrics["leave_one_out"] = _leave_one_out(model)
     test = train.with_name(f"test{train.suffix}")
     if train.stem == "train" and test.is_file():
-        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(_test_records(test, task), model))
+        records = subset(read_records(test), task.test_examples, task.subset_seed)
+        metrics |= {"split": "test"} | evaluate_decisions(model, unseen(records, model))
     return model, metrics
 
 
@@ -175,10 +176,6 @@ def _before(folder: str | Path, settings: DecisionConfig) -> DecisionModel:
                 "that option out, or train on all records together."
             )
     return model
-
-
-def _test_records(file: Path, task: TaskConfig) -> list[Record]:
-    return subset(read_records(file), task.test_examples, task.subset_seed)
 
 
 def _unread(config: RunConfig) -> list[str]:

@@ -42,7 +42,8 @@ def read_target(question: Question, value: Any) -> Target:
         return _noul(question, value)
     if question.kind == "score":
         return _score(question, value)
-    return _one_hot(question, _key(question, value))
+    right = _key(question, value)
+    return tuple(float(index == right) for index in range(len(question.options)))
 
 
 def hard_label(target: Target) -> int:
@@ -103,10 +104,6 @@ def _key(question: Question, value: Any) -> int:
             if key == name or key.strip() == name.strip():
                 return index
     raise _no_label(question, value)
-
-
-def _one_hot(question: Question, index: int) -> Target:
-    return tuple(float(index == other) for other in range(len(question.options)))
 
 
 def _number(text: str) -> Any:

@@ -39,15 +39,11 @@ def write_report(results: str | Path, output_dir: str | Path | None = None, *, r
 def write_pages(report: Report, output_dir: str | Path) -> Path:
     """Write the pages and pictures of a report; returns the path of report.html."""
     output = Path(output_dir)
-    for picture in _pictures(report):
+    for picture in (block for section in report.sections for block in section.blocks if isinstance(block, Picture)):
         write_file(output / "pictures" / f"{picture.name}.png", picture.png)
     for name in ("report.md", "report.html"):
         write_file(output / name, _render(f"{name}.j2", report))
     return output / "report.html"
-
-
-def _pictures(report: Report) -> list[Picture]:
-    return [block for section in report.sections for block in section.blocks if isinstance(block, Picture)]
 
 
 def _render(template: str, report: Report) -> str:
