@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora.options.hints import Names, hint, nearest
-from bayeslora.options.wording import reworded
+from bayeslora.options.parser import reworded
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.commands.base import ConfigCommand
 from bayeslora_cli.commands.scores import one_pass_said, scores_table

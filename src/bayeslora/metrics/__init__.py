@@ -19,10 +19,9 @@ from bayeslora.metrics.calibration import (
 )
 from bayeslora.metrics.direction import CONFIDENCE, ENTROPY, MEASURES, MUTUAL_INFORMATION, Measure
 from bayeslora.metrics.inputs import Array
-from bayeslora.metrics.ranked import ranked_probability_score
 from bayeslora.metrics.report import METRICS, all_metrics, summary
 from bayeslora.metrics.sample import Sample
-from bayeslora.metrics.scores import SMALLEST_PROBABILITY, accuracy, brier, nll
+from bayeslora.metrics.scores import SMALLEST_PROBABILITY, accuracy, brier, nll, ranked_probability_score
 from bayeslora.metrics.selective import (
     RiskCoverageCurve,
     aurc,

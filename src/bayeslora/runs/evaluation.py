@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.runs.adaptive import NOT_FOR_TEXTS, NumSamples, is_adaptive
 from bayeslora.runs.config import TaskConfig
-from bayeslora.runs.evaluation_files import check_evaluation
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.items import build_task, task_items, with_file_options
 from bayeslora.runs.prediction import Prediction, write_rows
@@ -23,6 +23,8 @@ from bayeslora.tasks import LocalFile, allow_task
 
 if TYPE_CHECKING:
     from bayeslora.runs.language_modelling.evaluation import TextPrediction
+
+_SAME = ("method", "model", "seed", "scoring", "task", "split")
 
 
 def evaluate(
@@ -122,3 +124,32 @@ def write_evaluation(target: Path, prediction: Prediction | TextPrediction, metr
         write_rows(aside / prediction.file, prediction.rows())
         prediction.draw(aside / "reliability.png", metrics)
         write_json(aside / "metrics.json", metrics)
+
+
+def check_evaluation(target: Path, run: Path, metrics: Mapping[str, Any], overwrite: bool) -> None:
+    """Whether an evaluation may be written to `target`: one of the same run, task and split is renewed.
+
+    Args:
+        target: The folder.
+        run: That of the run.
+        metrics: With what identifies the evaluation: method, model, seed, scoring, task and split.
+        overwrite: Whether another evaluation may be replaced.
+
+    Raises:
+        FileExistsError: Another run is there, or the evaluation of another run, task or split.
+    """
+    own = target.resolve() == run.resolve()
+    if not own and (target / "adapter").is_dir():
+        raise FileExistsError(f"{target} is the folder of another run, whose metrics.json belongs to it; name another.")
+    there = target / "metrics.json"
+    evaluated = not own or any((target / name).exists() for name in ("predictions.jsonl", "texts.jsonl"))
+    if overwrite or not evaluated or not there.is_file():
+        return
+    present = json.loads(there.read_text(encoding="utf-8"))
+    other = [name for name in _SAME if not isinstance(present, dict) or present.get(name) != metrics.get(name)]
+    if other:
+        said = ", ".join(f"{name} {present.get(name)!r}" for name in other) if isinstance(present, dict) else "no run"
+        raise FileExistsError(
+            f"{target} holds another evaluation ({said}), which is left alone: name another --output_dir, or replace "
+            "it by --overwrite (in Python: overwrite=True)."
+        )

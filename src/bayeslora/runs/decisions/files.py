@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayeslora.readouts.questions.files import head_fields
+from bayeslora.readouts.novelty import Novelty
+from bayeslora.readouts.questions.files import head_fields, head_tensors, restored_head
 from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
 from bayeslora.runs.decisions.answering import AnsweringModel
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
-from bayeslora.runs.decisions.head_files import heads_tensors, restored_heads
+from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring.codes import Template
@@ -24,6 +25,7 @@ from bayeslora.system.devices import kept_device
 from bayeslora.system.files import atomic_folder, recover_folder, write_json
 from bayeslora.system.reading import read_json, read_tensors, restoring
 from bayeslora.tasks.decisions import parse_question
+from bayeslora.tasks.decisions.questions import signature
 
 FILE = "decision.json"
 CALIBRATION = "calibration.json"
@@ -127,3 +129,19 @@ def _known(kind: Any, values: dict[str, Any]) -> Any:
     if unknown:
         raise TypeError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
     return kind(**values)
+
+
+def heads_tensors(heads: Heads) -> dict[str, Tensor]:
+    """The tensors of all heads by name."""
+    tensors: dict[str, Tensor] = {}
+    for index, head in enumerate(heads.by_signature.values()):
+        tensors |= {f"heads.{index}.{name}": tensor for name, tensor in head_tensors(head).items()}
+    if heads.novelty is not None:
+        tensors |= heads.novelty.tensors()
+    return tensors
+
+
+def restored_heads(fields: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Heads:
+    """Heads from their fields and tensors; errors as of `restored_head`."""
+    heads = [restored_head(f"heads.{index}", one, tensors) for index, one in enumerate(fields)]
+    return Heads({signature(head.question): head for head in heads}, Novelty.restored(tensors))

@@ -11,7 +11,6 @@ from bayeslora.experiments.comparison import Results
 from bayeslora.experiments.comparison.report.choices import learning_rate_table
 from bayeslora.experiments.comparison.report.notes import notes
 from bayeslora.experiments.comparison.report.paired import reference, verdict
-from bayeslora.experiments.comparison.report.paired_table import paired_sentences, paired_table
 from bayeslora.experiments.comparison.report.pictures import (
     cost_picture,
     entropy_picture,
@@ -23,6 +22,8 @@ from bayeslora.experiments.comparison.report.scores import Scores, TaskScores, t
 from bayeslora.experiments.comparison.report.tables import (
     cost_table,
     outside_table,
+    paired_sentences,
+    paired_table,
     reading_table,
     score_table,
     set_table,
