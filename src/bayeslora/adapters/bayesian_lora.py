@@ -72,7 +72,6 @@ class BayesianLoraConfig(RandomLoraConfig):
     inducing_diagonal: Annotated[float, Range(2e-3, 1e9, above=True)] = 0.1
 
     def __post_init__(self) -> None:
-        """Check the values."""
         super().__post_init__()
         if self.mean == "inducing" and self.bases == "lora":
             self.bases = "free"

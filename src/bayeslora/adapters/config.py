@@ -70,7 +70,6 @@ class RandomLoraConfig(LoraConfig):
     """What the base model looked like; written by the library."""
 
     def __post_init__(self) -> None:
-        """Check the values."""
         super().__post_init__()
         self.peft_type = self.registered_type
         self.fingerprint_is_own = self.base_fingerprint is None

@@ -78,6 +78,8 @@ class Method(ABC):
     """Whether an item's draws depend on the shape of its batch, beside the seed."""
     closed_form: ClassVar[bool] = False
     """Whether predictions are integrals that no seed changes."""
+    has_draws: ClassVar[bool] = True
+    """Whether predictions can be made of posterior draws; else they are always the point estimate's."""
     train_samples: int = 1
     """Draws per training forward; the loss is their mean."""
     adapts: ClassVar[bool] = True
@@ -217,7 +219,7 @@ class Method(ABC):
 
     def effective_num_samples(self, num_samples: int) -> int:
         """How many posterior samples a prediction asked for `num_samples` is made of; 0: a point estimate."""
-        return num_samples
+        return num_samples if self.has_draws else 0
 
     @property
     def draws_in_turn(self) -> bool:

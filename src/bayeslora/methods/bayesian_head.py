@@ -32,6 +32,7 @@ class BayesianHead(Method):
     """
 
     name = "bayesian_head"
+    has_draws = False  # The posterior is integrated in closed form.
     adapts = False
     needs_items = True
 
@@ -60,7 +61,3 @@ class BayesianHead(Method):
         raise ValueError(
             "the method BayesianHead adapts no weights: train it with scoring options (--task.scoring options)."
         )
-
-    def effective_num_samples(self, num_samples: int) -> int:
-        """Always 0: the posterior is integrated in closed form."""
-        return 0

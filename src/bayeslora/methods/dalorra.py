@@ -37,7 +37,6 @@ class MaskedRowsWeights(WeightPosterior):
     temperature: float = 2 / 3
 
     def __post_init__(self) -> None:
-        """Check the values."""
         for name in ("probability", "prior_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}.")

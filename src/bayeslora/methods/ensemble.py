@@ -35,7 +35,6 @@ class EnsembleConfig(RandomLoraConfig):
     members: Size = 5
 
     def __post_init__(self) -> None:
-        """Check the values."""
         super().__post_init__()
         if not isinstance(self.init_lora_weights, bool):
             raise ValueError(

@@ -40,6 +40,7 @@ class FullFineTuning(Method):
     """
 
     name = "full_fine_tuning"
+    has_draws = False
 
     def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """`model` with trained copies of its modules.
@@ -64,10 +65,6 @@ class FullFineTuning(Method):
         if started is not None:
             _take_over(adapted, started)
         return adapted
-
-    def effective_num_samples(self, num_samples: int) -> int:
-        """Always 0."""
-        return 0
 
     def _trained(self, model: nn.Module) -> Iterator[str]:
         """Names of the outermost modules with parameters of their own."""

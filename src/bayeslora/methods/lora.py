@@ -9,7 +9,4 @@ class Lora(Method):
     """Maximum likelihood with PEFT's own LoRA layers. It has no posterior: predictions are a single pass."""
 
     name = "lora"
-
-    def effective_num_samples(self, num_samples: int) -> int:
-        """Always 0."""
-        return 0
+    has_draws = False

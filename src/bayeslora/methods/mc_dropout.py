@@ -97,7 +97,6 @@ class MonteCarloDropoutConfig(RandomLoraConfig):
     lora_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the values."""
         super().__post_init__()
         if not 0 < self.lora_dropout < 1:
             raise ValueError(

@@ -128,7 +128,6 @@ class RepLoraConfig(RandomLoraConfig):
     hidden_size: Size = 64
 
     def __post_init__(self) -> None:
-        """Check the values."""
         super().__post_init__()
         rank = max([self.r, *(self.rank_pattern or {}).values()])
         if self.hidden_size < rank:
@@ -161,6 +160,7 @@ class RepLora(Method):
     """
 
     name = "replora"
+    has_draws = False
 
     def adapt(self, model: nn.Module, kind: ModelKind) -> PeftModel:
         """As the base class, with the latent of each block shared by its layers."""
@@ -176,10 +176,6 @@ class RepLora(Method):
         """Compute A and B and drop the networks."""
         drop_networks(model)
         return {}
-
-    def effective_num_samples(self, num_samples: int) -> int:
-        """Always 0."""
-        return 0
 
 
 def share_latents(model: nn.Module) -> None:

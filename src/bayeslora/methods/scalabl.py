@@ -37,7 +37,6 @@ class ScaledRowsWeights(WeightPosterior):
     prior_std: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the values."""
         self.scales()
 
     def scales(self) -> GaussianWeights:

@@ -42,7 +42,6 @@ class SdLoraConfig(RandomLoraConfig):
     tasks: int = 1
 
     def __post_init__(self) -> None:
-        """Check the values."""
         super().__post_init__()
         ranks = [self.r, *(self.rank_pattern or {}).values()]
         if self.tasks < 1 or any(rank % self.tasks for rank in ranks):
@@ -83,6 +82,7 @@ class SdLora(Method):
     """
 
     name = "sd_lora"
+    has_draws = False
     config_class: ClassVar[type[LoraConfig]] = SdLoraConfig
 
     def __init__(self, old_magnitudes: Literal["restart", "keep"] = "restart", **kwargs: Any):
@@ -97,10 +97,6 @@ class SdLora(Method):
             if isinstance(before, SdLoraConfig):
                 return self._next_task(model, kind, before, folder)
         return super().adapt(model, kind)
-
-    def effective_num_samples(self, num_samples: int) -> int:
-        """Always 0."""
-        return 0
 
     def _next_task(self, model: nn.Module, kind: str, before: SdLoraConfig, folder: str | Path) -> PeftModel:
         """`model` with the directions of the adapter at `folder` and a fresh current factor."""
@@ -143,11 +139,8 @@ class BayesianSdLora(SdLora, BayesianLora):
     """
 
     name = "bayesian_sd_lora"
+    has_draws = True
     config_class = BayesianSdLoraConfig
-
-    def effective_num_samples(self, num_samples: int) -> int:
-        """All."""
-        return num_samples
 
 
 class _Learned(NamedTuple):

@@ -46,7 +46,6 @@ class Budget:
     headroom: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the share."""
         if not 0 <= self.headroom < 1:
             raise ValueError(f"headroom must lie in [0, 1), got {self.headroom}.")
 

@@ -182,6 +182,7 @@ def make_plan(
     return make_plans(config, options, [options.budget], note)[0]
 
 
+@torch.random.fork_rng(devices=[])
 def make_plans(
     config: RunConfig | CompareConfig,
     options: PlanOptions,
@@ -192,16 +193,6 @@ def make_plans(
 
     Torch's global random state stays as it is: adapters on the meta device draw their first values from it.
     """
-    with torch.random.fork_rng(devices=[]):
-        return _make_plans(config, options, budgets, note)
-
-
-def _make_plans(
-    config: RunConfig | CompareConfig,
-    options: PlanOptions,
-    budgets: Sequence[Budget],
-    note: Callable[[str], object],
-) -> list[Plan]:
     tasks = [config.task] if isinstance(config, RunConfig) else [*config.tasks.values()]
     outside = [] if isinstance(config, RunConfig) else [*config.out_of_distribution.values()]
     items = {id(task): read_locally(task) for task in (*tasks, *outside)}

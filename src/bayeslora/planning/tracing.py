@@ -21,20 +21,15 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({id(storage): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}.values())
 
 
-def peak_bytes(work: Callable[[], object], before: Iterable[Tensor], device: str = "meta") -> int:
-    """The most bytes that tensors made by `work` held at one moment; `before` existed already and does not count.
-
-    Every operator's output is seen, those of autograd's backward pass and of recomputed layers included; what a kernel
-    allocates inside itself and frees again is not. Attention runs as a fused kernel, which keeps no matrix of
-    [tokens, tokens] scores.
-    """
-    return max(phase_peaks(lambda _: work(), before, device))
-
-
 def phase_peaks(
     work: Callable[[Callable[..., None]], object], before: Iterable[Tensor], device: str = "meta"
 ) -> list[int]:
-    """The same for each phase of `work`, which calls its argument where one phase ends and the next begins."""
+    """The most bytes that tensors made in each phase of `work` held at one moment; `before` existed and does not count.
+
+    `work` calls its argument where one phase ends and the next begins. Every operator's output is seen, those of
+    autograd's backward pass and of recomputed layers included; what a kernel allocates inside itself and frees again is
+    not. Attention runs as a fused kernel, which keeps no matrix of [tokens, tokens] scores.
+    """
     counter = _LiveBytes(before, device)
     with _fused_attention(), counter:
         work(counter.next_phase)

@@ -46,9 +46,9 @@ class InducingPosterior(ABC):
     def initial(self, loc: Tensor) -> dict[str, Tensor]:
         """Trainable parameters of one factor, each with at least two dimensions, centred on `loc` [rows, columns]."""
 
-    @abstractmethod
     def mean(self, parameters: Parameters) -> Tensor:
-        """The point of q(V) used in mean mode, `[..., rows, columns]`."""
+        """The point of q(V) used in mean mode, `[..., rows, columns]`: of a Gaussian E[V] = loc."""
+        return parameters["v_loc"]
 
     @abstractmethod
     def sample(self, parameters: Parameters, noise: Tensor, uniform: Tensor) -> Tensor:

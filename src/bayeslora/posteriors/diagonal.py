@@ -19,10 +19,6 @@ class Diagonal(InducingPosterior):
         """Location and log standard deviation, `[rows, columns]` each."""
         return {"v_loc": loc.clone(), "v_log_std": torch.full_like(loc, math.log(self.std))}
 
-    def mean(self, parameters: Parameters) -> Tensor:
-        """E[V] = loc."""
-        return parameters["v_loc"]
-
     def sample(self, parameters: Parameters, noise: Tensor, uniform: Tensor) -> Tensor:
         """V = loc + std * noise."""
         return torch.addcmul(parameters["v_loc"], parameters["v_log_std"].exp(), noise)

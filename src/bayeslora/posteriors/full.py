@@ -21,10 +21,6 @@ class Full(InducingPosterior):
         factor = math.log(self.std) * torch.eye(loc.numel(), dtype=loc.dtype, device=loc.device)
         return {"v_loc": loc.clone(), "v_factor": factor}
 
-    def mean(self, parameters: Parameters) -> Tensor:
-        """E[V] = loc."""
-        return parameters["v_loc"]
-
     def sample(self, parameters: Parameters, noise: Tensor, uniform: Tensor) -> Tensor:
         """vec V = vec loc + L vec noise."""
         factor = lower_triangular(parameters["v_factor"])

@@ -29,10 +29,6 @@ class MatrixNormal(InducingPosterior):
             "v_column_factor": log_scale * torch.eye(self.columns, dtype=loc.dtype, device=loc.device),
         }
 
-    def mean(self, parameters: Parameters) -> Tensor:
-        """E[V] = loc."""
-        return parameters["v_loc"]
-
     def sample(self, parameters: Parameters, noise: Tensor, uniform: Tensor) -> Tensor:
         """V = loc + R noise C^T."""
         rows = lower_triangular(parameters["v_row_factor"])

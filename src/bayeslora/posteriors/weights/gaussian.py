@@ -34,7 +34,6 @@ class GaussianWeights(WeightPosterior):
     flipout: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values."""
         for name in ("std", "prior_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

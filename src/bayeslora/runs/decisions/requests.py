@@ -42,7 +42,6 @@ class Request:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the draws."""
         check_value(self.num_samples, Draws | None, "num_samples")
         check_value(self.seed, _Seed | None, "seed")
 

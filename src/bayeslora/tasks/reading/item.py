@@ -88,7 +88,6 @@ class SoftItem(Item):
     label_probabilities: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         values = self.label_probabilities
         sound = len(values) == len(self.choices) and all(math.isfinite(value) and value >= 0 for value in values)
