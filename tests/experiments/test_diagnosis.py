@@ -14,8 +14,7 @@ from torch import Tensor
 
 from bayeslora import sampling
 from bayeslora.experiments.intruder_dimensions import diagnose, left_singular_vectors, repaired, spectrum
-from bayeslora.experiments.intruder_dimensions.layers import layer_spectra, short_names
-from bayeslora.experiments.intruder_dimensions.repair import scaled_intruders
+from bayeslora.experiments.intruder_dimensions.layers import layer_spectra, scaled_intruders, short_names
 from bayeslora.experiments.intruder_dimensions.table import diagnosis_text
 from bayeslora.runs.run import Run
 from bayeslora_cli.main import main

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bayeslora.readouts import evidence
-from bayeslora.system.threads import threads_for
+from bayeslora.system.devices import threads_for
 
 
 @pytest.fixture(autouse=True)

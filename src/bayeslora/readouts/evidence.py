@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from bayeslora.readouts.regression import cholesky
-from bayeslora.system.threads import threads_for
+from bayeslora.system.devices import threads_for
 
 PRIOR_STD = 3.0
 """Of the log scales around their starts: a factor of 20 either way costs half a nat."""

@@ -26,7 +26,7 @@ from bayeslora.readouts.predictive import softmax_predictive
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
 from bayeslora.scoring.base import ChoiceItem
-from bayeslora.system.threads import threads_for
+from bayeslora.system.devices import threads_for
 
 EXACT_ROWS = 5000
 """Contrasts of training items up to which the regression is exact; beyond, `INDUCING_ROWS` of them stand for all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bayeslora.tasks.base import Item, Row, Task
-from bayeslora.tasks.reading.labelled_choices import marked_item
+from bayeslora.tasks.reading.parse_rows import marked_item
 
 
 class _Arc(Task):

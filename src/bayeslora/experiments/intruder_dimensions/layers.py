@@ -1,10 +1,12 @@
-"""Which layers of a model were fine-tuned, and the spectra of their weights for the mean and for posterior draws."""
+"""Which layers of a model were fine-tuned, the spectra of their weights, and forwards with intruders scaled down."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,3 +142,25 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Number of the layer and last part of each name, such as "3 query"; the whole name where that is not unique."""
     short = [" ".join([*re.findall(r"\.(\d+)\.", name)[:1], name.rpartition(".")[2]]) for name in names]
     return short if len(set(short)) == len(short) else [name.removeprefix("base_model.model.") for name in names]
+
+
+@contextmanager
+def scaled_intruders(layers: Sequence[LayerSpectra], scale: float) -> Iterator[None]:
+    """Forwards inside this context use W_0 + Delta W + (scale - 1) sum u sigma v^T in every layer.
+
+    The sum is over the intruder dimensions of the mean; for posterior draws it is added to every draw. It is added to
+    the layer's output, so that the weights stay as they are, quantised ones too, and come back exactly.
+    """
+    with ExitStack() as stack:
+        for layer in layers if scale != 1 else ():
+            if layer.mean.count:
+                hook = partial(_add, layer.mean.intruders, scale - 1)
+                handle = layer.module.register_forward_hook(hook)
+                stack.callback(handle.remove)
+        yield
+
+
+def _add(intruders: Spectrum, factor: float, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    value: Tensor = inputs[0]
+    left, right = (vectors.to(output) for vectors in (intruders.left * intruders.values, intruders.right))
+    return output + factor * (value.to(right.dtype) @ right) @ left.mT

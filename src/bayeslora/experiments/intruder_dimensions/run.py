@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy
 
 from bayeslora.experiments.intruder_dimensions.intruders import THRESHOLD, TOP
-from bayeslora.experiments.intruder_dimensions.layers import LayerSpectra, layer_spectra
+from bayeslora.experiments.intruder_dimensions.layers import LayerSpectra, layer_spectra, scaled_intruders
 from bayeslora.experiments.intruder_dimensions.loading import load_adapter
 from bayeslora.experiments.intruder_dimensions.picture import diagnosis_picture
-from bayeslora.experiments.intruder_dimensions.repair import scaled_intruders
 from bayeslora.experiments.intruder_dimensions.table import found_any
 from bayeslora.runs import Run, task_items
 from bayeslora.runs.config import TaskConfig

@@ -14,8 +14,8 @@ from bayeslora.readouts.questions.head import QuestionHead
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples, stacked
 from bayeslora.runs.decisions.reading import Vectors
+from bayeslora.system.devices import threads_for
 from bayeslora.system.log import logger
-from bayeslora.system.threads import threads_for
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.questions import signature
 

@@ -14,8 +14,7 @@ from datasets import Dataset
 
 from bayeslora.metrics.reliability_diagram import draw_reliability_curves
 from bayeslora.runs.language_modelling.metrics import token_metrics, token_reliability
-from bayeslora.runs.language_modelling.quiet import quiet_datasets
-from bayeslora.runs.language_modelling.texts import TextRow, text_dataset
+from bayeslora.runs.language_modelling.texts import TextRow, quiet_datasets, text_dataset
 from bayeslora.runs.language_modelling.tokens import TokenPrediction, predict_tokens
 from bayeslora.runs.run import Run
 from bayeslora.training.sft import SFTConfig, SFTTrainer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.items import drawn
@@ -180,3 +181,15 @@ def _as_chat(values: dict[str, Any]) -> dict[str, Any]:
         name: [{"role": roles[name], "content": value}] if name in roles and isinstance(value, str) else value
         for name, value in values.items()
     }
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Hold back the progress bars of `datasets`."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -10,8 +10,7 @@ from peft import PeftModel
 from bayeslora.runs.building import build_model
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.language_modelling.evaluation import predict_texts
-from bayeslora.runs.language_modelling.quiet import quiet_datasets
-from bayeslora.runs.language_modelling.texts import text_dataset, text_splits
+from bayeslora.runs.language_modelling.texts import quiet_datasets, text_dataset, text_splits
 from bayeslora.runs.trainer import suited, trainer_fields
 from bayeslora.runs.training import Trained, Training
 from bayeslora.runs.writing import write_run

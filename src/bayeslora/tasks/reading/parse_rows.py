@@ -1,4 +1,4 @@
-"""Turns raw rows into items and says how many public items could not be used."""
+"""Turns raw rows into items, also in the layout that many Hub datasets share; says how many could not be used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from bayeslora.tasks.reading.item import DuplicateChoicesError, Item
+from bayeslora.tasks.reading.item import DuplicateChoicesError, Item, TaskError
 
 Row = Mapping[str, Any]
 
@@ -42,3 +42,20 @@ class Collector:
                 f"choices are the same text, for example {self.skipped[0]}",
                 stacklevel=3,
             )
+
+
+def marked_item(row: Row, question: str) -> Item:
+    """Read an item whose answerKey is one of the marks in choices["label"]; an empty key means no label.
+
+    Raises:
+        TaskError: the answer key is not a mark, or the item is malformed.
+    """
+    marks = list(row["choices"]["label"])
+    answer = row["answerKey"]
+    if answer and answer not in marks:
+        raise TaskError(
+            f"item {row['id']!r}: field 'answerKey' should be one of {marks}, but it is {answer!r}; "
+            "correct the row or report it to the data's authors."
+        )
+    label = marks.index(answer) if answer else None
+    return Item(str(row["id"]), question, tuple(row["choices"]["text"]), label)

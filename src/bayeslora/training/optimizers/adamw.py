@@ -1,4 +1,4 @@
-"""One step of torch's AdamW (arXiv 1711.05101) with its state in float32."""
+"""One step of torch's AdamW (arXiv 1711.05101), with its state and the weights of 16-bit parameters in float32."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
-
-from bayeslora.training.optimizers.precision import assign, full_precision
 
 
 def adamw_update(
@@ -54,3 +52,23 @@ def adamw_update(
     narrow = [index for index, parameter in enumerate(parameters) if parameter.dtype.itemsize < 4]
     if narrow:
         assign([parameters[index] for index in narrow], [weights[index] for index in narrow], state)
+
+
+def full_precision(parameter: Tensor, state: dict[str, Any]) -> Tensor:
+    """The weights of `parameter` in at least float32: itself, or the copy that `state` keeps under "float32".
+
+    Where the parameter was changed by others since the copy was rounded to it, the parameter counts.
+    """
+    if parameter.dtype.itemsize >= 4:
+        return parameter
+    known, wide = state.get("float32"), parameter.detach().float()
+    state["float32"] = wide if known is None else torch.where(known.to(parameter.dtype) == parameter, known, wide)
+    return state["float32"]
+
+
+def assign(parameters: Sequence[Tensor], weights: Sequence[Tensor], state: dict[Any, dict[str, Any]]) -> None:
+    """Give each parameter its new weights, rounded to its own number type; the copies in `state` are not rounded."""
+    for parameter, weight in zip(parameters, weights, strict=True):
+        if parameter.dtype.itemsize < 4:
+            state[parameter]["float32"] = weight.clone()
+    torch._foreach_copy_(list(parameters), list(weights))

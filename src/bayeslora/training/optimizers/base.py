@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.training.optimizers.adamw import adamw_update
-from bayeslora.training.optimizers.precision import assign, full_precision
+from bayeslora.training.optimizers.adamw import adamw_update, assign, full_precision
 
 
 @dataclass(frozen=True)
