@@ -79,7 +79,7 @@ class ConfigCommand(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write, and the form of the result."""
         parser.add_argument("--output_dir", type=str, required=True, help=self.output)
-        add_json(parser)
+        add_usual(parser, "json")
 
     def config(self, options: Namespace, parser: ArgumentParser) -> Any:
         """The config that the options describe."""
@@ -94,15 +94,25 @@ def _class(path: str) -> type[DataclassInstance]:
     return found
 
 
-def add_device(parser: ArgumentParser) -> None:
-    """The option of every command that loads a run."""
-    said = "Where to compute: auto, cpu, cuda, cuda:1, mps, ...; default: where the run was trained, if that is here."
-    add_option(parser, "--device", str, said)
+_USUAL: dict[str, tuple[Any, str]] = {
+    "device": (
+        str,
+        "Where to compute: auto, cpu, cuda, cuda:1, mps, ...; default: where the run was trained, if that is here.",
+    ),
+    "resume": (bool, "Go on from the newest complete checkpoint."),
+    "overwrite": (bool, "Replace what is there already."),
+    "json": (bool, "Print the result as one line of JSON, and nothing else on standard output."),
+}
 
 
-def add_overwrite(parser: ArgumentParser) -> None:
-    """The option of every command that could replace what is there."""
-    add_switch(parser, "--overwrite", "Replace what is there already.")
+def add_usual(parser: ArgumentParser, *names: str) -> None:
+    """Options that many commands have: "device", "resume", "overwrite", "json"."""
+    for name in names:
+        kind, said = _USUAL[name]
+        if kind is bool:
+            add_switch(parser, f"--{name}", said)
+        else:
+            add_option(parser, f"--{name}", kind, said)
 
 
 def add_num_samples(parser: ArgumentParser, usual: str = "the run's") -> None:
@@ -119,12 +129,6 @@ def add_option(parser: ArgumentParser, name: str, kind: Any, said: str, default:
 def add_switch(parser: ArgumentParser, name: str, said: str) -> None:
     """An option that is off; its name alone, or with true, turns it on."""
     parser.add_argument(name, type=bool, nargs="?", const=True, default=False, help=said)
-
-
-def add_json(parser: ArgumentParser) -> None:
-    """The option of every command whose result a script may want to read."""
-    said = "Print the result as one line of JSON, and nothing else on standard output."
-    add_switch(parser, "--json", said)
 
 
 def print_result(options: Namespace, record: Mapping[str, Any], *parts: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_option, print_result
+from bayeslora_cli.commands.base import Command, add_option, add_usual, print_result
 
 if TYPE_CHECKING:
     from bayeslora.runs.decisions.calibration import Calibration, Policy
@@ -27,8 +27,7 @@ class Calibrate(Command):
         add_option(parser, "--signal", signals, "What the threshold is on.", "confidence")
         said = "Share of states whose right option is in x_set of the answers; default: no sets."
         add_option(parser, "--coverage", float, said)
-        add_device(parser)
-        add_json(parser)
+        add_usual(parser, "device", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints what was learned."""

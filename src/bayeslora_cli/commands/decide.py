@@ -7,7 +7,7 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device
+from bayeslora_cli.commands.base import Command, add_usual
 
 _REQUEST = '{"state": ..., "questions": {...}}'
 
@@ -21,7 +21,7 @@ class Decide(Command):
         """The model."""
         said = "Folder of a decision model, or a base model such as offline:smollm2, which answers without training."
         parser.add_argument("run", type=str, help=said)
-        add_device(parser)
+        add_usual(parser, "device")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the answers as JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_option, add_overwrite
+from bayeslora_cli.commands.base import Command, add_option, add_usual
 
 
 class Demo(Command):
@@ -15,7 +15,7 @@ class Demo(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write, and the seed."""
         add_option(parser, "--output_dir", str, "Folder for results, report and runs.", "runs/demo")
-        add_overwrite(parser)
+        add_usual(parser, "overwrite")
         add_option(parser, "--seed", int, "Seed of initialisation, data order and draws.", 0)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, print_result
+from bayeslora_cli.commands.base import Command, add_usual, print_result
 
 
 class Diagnose(Command):
@@ -29,9 +29,7 @@ class Diagnose(Command):
         add("--seed", type=int | None, default=None, help="Of the draws; default: the run's.")
         add("--top", type=int, default=10, help="Singular vectors of a layer to look at.")
         add("--threshold", type=float, default=0.5, help="Cosine below which a vector is an intruder dimension.")
-        add_device(parser)
-        add_overwrite(parser)
-        add_json(parser)
+        add_usual(parser, "device", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the table."""

@@ -8,16 +8,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import (
-    Command,
-    add_device,
-    add_json,
-    add_num_samples,
-    add_option,
-    add_overwrite,
-    add_switch,
-    print_result,
-)
+from bayeslora_cli.commands.base import Command, add_num_samples, add_option, add_usual, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 from bayeslora_cli.commands.scores import main_scores, scores_table
 
@@ -41,10 +32,7 @@ class Distill(Command):
         add_option(parser, "--learning_rate", float, said)
         said = "Begin with the mean of the teacher's adapter, where that is a LoRA, or with a new one."
         add_option(parser, "--start", Literal["teacher", "fresh"], said, "teacher")
-        add_device(parser)
-        add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
-        add_overwrite(parser)
-        add_json(parser)
+        add_usual(parser, "device", "resume", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores on dev, where things are, and what to do next."""

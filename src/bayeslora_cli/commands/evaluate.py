@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_num_samples, add_overwrite, print_result
+from bayeslora_cli.commands.base import Command, add_num_samples, add_usual, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 from bayeslora_cli.commands.scores import main_scores, scores_table
 
@@ -28,9 +28,7 @@ class Evaluate(Command):
         parser.add_argument("--examples", type=int | None, default=None, help="Use only this many items.")
         parser.add_argument("--output_dir", type=str | None, default=None, help="Default: the run's folder.")
         add_file_layout(parser)
-        add_device(parser)
-        add_overwrite(parser)
-        add_json(parser)
+        add_usual(parser, "device", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores."""

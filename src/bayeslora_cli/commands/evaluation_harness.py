@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_overwrite
+from bayeslora_cli.commands.base import Command, add_usual
 
 
 class EvaluationHarness(Command):
@@ -27,8 +27,7 @@ class EvaluationHarness(Command):
         add("--num_fewshot", type=int | None, default=None, help="Examples in the prompt; default: the task's.")
         add("--limit", type=float | None, default=None, help="Items per task, or below 1 their share, for a try.")
         add("--batch_size", type=int | str, default=1, help='Requests in one forward, each with its draws, or "auto".')
-        add_device(parser)
-        add_overwrite(parser)
+        add_usual(parser, "device", "overwrite")
         add("--include_path", type=str | None, default=None, help="Folder with YAML tasks of your own.")
         add("--output", type=str | None, default=None, help="JSON file for the results.")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_option, print_result
+from bayeslora_cli.commands.base import Command, add_option, add_usual, print_result
 
 
 class Export(Command):
@@ -25,8 +25,7 @@ class Export(Command):
         add_option(parser, "--seed", int, "Seed of the draws; default: the run's.")
         add_option(parser, "--draw", int, "Number of the draw for merged; default: the mean.")
         add_option(parser, "--dtype", Literal["float32", "bfloat16", "float16"], "Number type of the files.", "float32")
-        add_device(parser)
-        add_json(parser)
+        add_usual(parser, "device", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the folders that were written."""

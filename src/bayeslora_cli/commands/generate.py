@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_overwrite, add_switch, print_result
+from bayeslora_cli.commands.base import Command, add_switch, add_usual, print_result
 
 _PICTURED = 8
 
@@ -41,9 +41,7 @@ class Generate(Command):
         said = "What makes a token unsure: disagreement of the draws, or all uncertainty."
         measures = Literal["mutual_information", "entropy"]
         add("--unsure_by", type=measures, default="mutual_information", help=said)
-        add_device(parser)
-        add_overwrite(parser)
-        add_json(parser)
+        add_usual(parser, "device", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Writes the records, or prints the texts with their unsure spans."""

@@ -6,7 +6,7 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_json, print_result
+from bayeslora_cli.commands.base import Command, add_usual, print_result
 
 
 class Plan(Command):
@@ -23,7 +23,7 @@ class Plan(Command):
         parser.add_argument("--tokens", type=int | None, default=None, help="Tokens of the longest item.")
         parser.add_argument("--answer_tokens", type=int | None, default=None, help="Tokens of its choices (cloze).")
         parser.add_argument("--output", type=str | None, default=None, help="JSON file to write the plan to.")
-        add_json(parser)
+        add_usual(parser, "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the plan."""

@@ -8,15 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import (
-    Command,
-    add_device,
-    add_json,
-    add_num_samples,
-    add_option,
-    add_overwrite,
-    print_result,
-)
+from bayeslora_cli.commands.base import Command, add_num_samples, add_option, add_usual, print_result
 from bayeslora_cli.commands.files import add_file_layout, file_layout
 
 
@@ -36,9 +28,7 @@ class Predict(Command):
         add_option(parser, "--abstain_above", float, "Entropy (nats) above which an item says abstain.")
         said = "Add sets of choices that hold the right one with this probability (conformal, calibrated on dev)."
         add_option(parser, "--coverage", float, said)
-        add_device(parser)
-        add_overwrite(parser)
-        add_json(parser)
+        add_usual(parser, "device", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints how many items there were, how many the model abstains from, and how large the sets are."""

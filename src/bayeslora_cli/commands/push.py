@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_json, print_result
+from bayeslora_cli.commands.base import Command, add_usual, print_result
 
 
 class Push(Command):
@@ -25,7 +25,7 @@ class Push(Command):
         add("--baseline", type=str | None, default=None, help="Folder of a run on the same items to compare with.")
         add("--include", type=list[str], default=[], help='Further files to publish, such as ["predictions.jsonl"].')
         add("--output_dir", type=str | None, default=None, help="Write to this folder instead, to look at it first.")
-        add_json(parser)
+        add_usual(parser, "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_json, add_option, print_result
+from bayeslora_cli.commands.base import Command, add_option, add_usual, print_result
 
 
 class Report(Command):
@@ -16,7 +16,7 @@ class Report(Command):
         """The results and where to write."""
         parser.add_argument("results", type=str, help="Results file of a comparison, or the folder with results.jsonl.")
         add_option(parser, "--output_dir", str, "Default: the folder of the results file.")
-        add_json(parser)
+        add_usual(parser, "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints where the report is."""

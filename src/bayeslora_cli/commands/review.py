@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_json, add_option, add_overwrite, print_result
+from bayeslora_cli.commands.base import Command, add_option, add_usual, print_result
 
 if TYPE_CHECKING:
     from bayeslora.runs.decisions.review import Candidate
@@ -28,9 +28,7 @@ class Review(Command):
         parser.add_argument("--input", type=str, required=True, help=said)
         add_option(parser, "--output", str, "JSONL file to write, whose labels can be filled in.")
         add_option(parser, "--top", int, "How many states.", 20)
-        add_device(parser)
-        add_overwrite(parser)
-        add_json(parser)
+        add_usual(parser, "device", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints a table of the states, and whether the log has drifted from the training."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import Command, add_device, add_option
+from bayeslora_cli.commands.base import Command, add_option, add_usual
 
 
 class Serve(Command):
@@ -20,7 +20,7 @@ class Serve(Command):
         said = "Address to listen at; the default is reached from here only."
         add_option(parser, "--host", str, said, "127.0.0.1")
         add_option(parser, "--port", int, "Port to listen at; 0: a free one.", 8000)
-        add_device(parser)
+        add_usual(parser, "device")
         parser.add_class_arguments(Settings, nested_key=None)
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from bayeslora_cli.commands.base import ConfigCommand, add_option, add_overwrite, add_switch, print_result
+from bayeslora_cli.commands.base import ConfigCommand, add_option, add_usual, print_result
 from bayeslora_cli.commands.scores import main_scores, one_pass_said, scores_table
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ class Train(ConfigCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where to write."""
         super().add_arguments(parser)
-        add_switch(parser, "--resume", "Go on from the newest complete checkpoint.")
+        add_usual(parser, "resume")
         said = "Folder of a decision model whose records come first and are not read again; it stays as it is."
         add_option(parser, "--extend", str, said)
-        add_overwrite(parser)
+        add_usual(parser, "overwrite")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
         """Prints the scores on dev, where things are, and what to do next."""
