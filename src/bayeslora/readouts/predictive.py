@@ -18,7 +18,7 @@ from scipy.stats.qmc import Sobol
 from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.readouts.contrasts import Contrasts
+from bayeslora.readouts.contrasts import Contrasts, helmert
 from bayeslora.readouts.regression import Utilities
 
 POINTS = 512
@@ -58,11 +58,16 @@ def softmax_predictive(
         Log-probabilities [points, items, choices]; -inf for choices that an item does not have. Entropy and mutual
         information (nats) follow.
     """
-    mean, root = utilities.mean[..., 0], _root(utilities.covariance)
-    draws = mean + torch.einsum("pd,ied->pie", standard_points(mean.shape[1], points), root)
-    scores = contrasts.utilities(draws) / temperature
-    scores = scores.masked_fill(~contrasts.mask, -math.inf)
-    return Predictive(torch.log_softmax(scores, -1).float())
+    counts = contrasts.mask.sum(-1)
+    found = torch.full((points, *contrasts.mask.shape), -math.inf)
+    # Each number of choices by itself: the points of another have other dimensions.
+    for count in counts.unique().tolist():
+        own = (counts == count).nonzero()[:, 0]
+        mean, covariance = utilities.mean[own, : count - 1, 0], utilities.covariance[own, : count - 1, : count - 1]
+        draws = mean + torch.einsum("pd,ied->pie", standard_points(count - 1, points), _root(covariance))
+        scores = draws @ helmert(count) / temperature
+        found[:, own, :count] = torch.log_softmax(scores, -1).float()
+    return Predictive(found)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,12 +30,14 @@ from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
 from bayeslora.runs.trainer import training_metrics
 from bayeslora.runs.writing import RUN_PARTS
+from bayeslora.scoring import Options, get_scoring
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
 from bayeslora.system.log import logger
 from bayeslora.system.memory import peak_memory
 from bayeslora.system.reading import restoring
 from bayeslora.tasks import Item, Splits
+from bayeslora.tasks.decisions.items import DecisionItem
 
 _PRIOR = "prior"
 
@@ -90,17 +92,21 @@ def train_head(
     overwrite: bool = False,
     evaluate_dev: bool = True,
     reader: FeatureReader | None = None,
+    splits: Splits | None = None,
+    also: Callable[[HeadRun, Path], None] | None = None,
 ) -> HeadRun:
     """Fit a head and write its run folder: `config.yaml`, `metrics.json` and `posterior.safetensors`, no adapter.
 
     Args:
-        config: The run, with scoring "options" and the method BayesianHead.
+        config: The run, with scoring "options" or "option_texts" and the method BayesianHead.
         output_dir: The run folder. The features go to `features/` in it, or to `train.cache_trunk_folder`; what an
             interrupted run has read is not read again.
         resume: Whether there may be a run of the same config in the folder, which is fitted again.
         overwrite: Replace a run that is in `output_dir`.
         evaluate_dev: Whether to predict the dev split, if there is one.
         reader: That of another run on the same base model.
+        splits: The items; default: those of the config's task.
+        also: Writes further parts of the finished run, into the folder that it is given.
 
     Raises:
         FileExistsError: There is a run in `output_dir`, and neither `resume` nor `overwrite`.
@@ -109,7 +115,7 @@ def train_head(
     """
     output = Path(output_dir)
     with only_writer(output):
-        splits = task_items(config.task)
+        splits = task_items(config.task) if splits is None else splits
         if not splits.train:
             raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
         logger.info("%s", describe_splits(config.task.name, splits, "items"))
@@ -119,8 +125,8 @@ def train_head(
         run = fit_run(config, splits.train, output, reader or open_reader(config, output))
         if splits.dev and evaluate_dev:
             run.metrics |= run.predict(splits.dev).metrics() | {"split": "dev"}
-        write_head_run(run, output)
-    run.splits = splits
+        run.splits = splits
+        write_head_run(run, output, also)
     return run
 
 
@@ -143,6 +149,7 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     """
     method, started = _method(config), time.perf_counter()
     labels = labels_of(items)
+    _say_unread(items)
     prior, classes = _prior_head(method.prior, output), fixed_choices(items)
     config = replace(config, task=replace(config.task, classes=classes))
     with peak_memory(next(reader.model.parameters()).device) as memory:
@@ -174,6 +181,18 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     )
 
 
+def _say_unread(items: Sequence[Item]) -> None:
+    """What labels of typed decisions have that one head does not learn from."""
+    decisions = [item for item in items if isinstance(item, DecisionItem)]
+    soft = sum(item.label_probabilities is not None for item in decisions)
+    if soft:
+        logger.warning(
+            "%d of %d labels are distributions; of these their most probable option counts", soft, len(items)
+        )
+    if len({item.weight for item in decisions}) > 1:
+        logger.warning("weights of records are not read: all labels count alike")
+
+
 def fixed_choices(items: Sequence[Item]) -> list[str] | None:
     """The choices that all items share, in their order; None where they differ."""
     first = items[0].choices
@@ -201,12 +220,17 @@ def choice_indicators(items: Sequence[Item], classes: Sequence[str]) -> Tensor:
     return found
 
 
-def write_head_run(run: HeadRun, output: Path) -> None:
-    """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none."""
+def write_head_run(run: HeadRun, output: Path, also: Callable[[HeadRun, Path], None] | None = None) -> None:
+    """All parts of a finished run, in the place of those of an earlier one and of its evaluations: all or none.
+
+    `also` writes further parts into the folder that it is given.
+    """
     with replaced_together(output, RUN_PARTS) as aside:
         save_state(run.state, aside)
         write_config(run.config, aside / "config.yaml")
         write_json(aside / "metrics.json", run.metrics)
+        if also is not None:
+            also(run, aside)
 
 
 def load_head_run(config: RunConfig, folder: Path, metrics: dict[str, Any]) -> HeadRun:
@@ -246,10 +270,12 @@ def _prior_in(state: dict[str, Tensor]) -> Head | None:
 
 
 def _method(config: RunConfig) -> BayesianHead:
-    if config.task.scoring != "options" or not isinstance(config.method, BayesianHead):
+    scoring = get_scoring(config.task.scoring)
+    if not (issubclass(scoring, Options) and isinstance(config.method, BayesianHead)):
         raise ValueError(
             f"scoring options and the method BayesianHead belong together, got scoring {config.task.scoring!r} and "
-            f"method {type(config.method).__name__}; give both (--task.scoring options --method BayesianHead)."
+            f"method {type(config.method).__name__}; give both (--task.scoring options --method BayesianHead; for "
+            "records of typed decisions --task.scoring option_texts)."
         )
     return config.method
 

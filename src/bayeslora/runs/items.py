@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from bayeslora.runs.config import TaskConfig
 from bayeslora.scoring import get_scoring
+from bayeslora.scoring.heads import HeadScoring
 from bayeslora.system.log import logger
 from bayeslora.tasks import FileLayout, Item, LocalFile, Splits, Task, TaskError, get_task
 from bayeslora.tasks.classes import class_texts
@@ -88,7 +89,7 @@ def _decisions(config: TaskConfig) -> Splits:
     for name, records in read_splits(config.name).items():
         some = subset(records, getattr(config, f"{name}_examples"), config.subset_seed)
         parts[name], available[name] = [*items_of(some)], sum(len(record.targets) for record in records)
-    if get_scoring(config.scoring).by_heads:
+    if get_scoring(config.scoring) is HeadScoring:
         parts |= {name: _with_heads(parts[name], parts["train"], name) for name in ("dev", "test")}
     return Splits(**parts, origin=f"questions of records from {file}", available=available)
 

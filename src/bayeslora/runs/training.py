@@ -29,7 +29,7 @@ from bayeslora.runs.prediction import Prediction
 from bayeslora.runs.run import Run
 from bayeslora.runs.trainer import item_trainer, planned_steps, training_metrics
 from bayeslora.runs.writing import write_run
-from bayeslora.scoring import ChoiceBatch, Scoring
+from bayeslora.scoring import ChoiceBatch, Options, Scoring, get_scoring
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.folders import only_writer
 from bayeslora.system.log import logger
@@ -89,6 +89,7 @@ def train(
         raise ValueError("task.scoring text has no items: train with bayeslora.runs.language_modelling.train_texts.")
     if not config.method.adapts:
         chosen: Any = {"resume": resume, "overwrite": overwrite, "evaluate_dev": evaluate_dev}
+        chosen |= {"splits": splits, "also": also}
         return train_head(config, output_dir, **chosen)  # type: ignore[return-value]
     output = Path(output_dir)
     if lesson is None and config.distill.teacher is not None:
@@ -149,7 +150,7 @@ class Training:
     def settle(self) -> None:
         """Write down what the items and the tokenizer say of the config: classes, fixed choices, a chat template."""
         task = with_chat_template(with_classes(self.config.task, self.splits.items), self.config.model)
-        if task.scoring == "options":
+        if issubclass(get_scoring(task.scoring), Options):
             task = replace(task, classes=fixed_choices(self.splits.train))
         self.config = replace(self.config, task=task)
         if task.classes:

@@ -25,7 +25,7 @@ from bayeslora.runs import Prediction, Run
 from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.going_on import train_or_load
-from bayeslora.scoring import Cloze
+from bayeslora.scoring import Cloze, get_scoring
 from bayeslora.scoring.options import Options
 from bayeslora.scoring.trunk_cache import TrunkCache
 from bayeslora.system.files import disk_is_full
@@ -179,7 +179,7 @@ class CellComputer:
         title = f"{planned.title}, unread" if planned.chooses_length_power else planned.title
         folder = cell_folder(self.output, planned.task, title, rate, planned.seed)
         # Adapters below a head have another trunk.
-        layers = (run.task.scoring == "options", self.config.adapter.last_layers)
+        layers = (get_scoring(run.task.scoring).by_heads, self.config.adapter.last_layers)
         trained = train_or_load(run, folder, self._caches.get(layers))
         if trained.trunk_cache is not None:
             self._caches[layers] = trained.trunk_cache

@@ -16,6 +16,7 @@ from bayeslora.experiments.comparison.records import BASE, TEMPERED, control_tit
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.options.ranges import check_options
 from bayeslora.runs.config import RunConfig, TaskConfig, TrainConfig
+from bayeslora.scoring import get_scoring
 from bayeslora.training.arguments import check_arguments
 
 __all__ = ["AdapterConfig", "CompareConfig", "Control", "ProtocolConfig", "RowConfig", "default_rows"]
@@ -122,8 +123,10 @@ class CompareConfig(CompareOptions):
 
     def scoring(self, task: str, title: str) -> str:
         """How a row reads the items of a task."""
-        row = self.rows[title]
-        return (row.scoring if row.method.adapts else "options") or self.tasks[task].scoring
+        row, own = self.rows[title], self.tasks[task].scoring
+        if not row.method.adapts:
+            return "option_texts" if get_scoring(own).of_decisions else "options"
+        return row.scoring or own
 
     def has_rate(self, title: str) -> bool:
         """Whether a row has a learning rate; a head in closed form and a row of no steps have none."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from bayeslora.methods import Method
 from bayeslora.prediction.predictive import Predictive
@@ -17,11 +18,12 @@ from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, CodeScoring, Template, rotations
 from bayeslora.scoring.codes.items import DecisionScoring
 from bayeslora.tasks import Splits
+from bayeslora.tasks.decisions import Question
 from bayeslora.tasks.decisions.items import DecisionItem
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Adapted(ABC):
     """What a decision model answers by over a trained adapter.
 
     Args:
@@ -30,10 +32,26 @@ class Adapted:
 
     run: Run
 
+    readout: ClassVar[str] = "codes"
+    """Of the questions that no head of their own answers."""
+
     @property
     def heads(self) -> Heads:
         """Those that answer; here none."""
         return Heads()
+
+    @abstractmethod
+    def read(self, reader: CodeReader, request: Request) -> list[Predictive]:
+        """Predictives [draws, 1, options] of the questions of a request that no head of their own answers.
+
+        Args:
+            reader: Of `reader`.
+            request: The request.
+        """
+
+    def prompts(self, reader: CodeReader, state: list[int], question: Question) -> list[list[int]]:
+        """Tokens of a question behind those of a state; errors as of `CodeReader.prompts`."""
+        return reader.prompts(state, question)
 
     def draws(self, request: Request) -> tuple[int, int]:
         """How many a request has, of "auto" all, or 0 for the mean; and their seed."""
@@ -63,12 +81,7 @@ class AdaptedCodes(Adapted):
         return self.run.scoring
 
     def read(self, reader: CodeReader, request: Request) -> list[Predictive]:
-        """Predictives [draws, 1, options] of the questions of a request that codes answer.
-
-        Args:
-            reader: Of `reader`.
-            request: The request.
-        """
+        """By codes."""
         samples, seed = self.draws(request)
         if samples == 0 and type(self.run.config.method).predict is Method.predict:
             # One pass, in which the state is read once for all questions.
@@ -151,13 +164,15 @@ def check_trains(method: Method, readout: str) -> None:
     """
     if readout == "auto":
         raise ValueError(
-            "a method trains an adapter below codes or heads: set readout='codes' or 'heads', or leave it out."
+            "a method trains an adapter below codes or heads: set readout='codes', 'heads' or 'option_texts', or leave "
+            "it out."
         )
-    if not method.adapts:
+    if not method.adapts and readout != "option_texts":
         raise ValueError(
             f"{type(method).__name__} trains no adapter, so there is nothing to train below {readout}; take Lora, "
             "BayesianLora or another method with adapters, or leave the method and the scoring out: heads on the "
-            "frozen model are the default for records of decisions."
+            "frozen model are the default for records of decisions (one head for all questions, on the texts of their "
+            "options: option_texts)."
         )
 
 

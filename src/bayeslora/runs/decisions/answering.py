@@ -9,9 +9,11 @@ from itertools import tee
 from typing import Any
 
 from bayeslora.methods import Method
+from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs.config import TrainConfig
-from bayeslora.runs.decisions.adapted import AdaptedCodes, check_trains
+from bayeslora.runs.decisions.adapted import Adapted, AdaptedCodes, check_trains
 from bayeslora.runs.decisions.adapted_heads import AdaptedHeads
+from bayeslora.runs.decisions.adapted_options import AdaptedOptions
 from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
@@ -22,6 +24,9 @@ from bayeslora.runs.run import Run
 from bayeslora.scoring.codes import CodeReader, Template
 from bayeslora.tasks.decisions import Answer, Question
 from bayeslora.tasks.decisions.records import check_state
+
+_ADAPTED: dict[str, type[Adapted]] = {"codes": AdaptedCodes, "heads": AdaptedHeads, "option_texts": AdaptedOptions}
+"""By the scoring of the run."""
 
 
 class AnsweringModel:
@@ -38,8 +43,10 @@ class AnsweringModel:
     ):
         config = model if isinstance(model, DecisionConfig) else DecisionConfig(model)
         self.config = replace(config, **options)
+        if method is None and self.config.readout == "option_texts":
+            method = BayesianHead()
         self.template, self.method, self.train = template or Template(), method, train
-        self.adapted: AdaptedCodes | AdaptedHeads | None = None
+        self.adapted: Adapted | None = None
         if method is None:
             self._open()
         else:
@@ -70,7 +77,7 @@ class AnsweringModel:
 
     def adapt(self, run: Run) -> None:
         """Answer by a trained run."""
-        self.adapted = AdaptedHeads(run) if run.config.task.scoring == "heads" else AdaptedCodes(run)
+        self.adapted = _ADAPTED[run.config.task.scoring](run)
         self.heads = self.adapted.heads
         self._open()
 
@@ -114,8 +121,13 @@ class AnsweringModel:
         by_head = {name: question for name, question in asked.items() if self.heads.knows(question)}
         reads = bool(by_head) if isinstance(self.adapted, AdaptedHeads) else self.heads.novelty is not None
         hidden = self.hidden.prompt(tokens, self.heads.fitted(by_head)) if reads else None
-        by_code = {name: self.reader.prompts(tokens, each) for name, each in asked.items() if name not in by_head}
-        return Request(asked, tokens, by_head, hidden, by_code, num_samples, seed)
+        by_code = {name: self._prompts(tokens, each) for name, each in asked.items() if name not in by_head}
+        return Request(asked, tokens, by_head, hidden, by_code, num_samples, seed, state)
+
+    def _prompts(self, state: list[int], question: Question) -> list[list[int]]:
+        if self.adapted is None:
+            return self.reader.prompts(state, question)
+        return self.adapted.prompts(self.reader, state, question)
 
     def answers(self, requests: Iterable[Request]) -> Iterator[dict[str, Answer]]:
         """Answers to each request by the ids of its questions, the same whatever stands beside it.
@@ -138,9 +150,10 @@ class AnsweringModel:
     def _answers(self, request: Request, found: dict[str, Answer], novelty: float | None) -> dict[str, Answer]:
         if request.by_code:
             read = read_codes if self.adapted is None else self.adapted.read
+            readout = "codes" if self.adapted is None else self.adapted.readout
             for name, predictive in zip(request.by_code, read(self.reader, request), strict=True):
                 probabilities = tuple(predictive.probabilities[0].tolist())
                 information = float(predictive.mutual_information[0])
-                found[name] = Answer(request.questions[name], probabilities, information, novelty)
+                found[name] = Answer(request.questions[name], probabilities, information, novelty, readout)
         answers = {name: found[name] for name in request.questions}
         return answers if self.calibration is None else self.calibration.apply(answers)

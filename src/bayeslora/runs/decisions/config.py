@@ -8,6 +8,8 @@ from typing import Literal
 from bayeslora.models.kinds import DtypeName
 from bayeslora.options.ranges import Draws, check_value
 
+READOUTS = ("auto", "codes", "heads", "option_texts")
+
 
 @dataclass(frozen=True)
 class DecisionConfig:
@@ -19,7 +21,9 @@ class DecisionConfig:
         device: "auto", "cpu", "cuda", ...
         revision: Branch, tag or commit of a Hub id.
         readout: "codes" (zero-shot, or over an adapter that a method trains), "heads" (one for each question that has
-            labels), or "auto": heads for questions with 25 labels or more, codes for the others.
+            labels), "option_texts" (one head for all questions, which reads the texts of their options: for questions
+            that vary), or "auto": heads for questions with 25 labels or more and codes for the others; where no
+            question has so many, but all have them together, one head on the texts of options.
         orders: Rotations of the options that codes average over.
         shuffles: Orders of an item's options in an adapter's training, one each epoch; default: always a new one.
         ranked: Weight of the ranked probability score in the loss of its score questions.
@@ -38,7 +42,7 @@ class DecisionConfig:
     dtype: DtypeName = "auto"
     device: str = "auto"
     revision: str | None = None
-    readout: Literal["auto", "codes", "heads"] = "auto"
+    readout: Literal["auto", "codes", "heads", "option_texts"] = "auto"
     orders: int = 2
     shuffles: int | None = None
     ranked: float = 0.0
@@ -48,8 +52,8 @@ class DecisionConfig:
     num_samples: Draws | None = None
 
     def __post_init__(self) -> None:
-        if self.readout not in ("auto", "codes", "heads"):
-            raise ValueError(f"readout must be auto, codes or heads, got {self.readout!r}.")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout must be one of {', '.join(READOUTS)}, got {self.readout!r}.")
         check_value(self.num_samples, Draws | None, "num_samples")
         if self.orders < 1:
             raise ValueError(f"orders must be at least 1, got {self.orders}.")

@@ -19,6 +19,7 @@ from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.heads import Heads
 from bayeslora.runs.finished import load_run
+from bayeslora.runs.heads import HeadRun, write_head_run
 from bayeslora.runs.writing import write_run
 from bayeslora.scoring.codes import Template
 from bayeslora.system.devices import kept_device
@@ -46,7 +47,8 @@ def write_model(model: AnsweringModel, folder: Path, metrics: Mapping[str, Any] 
     """The model's folder, in the place of one that is there; for who holds `only_replacer`."""
     with atomic_folder(folder) as aside:
         if model.adapted is not None:
-            write_run(replace(model.adapted.run), aside)
+            own = replace(model.adapted.run)
+            write_head_run(own, aside) if isinstance(own, HeadRun) else write_run(own, aside)
         if metrics is not None:
             write_json(aside / "metrics.json", dict(metrics))
         write_parts(model, aside)

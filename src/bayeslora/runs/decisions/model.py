@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs.decisions.adapted import trained_on
 from bayeslora.runs.decisions.answering import AnsweringModel
 from bayeslora.runs.decisions.calibration import Labelled, Signal, calibrated
@@ -22,7 +24,7 @@ from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_stat
 from bayeslora.tasks.decisions.records import key_of
 
 FEWEST = 25
-"""Labels from which on a question gets a head of its own by default."""
+"""Labels from which on a question gets a head of its own by default; and all together one on the texts of options."""
 
 
 class DecisionModel(AnsweringModel):
@@ -33,7 +35,8 @@ class DecisionModel(AnsweringModel):
     Args:
         model: Hub id, local folder, or "offline:smollm2"; or a whole `DecisionConfig`.
         template: The prompt.
-        method: Of `bayeslora.methods`, with readout "codes" or "heads": what `fit` trains below them.
+        method: Of `bayeslora.methods`, with readout "codes", "heads" or "option_texts": what `fit` trains below them.
+            Default: nothing, and for "option_texts" `BayesianHead`, a head on the frozen model.
         train: Options of that training (`bayeslora.runs.config.TrainConfig`).
         **options: Fields of `DecisionConfig`.
 
@@ -53,7 +56,7 @@ class DecisionModel(AnsweringModel):
     ) -> DecisionModel:
         """Learn from records; what was learned before is forgotten, a calibration too.
 
-        With a method it trains an adapter below codes on all of them, their options in another order each epoch.
+        With a method it trains what lies below codes, heads or the head on option texts on all of them.
 
         Args:
             records: A file of them, or what `read_records` gave.
@@ -69,6 +72,13 @@ class DecisionModel(AnsweringModel):
         if isinstance(records, str | Path):
             shared = None if questions is None else parse_questions(questions)
             name, records = str(records), read_records(records, shared, require_labels=True)
+        if self.method is None and self.config.readout == "auto" and _only_together(records):
+            logger.info(
+                "no question has %d labels, so that one head learns from all: it reads the texts of options (readout "
+                "option_texts)",
+                FEWEST,
+            )
+            self.config, self.method = replace(self.config, readout="option_texts"), BayesianHead()
         if self.method is not None:
             items = items_of(records)
             self.take(trained_on(items, self.config, self.method, self.train, self.template, name), items, progress)
@@ -121,7 +131,7 @@ class DecisionModel(AnsweringModel):
         if self.config.readout == "codes":
             raise ValueError(
                 "readout='codes' without a method learns nothing: give one, such as method=bayeslora.methods.Lora(), "
-                "take readout='auto' or 'heads', or decide without fit."
+                "take readout='auto', 'heads' or 'option_texts', or decide without fit."
             )
         fewest = FEWEST if self.config.readout == "auto" else 2
         counts = Counter({key: len(labels.states) for key, labels in before.labels.items()})
@@ -212,3 +222,9 @@ class DecisionModel(AnsweringModel):
             ValueError: A file of it is damaged.
         """
         return read_model(cls, Path(folder), device)
+
+
+def _only_together(records: Sequence[Record]) -> bool:
+    """Whether no question has labels enough for a head, but all questions together have."""
+    counts = counts_of_labels(records).values()
+    return max(counts, default=0) < FEWEST <= sum(counts)

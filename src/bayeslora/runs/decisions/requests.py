@@ -28,9 +28,11 @@ class Request:
         state: Tokens of the state.
         by_head: The questions that heads answer.
         hidden: What is read for these, and for the novelty of the state; None where nothing is.
-        by_code: Tokens of the other questions behind the state, one row for each order of the options.
+        by_code: Tokens of the other questions behind the state, one row for each order of the options; where their
+            texts are read, for each option.
         num_samples: Posterior draws of an adapter; None: as many as the model takes.
         seed: Of the draws; None: the run's.
+        about: The state as it was given.
     """
 
     questions: dict[str, Question]
@@ -40,6 +42,7 @@ class Request:
     by_code: dict[str, list[list[int]]]
     num_samples: int | None = None
     seed: int | None = None
+    about: Any = None
 
     def __post_init__(self) -> None:
         check_value(self.num_samples, Draws | None, "num_samples")

@@ -226,5 +226,8 @@ def unseen(records: Sequence[Record], model: DecisionModel) -> list[Record]:
 
 
 def _leave_one_out(model: DecisionModel) -> dict[str, Any]:
+    if model.adapted is not None:
+        found = model.adapted.run.metrics
+        return {"all questions": {"labels": found["train_examples"], "nll": found["head"]["leave_one_out_nll"]}}
     names = {signature(question): name for name, question in model.questions.items()}
     return {names.get(key, key[1]): head.described() for key, head in model.heads.by_signature.items()}

@@ -21,7 +21,7 @@ class Answer:
         mutual_information: How much of the entropy the posterior over the model explains, nats; 0 without a posterior.
         novelty: How far the state lies from the training states, as the share of these that lie nearer to each other, 0
             to 1; None where nothing was trained.
-        readout: How it was read: "codes" or "heads".
+        readout: How it was read: "codes", "heads" or "option_texts".
         action: "automate" or "escalate" by a certified threshold; None where none was calibrated.
         options_in_set: Indices of a conformal set; None where none was calibrated.
     """

@@ -1,0 +1,163 @@
+"""One head on the texts of options: questions that vary, new ones too, and what its answers depend on."""
+
+import io
+import json
+import math
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bayeslora.methods import BayesianLora, Lora, Method
+from bayeslora.methods.bayesian_head import BayesianHead
+from bayeslora.runs.config import TrainConfig
+from bayeslora.runs.decisions import DecisionModel
+from bayeslora.scoring.codes import TooLongError
+from bayeslora.scoring.option_texts import OptionTexts
+from bayeslora.tasks.decisions import Record, parse_question
+from bayeslora.tasks.decisions.records import parse_record
+from bayeslora_cli.main import main
+from decision_models import tiny_base, trains, write
+
+METALS, WOODS = ("tin", "zinc", "lead", "iron", "gold"), ("oak", "elm", "ash", "fir", "yew")
+NOUL = {"type": "noul", "instructions": "Is it one?"}
+MANY = {"type": "choice", "instructions": "Which of these?", "criteria": {str(number): None for number in range(70)}}
+
+
+def varying(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Records with two or three options of their own, of which the metal is right."""
+    made = []
+    for number in range(count):
+        place = number + seed
+        metal, *woods = METALS[place % 5], WOODS[place // 2 % 5], WOODS[(place // 3 + 2) % 5]
+        options = list(dict.fromkeys([metal, *woods[: 1 + number % 2]]))[:: 1 if number % 3 else -1]
+        question = {"type": "choice", "instructions": "Which?", "criteria": dict.fromkeys(options)}
+        state = "".join(random.Random(place).choices(string.ascii_lowercase, k=12))
+        made.append({"state": state, "questions": {"q": question}, "labels": {"q": metal}})
+    return made
+
+
+def records(count: int, seed: int = 0) -> list[Record]:
+    return [parse_record(row) for row in varying(count, seed)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def fitted(
+    base: str, method: Method | None = None, taught: list[Record] | None = None, **options: Any
+) -> DecisionModel:
+    train = TrainConfig(epochs=1, learning_rate=5e-3) if method is not None else None
+    asked = {"readout": "option_texts", "method": method, "train": train} | options
+    return DecisionModel(base, device="cpu", dtype="float32", **asked).fit(taught or records(30), progress=False)
+
+
+@pytest.fixture(scope="module")
+def model(base: str) -> DecisionModel:
+    return fitted(base)
+
+
+def test_it_learns_from_questions_that_vary(model: DecisionModel) -> None:
+    rows = list(model.labelled(records(20, seed=3)))
+    nll = -sum(math.log(row.answer.probabilities[row.target.index(1)]) for row in rows) / len(rows)
+    uniform = sum(math.log(len(row.target)) for row in rows) / len(rows)
+    assert nll < 0.7 * uniform
+    assert all(row.answer.readout == "option_texts" for row in rows)
+    assert all(0 <= row.answer.novelty <= 1 for row in rows)  # type: ignore[operator]
+
+
+def test_answers_hang_on_state_and_question_alone(model: DecisionModel) -> None:
+    asked = {"a": varying(1)[0]["questions"]["q"], "b": varying(2)[1]["questions"]["q"], "c": NOUL, "many": MANY}
+    first = model.decide("tin tin", asked)
+    for name, question in asked.items():
+        assert model.decide("tin tin", {"other": question})["other"] == first[name]
+    requests = [model.request("b", asked), model.request("tin tin", dict(reversed(asked.items())))]
+    assert list(model.answers(requests))[1] == first
+    assert first["c"].mutual_information > 0 and first["many"].mutual_information > 0
+    assert len(first["many"].probabilities) == 70 and sum(first["many"].probabilities) == pytest.approx(1)
+    turned = {**asked["b"], "criteria": dict(reversed(asked["b"]["criteria"].items()))}
+    again, before = model.decide("tin tin", {"q": turned})["q"], first["b"]
+    assert again.by_key(again.probabilities) == pytest.approx(before.by_key(before.probabilities), abs=1e-3)
+
+
+@pytest.mark.parametrize("method", [None, Lora(r=2), BayesianLora(r=2, prior_std=1.0)], ids=["head", "lora", "drawn"])
+def test_a_saved_model_answers_the_same(base: str, method: Method | None, tmp_path: Path) -> None:
+    made = fitted(base, method, records(16), num_samples=3)
+    asked = {"q": varying(1)[0]["questions"]["q"], "new": NOUL}
+    made.save(tmp_path / "m")
+    found, again = made.decide("a state", asked), DecisionModel.load(tmp_path / "m")
+    assert again.decide("a state", asked) == found and again.config.readout == "option_texts"
+    again.save(tmp_path / "copy")
+    assert DecisionModel.load(tmp_path / "copy").decide("a state", asked) == found
+    if isinstance(method, BayesianLora):
+        drawn = [made.decide("a state", asked, num_samples=number)["q"] for number in (0, 3)]
+        assert drawn[0].probabilities != drawn[1].probabilities
+
+
+def test_by_default_it_learns_where_no_question_has_labels_enough(base: str, tmp_path: Path) -> None:
+    each = varying(26)
+    for number, row in enumerate(each):
+        row["questions"]["q"]["instructions"] = f"{number}?"
+    model = DecisionModel(base, device="cpu", dtype="float32").fit([parse_record(row) for row in each], progress=False)
+    assert model.config.readout == "option_texts" and isinstance(model.method, BayesianHead)
+    with pytest.raises(ValueError, match="at least 25 labels"):
+        DecisionModel(base, device="cpu", dtype="float32").fit([parse_record(row) for row in each[:24]], progress=False)
+    data, run = str(write(tmp_path / "r.jsonl", each)), tmp_path / "run"
+    main(["train", "--task.name", data, "--output_dir", str(run), "--model.name", base])
+    found = json.loads((run / "metrics.json").read_text())["leave_one_out"]
+    assert found["all questions"]["labels"] == 26 and found["all questions"]["nll"] < 0.6
+
+
+def test_what_it_does_not_learn_from_is_said(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    rows = varying(12)
+    rows[0]["labels"]["q"] = dict(zip(rows[0]["questions"]["q"]["criteria"], (0.25, 0.75), strict=True))
+    with caplog.at_level("WARNING", "bayeslora"):
+        fitted(base, taught=[parse_record(row) for row in rows])
+    assert "1 of 12 labels are distributions" in caplog.text
+
+
+def test_a_prompt_that_does_not_fit_is_refused(base: str) -> None:
+    made = fitted(base, taught=records(12), max_length=200)
+    longest = {"type": "choice", "instructions": "W?", "criteria": {"a": None, "b" * 150: None}}
+    with pytest.raises(TooLongError, match="but the model reads 200"):
+        made.decide("a" * 60, {"q": longest})
+    assert made.decide("a" * 60, {"q": NOUL})
+    with pytest.raises(TooLongError):
+        made.decide("a" * 300, {"q": NOUL})
+
+
+def test_rows_of_a_request_are_what_is_read(model: DecisionModel) -> None:
+    assert model.adapted is not None
+    scoring, question = model.adapted.run.scoring, parse_question(varying(2)[1]["questions"]["q"])
+    assert isinstance(scoring, OptionTexts)
+    request = model.request("a state", {"q": question})
+    context, options = scoring._encode(_item(question))
+    assert [request.state + row for row in request.by_code["q"]] == [context + option for option in options]
+
+
+def _item(question: Any) -> Any:
+    from bayeslora.tasks.decisions.items import DecisionItem
+
+    return DecisionItem("q", "state", question.keys, None, state="a state", asked=question)
+
+
+@pytest.mark.parametrize("method", ["BayesianHead", "Lora"])
+def test_train_evaluate_calibrate_and_decide(
+    base: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = write(tmp_path / "records.jsonl", varying(40)), str(tmp_path / "run")
+    main([*trains(base, data, tmp_path / "run", "option_texts"), "--method", method])
+    assert "bayeslora decide" in capsys.readouterr().out
+    main(["evaluate", run])
+    main(["calibrate", run, "--data", str(write(tmp_path / "more.jsonl", varying(12, seed=4))), "--json"])
+    main(["review", run, "--input", str(tmp_path / "more.jsonl"), "--json"])
+    capsys.readouterr()
+    asked = {"q": varying(1)[0]["questions"]["q"]}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"state": "a state", "questions": asked})))
+    main(["decide", run])
+    found = json.loads(capsys.readouterr().out)["answers"]
+    assert found == {name: one.to_dict() for name, one in DecisionModel.load(run).decide("a state", asked).items()}
