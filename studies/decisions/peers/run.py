@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,8 +35,8 @@ GRID: tuple[dict[str, Any], ...] = ({},)
 STEPS = 45
 TURNED = 25
 """Test records whose options are turned around."""
-ALL = ("tf-idf", "heads", "heads over LoRA", "sysone head", "sysone", "codes", "decisionformer")
-VARYING = ("codes", "sysone", "decisionformer")
+ALL = ("tf-idf", "heads", "heads over LoRA", "sysone head", "sysone", "codes", "option texts", "decisionformer")
+VARYING = ("codes", "option texts", "option texts over LoRA", "sysone", "decisionformer")
 CELLS = [
     ("sst2", "clean", 50, 0),
     ("sst2", "clean", 200, 0),
@@ -69,17 +69,19 @@ def systems() -> dict[str, Callable[[], System]]:
         "tf-idf": lambda: TfIdf(model),
         "codes": lambda: Codes(codes),
         "heads": lambda: OnHidden(model),
-        "heads over LoRA": lambda: OnHidden(over_lora()),
+        "heads over LoRA": lambda: OnHidden(over_lora("heads")),
+        "option texts": lambda: OnHidden(DecisionModel("offline:smollm2", readout="option_texts")),
+        "option texts over LoRA": lambda: OnHidden(over_lora("option_texts")),
         "sysone": lambda: Sysone(folder, GRID, tuning="lora"),
         "sysone head": lambda: Sysone(folder, GRID[:1], tuning="head"),
         "decisionformer": lambda: Decisionformer(folder, STEPS),
     }
 
 
-def over_lora() -> DecisionModel:
-    """Heads over LoRA, at the rate that dev chose in studies/decisions/adapted."""
+def over_lora(readout: Literal["heads", "option_texts"]) -> DecisionModel:
+    """A readout over LoRA, at the rate that dev chose for heads in studies/decisions/adapted."""
     train = TrainConfig(epochs=4, learning_rate=5e-3, arguments={"disable_tqdm": True})
-    return DecisionModel("offline:smollm2", readout="heads", method=Lora(last_layers=8), train=train)
+    return DecisionModel("offline:smollm2", readout=readout, method=Lora(last_layers=8), train=train)
 
 
 def measured(system: System, train: list[Any], test: list[Any]) -> dict[str, Any]:
