@@ -362,7 +362,7 @@ def test_what_cannot_be_trained_says_what_to_do(base: str, tmp_path: Path) -> No
     ]
     with pytest.raises(TaskError, match="all 14 were drawn as test or dev"):
         task_items(TaskConfig(name=str(write(tmp_path / "copies.jsonl", made)), scoring="heads"))
-    with pytest.raises(ValueError, match="set readout='codes' or 'heads'"):
+    with pytest.raises(ValueError, match="set readout='codes', 'heads' or 'option_texts'"):
         DecisionModel(base, method=Lora())
     with pytest.raises(ValueError, match="labels of at least two states"):
         fitted(base, Lora(r=2), 1)

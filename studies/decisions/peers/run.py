@@ -57,6 +57,10 @@ CELLS = [
     ("phishing_email", "clean", 50, 0),
     ("support_tickets", "clean", 200, 0),
     ("support_tickets", "unknowable", 50, 0),
+    ("openbookqa", "clean", 50, 1),
+    ("openbookqa", "clean", 50, 2),
+    ("boolq", "clean", 50, 1),
+    ("boolq", "clean", 50, 2),
 ]
 
 

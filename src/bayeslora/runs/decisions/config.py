@@ -22,8 +22,8 @@ class DecisionConfig:
         revision: Branch, tag or commit of a Hub id.
         readout: "codes" (zero-shot, or over an adapter that a method trains), "heads" (one for each question that has
             labels), "option_texts" (one head for all questions, which reads the texts of their options: for questions
-            that vary), or "auto": heads for questions with 25 labels or more and codes for the others; where no
-            question has so many, but all have them together, one head on the texts of options.
+            that vary), or "auto": heads for questions with 25 labels or more and codes for the others; where
+            questions vary (more of them than labels of any, and 25 labels in all), one head on the texts of options.
         orders: Rotations of the options that codes average over.
         shuffles: Orders of an item's options in an adapter's training, one each epoch; default: always a new one.
         ranked: Weight of the ranked probability score in the loss of its score questions.

@@ -24,7 +24,7 @@ from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_stat
 from bayeslora.tasks.decisions.records import key_of
 
 FEWEST = 25
-"""Labels from which on a question gets a head of its own by default; and all together one on the texts of options."""
+"""Labels from which on a question gets a head of its own by default; and questions that vary, together, one head."""
 
 
 class DecisionModel(AnsweringModel):
@@ -72,11 +72,10 @@ class DecisionModel(AnsweringModel):
         if isinstance(records, str | Path):
             shared = None if questions is None else parse_questions(questions)
             name, records = str(records), read_records(records, shared, require_labels=True)
-        if self.method is None and self.config.readout == "auto" and _only_together(records):
+        if self.method is None and self.config.readout == "auto" and _vary(records):
             logger.info(
-                "no question has %d labels, so that one head learns from all: it reads the texts of options (readout "
-                "option_texts)",
-                FEWEST,
+                "the questions vary, and one head learns from all of them: it reads the texts of options (readout "
+                "option_texts)"
             )
             self.config, self.method = replace(self.config, readout="option_texts"), BayesianHead()
         if self.method is not None:
@@ -224,7 +223,8 @@ class DecisionModel(AnsweringModel):
         return read_model(cls, Path(folder), device)
 
 
-def _only_together(records: Sequence[Record]) -> bool:
-    """Whether no question has labels enough for a head, but all questions together have."""
+def _vary(records: Sequence[Record]) -> bool:
+    """Whether questions vary: none has labels enough for a head, nor as many as there are questions; all together have."""
     counts = counts_of_labels(records).values()
-    return max(counts, default=0) < FEWEST <= sum(counts)
+    most = max(counts, default=0)
+    return most < FEWEST <= sum(counts) and most < len(counts)
