@@ -93,8 +93,8 @@ def check_enough(labels: Mapping[tuple[Any, ...], int], fewest: int) -> None:
         raise ValueError(
             f"expected a question with at least {fewest} labels to fit a head on, but the most that one has is "
             f"{most}; label more records, fit one head that questions share (readout='option_texts', --task.scoring "
-            "option_texts --method BayesianHead), fit heads to fewer labels (readout='heads' of DecisionModel), or decide "
-            "zero-shot without fit."
+            "option_texts --method BayesianHead), fit heads to fewer labels (readout='heads' of DecisionModel), or "
+            "decide zero-shot without fit."
         )
     for key, count in labels.items():
         if count < fewest:

@@ -224,7 +224,7 @@ class DecisionModel(AnsweringModel):
 
 
 def _vary(records: Sequence[Record]) -> bool:
-    """Whether questions vary: none has labels enough for a head, nor as many as there are questions; all together have."""
+    """Whether questions vary: none has labels enough for a head or as many as there are questions, but all have."""
     counts = counts_of_labels(records).values()
     most = max(counts, default=0)
     return most < FEWEST <= sum(counts) and most < len(counts)
