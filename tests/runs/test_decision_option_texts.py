@@ -145,6 +145,23 @@ def _item(question: Any) -> Any:
     return DecisionItem("q", "state", question.keys, None, state="a state", asked=question)
 
 
+def test_the_server_answers_as_the_model(model: DecisionModel) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from fastapi.testclient import TestClient
+
+    from bayeslora.deploy.serve.decisions.app import create_decision_app
+    from bayeslora.deploy.serve.settings import Settings
+
+    asked = {"a": varying(1)[0]["questions"]["q"], "c": NOUL}
+    with TestClient(create_decision_app(model, "runs/tiny", Settings())) as client:
+        body = {"state": "a state", "questions": asked}
+        answers = client.post("/v1/systemone", json=body).json()["answers"]
+        long = client.post("/v1/systemone", json={"state": "a" * 900, "questions": asked})
+    assert answers == {name: answer.to_dict() for name, answer in model.decide("a state", asked).items()}
+    assert answers["a"]["x_readout"] == "option_texts"
+    assert long.status_code == 413, long.text
+
+
 @pytest.mark.parametrize("method", ["BayesianHead", "Lora"])
 def test_train_evaluate_calibrate_and_decide(
     base: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
