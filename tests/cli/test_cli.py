@@ -166,7 +166,7 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path, config):
     assert weights[0] == weights[1]
 
 
-def test_evaluating_on_another_task_leaves_the_run_as_it_was(tmp_path, config):
+def test_evaluating_on_another_task_leaves_the_run_as_it_was(tmp_path, config, capsys):
     run = tmp_path / "run"
     main(["train", "--config", str(config), "--output_dir", str(run)])
     before = (run / "metrics.json").read_text()
@@ -175,6 +175,13 @@ def test_evaluating_on_another_task_leaves_the_run_as_it_was(tmp_path, config):
     assert (run / "metrics.json").read_text() == before
     metrics = json.loads((run / "evaluation" / "other" / "metrics.json").read_text())
     assert metrics["num_examples"] == 5 and metrics["num_samples"] == 0 and metrics["spread"] == 0
+    main(["evaluate", str(run), "--input", str(other), "--num_samples", "0"])
+    metrics = json.loads((run / "evaluation" / "other" / "metrics.json").read_text())
+    assert metrics["num_examples"] == 60 and metrics["split"] == "test", "all of the file are scored"
+    for wrong in (["--task", "piqa"], ["--split", "dev"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(run), "--input", str(other), *wrong])
+        assert "is scored whole" in capsys.readouterr().err
 
 
 def test_a_run_on_named_columns_predicts_files_without_labels_and_scores_others(tmp_path, config):

@@ -354,6 +354,8 @@ def test_questions_that_no_training_record_has_are_left_out_of_the_scores(
     assert "1 of 7 dev items are left out" in caplog.text and "'Is it old?'" in caplog.text
     main(["evaluate", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_examples"] == 3
+    main(["evaluate", str(tmp_path / "run"), "--input", str(tmp_path / "dev.jsonl")])
+    assert json.loads((tmp_path / "run" / "evaluation" / "dev" / "metrics.json").read_text())["num_examples"] == 6
 
 
 def test_what_cannot_be_trained_says_what_to_do(base: str, tmp_path: Path) -> None:

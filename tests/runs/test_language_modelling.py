@@ -250,6 +250,9 @@ def test_a_run_from_a_file(trained: Path, world: Path, command: Callable[..., No
     total = sum(record["nll"] * record["num_tokens"] for record in records)
     assert scored["perplexity"] == pytest.approx(math.exp(total / scored["num_tokens"]))
     assert (trained / "reliability.png").stat().st_size > 10_000
+    command("evaluate", str(trained), f"--input={world / 'data' / 'test.jsonl'}")
+    again = json.loads((trained / "evaluation" / "test" / "metrics.json").read_text())
+    assert again["perplexity"] == pytest.approx(scored["perplexity"])
     command("generate", str(trained), "--prompt=What is 1?", "--max_new_tokens=4")
     command("export", str(trained), f"--output_dir={tmp_path / 'export'}")
     assert (tmp_path / "export" / "adapter_model.safetensors").is_file()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.readouts.questions.reading import QuestionReading
 from bayeslora.runs.adaptive import NOT_FOR_TEXTS, NumSamples, is_adaptive
 from bayeslora.runs.config import TaskConfig
+from bayeslora.runs.cross_fitting import reading_of
 from bayeslora.runs.finished import load_run
-from bayeslora.runs.items import build_task, task_items, with_file_options
+from bayeslora.runs.items import build_task, labelled_items, subset, task_items, with_file_options, with_heads
 from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.system.files import write_json
@@ -31,6 +33,7 @@ def evaluate(
     folder: str | Path,
     *,
     task: str | None = None,
+    input: str | Path | None = None,
     split: str = "test",
     num_samples: NumSamples = None,
     examples: int | None = None,
@@ -43,12 +46,13 @@ def evaluate(
 
     Args:
         folder: The run folder, or the Hub id of a pushed run.
-        task: Another task than the run's own, by name or path.
-        split: "test" or "dev".
+        task: Another task than the run's own, by name or path, of which a split is scored.
+        input: A file of which all items (records, texts) are scored, in the place of a task; each needs a label.
+        split: "test" or "dev"; of a file that is scored whole always "test".
         num_samples: Posterior draws; default: the run's; "auto": of each item until its answer is settled.
         examples: Use only this many items; default: the run's number for its own task, all for another.
-        output_dir: Default: the run folder for its own task, `folder/evaluation/<task>` for another. A run on the Hub
-            needs one.
+        output_dir: Default: the run folder for its own task, `folder/evaluation/<task or file>` for another. A run on
+            the Hub needs one.
         file_layout: How the task's files are read where they are not laid out as the run's own: question_column,
             choices_column, label_column, labels, id_column, group_column, choices.
         device: As `load_run`.
@@ -58,11 +62,14 @@ def evaluate(
     Raises:
         FileExistsError: Another run is in the output folder, or another evaluation and not `overwrite`.
         RuntimeError: Another process writes there.
-        ValueError: The split is unknown or empty, a run on the Hub has no `output_dir`, or `file_layout` is given for a
-            task that is no file.
+        ValueError: The split is unknown or empty, a run on the Hub has no `output_dir`, `file_layout` is given for a
+            task that is no file, or `input` beside a task or for dev.
     """
     if split not in ("test", "dev"):
         raise ValueError(f"split must be 'test' or 'dev', got {split!r}.")
+    if input is not None and (task is not None or split == "dev"):
+        other = "split 'dev'" if task is None else f"task {task!r}"
+        raise ValueError(f"input {str(input)!r} is scored whole, and {other} is of a task; give one of the two.")
     if output_dir is None and is_hub_run(str(folder)):
         raise ValueError(
             f"there is no folder {str(folder)!r} here. To evaluate the run of that Hub id, say where to write the "
@@ -71,13 +78,14 @@ def evaluate(
     if task is not None:
         allow_task(task)
     run = load_run(folder, device=device)
-    own = task is None or task == run.config.task.name
+    other = task if input is None else str(input)
+    own = other is None or (input is None and other == run.config.task.name)
     described = run.config.task
     if not own:
-        described = replace(described, name=str(task), train_examples=None, dev_examples=None, test_examples=None)
+        described = replace(described, name=str(other), train_examples=None, dev_examples=None, test_examples=None)
     if file_layout:
         described = with_file_options(described, file_layout)
-        if not isinstance(build_task(described), LocalFile):
+        if input is None and not isinstance(build_task(described), LocalFile):
             raise ValueError(f"{', '.join(file_layout)} say how a file is read, but {described.name!r} is no file.")
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
@@ -86,7 +94,7 @@ def evaluate(
         if is_main():
             identity = run.metrics | {"task": described.name, "split": split}
             check_evaluation(target, Path(folder), identity, overwrite)
-        prediction, scores = _predicted(run, described, split, num_samples)
+        prediction, scores = _predicted(run, _to_score(run, described, split, whole=input is not None), num_samples)
         metrics = run.scored(described.name, split, scores)
         if is_main():
             write_evaluation(target, prediction, metrics)
@@ -96,26 +104,38 @@ def evaluate(
 
 
 def _predicted(
-    run: Run, described: TaskConfig, split: str, num_samples: NumSamples
+    run: Run, found: Sequence[Any], num_samples: NumSamples
 ) -> tuple[Prediction | TextPrediction, dict[str, Any]]:
-    """What the run predicts for the items or texts of a split, and its scores."""
+    """What the run predicts for items or texts, and its scores."""
     if run.config.task.scoring != "text":
-        prediction = run.predict(_of_split(described, task_items(described), split, "items"), num_samples)
+        prediction = run.predict(found, num_samples)
         return prediction, prediction.metrics()
     from bayeslora.runs.language_modelling.evaluation import predict_texts
-    from bayeslora.runs.language_modelling.texts import text_splits
 
     if is_adaptive(num_samples):
         raise ValueError(NOT_FOR_TEXTS)
-    texts = predict_texts(run, _of_split(described, text_splits(described), split, "texts"), num_samples)
+    texts = predict_texts(run, found, num_samples)
     return texts, texts.metrics(run)
 
 
-def _of_split(described: TaskConfig, splits: Any, split: str, unit: str) -> list[Any]:
-    found: list[Any] = getattr(splits, split)
+def _to_score(run: Run, described: TaskConfig, split: str, *, whole: bool) -> list[Any]:
+    """The items or texts of a split of a task, or those of a file as a whole."""
+    if described.scoring == "text":
+        from bayeslora.runs.language_modelling.texts import read_texts, text_splits
+
+        found = read_texts(described.name) if whole else getattr(text_splits(described), split)
+    else:
+        found = labelled_items(described) if whole else getattr(task_items(described), split)
+        if whole and isinstance(reading := reading_of(run.scoring), QuestionReading):
+            found = with_heads(found, reading.heads[0], described.name)
     if not found:
-        raise ValueError(f"task {described.name!r} has no {split} {unit}.")
-    return found
+        unit = "texts" if described.scoring == "text" else "items"
+        raise ValueError(f"{described.name!r} has no {unit}." if whole else _no_split(described, split, unit))
+    return subset(found, described.test_examples, described.subset_seed) if whole else found
+
+
+def _no_split(described: TaskConfig, split: str, unit: str) -> str:
+    return f"task {described.name!r} has no {split} {unit}; score a file of them by --input FILE (in Python: input)."
 
 
 def write_evaluation(target: Path, prediction: Prediction | TextPrediction, metrics: dict[str, Any]) -> None:

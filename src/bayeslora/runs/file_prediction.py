@@ -83,7 +83,7 @@ def _predicted_rows(
     if run.scoring.of_decisions:
         raise ValueError(
             "this run answers typed questions about a state; ask it by `bayeslora decide RUN < request.json` or "
-            "`bayeslora serve RUN`, and score labelled records by `bayeslora evaluate RUN`."
+            "`bayeslora serve RUN`, and score labelled records by `bayeslora evaluate RUN --input FILE`."
         )
     items = load_items(input, **file_options(with_file_options(columns, file_layout or {})), optional_label=True)
     rule = None if coverage is None else calibrated_on_dev(run, coverage, num_samples)

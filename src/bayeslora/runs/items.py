@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,11 +11,12 @@ from bayeslora.runs.config import TaskConfig
 from bayeslora.scoring import get_scoring
 from bayeslora.scoring.heads import HeadScoring
 from bayeslora.system.log import logger
-from bayeslora.tasks import FileLayout, Item, LocalFile, Splits, Task, TaskError, get_task
+from bayeslora.tasks import FileLayout, Item, LocalFile, Splits, Task, TaskError, get_task, load_items
 from bayeslora.tasks.classes import class_texts
 from bayeslora.tasks.decisions import is_decision_file
 from bayeslora.tasks.decisions.items import items_of, read_splits, train_file
 from bayeslora.tasks.decisions.questions import signature
+from bayeslora.tasks.decisions.records import read_records
 
 FILE_OPTIONS = tuple(FileLayout.__annotations__)
 """The fields of a task's config that say how a file is read."""
@@ -66,6 +67,17 @@ def task_items(config: TaskConfig) -> Splits:
     return drawn(build_task(config).splits(source=config.source), config)
 
 
+def labelled_items(config: TaskConfig) -> list[Item]:
+    """All items of the file that a config names, or the labelled questions of its records.
+
+    Raises:
+        TaskError: The file is wrong, or an item has no label.
+    """
+    if get_scoring(config.scoring).of_decisions:
+        return [*items_of(read_records(config.name, require_labels=True))]
+    return load_items(config.name, require_label=True, **file_options(config))
+
+
 def drawn(splits: AnySplits, config: TaskConfig) -> AnySplits:
     """Of splits of items or texts the numbers of examples that a config asks for."""
     whole = {name: getattr(splits, name) for name in ("train", "dev", "test")}
@@ -90,13 +102,19 @@ def _decisions(config: TaskConfig) -> Splits:
         some = subset(records, getattr(config, f"{name}_examples"), config.subset_seed)
         parts[name], available[name] = [*items_of(some)], sum(len(record.targets) for record in records)
     if get_scoring(config.scoring) is HeadScoring:
-        parts |= {name: _with_heads(parts[name], parts["train"], name) for name in ("dev", "test")}
+        known = {signature(item.asked) for item in parts["train"]}  # type: ignore[attr-defined]
+        parts |= {name: with_heads(parts[name], known, name) for name in ("dev", "test")}
     return Splits(**parts, origin=f"questions of records from {file}", available=available)
 
 
-def _with_heads(items: Sequence[Any], training: Sequence[Any], part: str) -> list[Item]:
-    """The items whose question has a label in training, so that there is a head to answer it."""
-    known = {signature(item.asked) for item in training}
+def with_heads(items: Sequence[Any], known: Container[Any], part: str) -> list[Item]:
+    """The items whose question has a label in training, so that there is a head to answer it.
+
+    Args:
+        items: Questions of records.
+        known: The signatures of those that have.
+        part: What the items are, for a word about those that are left out.
+    """
     found = [item for item in items if signature(item.asked) in known]
     if len(found) < len(items):
         unseen = {item.asked.instructions: None for item in items if signature(item.asked) not in known}

@@ -23,6 +23,8 @@ class Evaluate(Command):
         """The run and what to score it on."""
         parser.add_argument("run", type=str, help="Folder of the run, or its Hub id.")
         parser.add_argument("--task", type=str | None, default=None, help="Another task than the run's own.")
+        said = "File of labelled items, all of which are scored, in the place of a task's split."
+        parser.add_argument("--input", type=str | None, default=None, help=said)
         parser.add_argument("--split", type=str, default="test", help="test or dev.")
         add_num_samples(parser)
         parser.add_argument("--examples", type=int | None, default=None, help="Use only this many items.")
@@ -34,7 +36,7 @@ class Evaluate(Command):
         """Prints the scores."""
         from bayeslora.runs import evaluate
 
-        names = ("task", "split", "num_samples", "examples", "output_dir", "device", "overwrite")
+        names = ("task", "input", "split", "num_samples", "examples", "output_dir", "device", "overwrite")
         chosen = {name: options[name] for name in names}
         metrics = evaluate(options.run, **chosen, file_layout=file_layout(options))
         print_result(
