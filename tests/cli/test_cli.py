@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import re
 import subprocess
 import sys
@@ -285,6 +286,8 @@ def test_a_person_reads_tables_and_a_script_one_line_of_json(tmp_path, config, d
     out, err = said("train", "--config", config, "--output_dir", run)
     assert "step" in err and "nll/item" in err and "kl/item" in err and "step" not in out
     assert re.search(r"\ndev +4 +3 +\d\.\d{3} ", out) and f"next     bayeslora evaluate {run}" in out
+    nll = json.loads((run / "metrics.json").read_text())["nll"]
+    assert (f"NLL {nll:.3f} on dev is no better than a guess (1.099)" in out) == (nll >= math.log(3))
     out, err = said("evaluate", run)
     assert re.search(r"\ntest +6 +3 +\d\.\d{3} .*\ndev +4 +3 ", out)
 

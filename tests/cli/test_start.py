@@ -11,7 +11,7 @@ from bayeslora.options.hints import Names, hint, nearest
 from bayeslora.options.parser import reworded
 from bayeslora_cli.commands import command_classes
 from bayeslora_cli.commands.base import ConfigCommand
-from bayeslora_cli.commands.scores import one_pass_said, scores_table
+from bayeslora_cli.commands.scores import guess_said, one_pass_said, scores_table
 from bayeslora_cli.main import main
 
 NAMES = [each.name for each in command_classes()]
@@ -138,6 +138,12 @@ def test_the_mean_in_one_pass_stands_below_its_draws_and_is_advised_where_it_is_
     scores["one_pass"] = {"num_examples": 9, "num_samples": 0, "nll": nll}
     assert scores_table(scores).splitlines()[-1].split() == ["dev,", "one", "pass", "9", "0", f"{nll:.3f}"]
     assert ("--num_samples 0" in one_pass_said(scores)) == said
+
+
+@pytest.mark.parametrize(("nll", "said"), [(1.386, True), (1.647, True), (1.3, False)])
+def test_a_training_that_is_no_better_than_a_guess_is_told_what_to_do(nll, said):
+    advice = guess_said(nll, 1.386)
+    assert ("no better than a guess (1.386)" in advice and "--train.epochs" in advice) == said == bool(advice)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -176,6 +178,26 @@ def class_names(splits: Splits) -> list[str] | None:
     """The choices that all items share, in their order; None where they differ."""
     choices = {item.choices for part in (splits.train, splits.dev, splits.test) for item in part}
     return list(choices.pop()) if len(choices) == 1 else None
+
+
+def guess_nll(splits: Splits) -> float:
+    """NLL on dev, in nats, of answers without a look at the question: the lower one of two.
+
+    They are that every choice is as probable, and, where all items share their choices, that each is as probable as it
+    was frequent in training, counted once more than it was there.
+
+    >>> items = [Item(f"{n}", "Which?", ("iron", "wood"), int(n == 0)) for n in range(8)]
+    >>> round(guess_nll(Splits(items, items[1:], [])), 3)  # -log(8 / 10), which is below log(2)
+    0.223
+    """
+    alike = math.fsum(math.log(len(item.choices)) for item in splits.dev) / len(splits.dev)
+    names = class_names(splits)
+    if names is None:
+        return alike
+    counts = Counter(item.label for item in splits.train if item.label is not None)
+    whole = counts.total() + len(names)
+    frequent = -math.fsum(math.log((counts[item.label] + 1) / whole) for item in splits.dev) / len(splits.dev)
+    return min(alike, frequent)
 
 
 def subset(items: list[AnyItem], count: int | None, seed: int) -> list[AnyItem]:

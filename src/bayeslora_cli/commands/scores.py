@@ -45,6 +45,16 @@ def one_pass_said(metrics: Mapping[str, Any]) -> str:
     return "advice   --num_samples 0: one pass has no worse NLL here than the draws, and takes a fraction of their time"
 
 
+def guess_said(nll: float, guess: float) -> str:
+    """What to do where a run's NLL on dev is no lower than that of a guess (nats); else empty."""
+    if nll < guess:
+        return ""
+    return (
+        f"advice   NLL {nll:.3f} on dev is no better than a guess ({guess:.3f}): train longer (--train.epochs), find a "
+        "rate by `bayeslora sweep`, or fit a temperature (--temperature_scaling true)"
+    )
+
+
 def _temperature(metrics: Mapping[str, Any]) -> str:
     value, error = metrics.get("temperature"), metrics.get("temperature_standard_error")
     if value is None:

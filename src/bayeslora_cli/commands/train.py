@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from bayeslora_cli.commands.base import ConfigCommand, add_option, add_usual, print_result
-from bayeslora_cli.commands.scores import main_scores, one_pass_said, scores_table
+from bayeslora_cli.commands.scores import guess_said, main_scores, one_pass_said, scores_table
 
 if TYPE_CHECKING:
     from bayeslora.runs.config import RunConfig
@@ -52,7 +52,8 @@ class Train(ConfigCommand):
         if config.method.adapts:
             note_batches(config)
         chosen = {"resume": options.resume, "overwrite": options.overwrite}
-        metrics = _training(config)(config, options.output_dir, **chosen).metrics
+        trained = _training(config)(config, options.output_dir, **chosen)
+        metrics = trained.metrics
         folder = Path(options.output_dir)
         adapter = folder / "adapter"
         # A head on frozen features has none.
@@ -65,6 +66,7 @@ class Train(ConfigCommand):
             *(f"{name:<7}  {place}" for name, place in places.items()),
             f"scores   {folder / 'metrics.json'}",
             one_pass_said(metrics),
+            _against_a_guess(config, trained),
             _next(config, shlex.quote(options.output_dir)),
         )
 
@@ -105,6 +107,15 @@ def _training(config: RunConfig) -> Callable[..., Any]:
     from bayeslora.runs import train
 
     return train
+
+
+def _against_a_guess(config: RunConfig, trained: Any) -> str:
+    """A word where a training on items has not learned more of dev than their choices' numbers and frequencies."""
+    from bayeslora.runs.items import guess_nll
+
+    if config.task.scoring == "text" or trained.metrics.get("split") != "dev":
+        return ""
+    return guess_said(trained.metrics["nll"], guess_nll(trained.splits))
 
 
 def _next(config: RunConfig, here: str) -> str:
