@@ -78,11 +78,11 @@ def evaluate(
     if task is not None:
         allow_task(task)
     run = load_run(folder, device=device)
-    other = task if input is None else str(input)
-    own = other is None or (input is None and other == run.config.task.name)
+    name = task if input is None else str(input)
+    own = name is None or (input is None and name == run.config.task.name)
     described = run.config.task
     if not own:
-        described = replace(described, name=str(other), train_examples=None, dev_examples=None, test_examples=None)
+        described = replace(described, name=str(name), train_examples=None, dev_examples=None, test_examples=None)
     if file_layout:
         described = with_file_options(described, file_layout)
         if input is None and not isinstance(build_task(described), LocalFile):

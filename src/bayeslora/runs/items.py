@@ -194,8 +194,8 @@ def guess_nll(splits: Splits) -> float:
     names = class_names(splits)
     if names is None:
         return alike
-    counts = Counter(item.label for item in splits.train if item.label is not None)
-    whole = counts.total() + len(names)
+    counts = Counter(item.label for item in splits.train)
+    whole = len(splits.train) + len(names)
     frequent = -math.fsum(math.log((counts[item.label] + 1) / whole) for item in splits.dev) / len(splits.dev)
     return min(alike, frequent)
 
