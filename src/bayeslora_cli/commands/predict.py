@@ -34,17 +34,8 @@ class Predict(Command):
         """Prints how many items there were, how many the model abstains from, and how large the sets are."""
         from bayeslora.runs import predict_file
 
-        rows = predict_file(
-            options.run,
-            options.input,
-            options.output,
-            num_samples=options.num_samples,
-            abstain_above=options.abstain_above,
-            coverage=options.coverage,
-            file_layout=file_layout(options),
-            device=options.device,
-            overwrite=options.overwrite,
-        )
+        chosen = {name: options[name] for name in ("num_samples", "abstain_above", "coverage", "device", "overwrite")}
+        rows = predict_file(options.run, options.input, options.output, **chosen, file_layout=file_layout(options))
         found: dict[str, Any] = {"items": len(rows), "output": options.output}
         if options.abstain_above is not None:
             found["abstained"] = sum(row["abstain"] for row in rows)

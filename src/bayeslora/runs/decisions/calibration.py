@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -177,7 +177,7 @@ def calibrated(
     if alpha is None:
         return Calibration(temperatures, common, coverage=coverage, sets=sets, set_sizes=sizes)
     policies, refused = {}, []
-    for name, rows in _by_question(labelled).items():
+    for name, rows in _grouped(labelled, name_of).items():
         try:
             certified = certified_threshold(
                 [score_of(row.answer, signal) for row in rows],
@@ -204,9 +204,7 @@ def fit_temperatures(labelled: Sequence[Labelled]) -> tuple[float, dict[str, flo
     The largest posterior: log-likelihood of the labels (soft ones in expectation), log T_common ~ N(0, 0.7^2), and
     log T_group ~ N(log T_common, 0.3^2).
     """
-    groups: dict[str, list[Labelled]] = {}
-    for row in labelled:
-        groups.setdefault(group_of(row.answer.question), []).append(row)
+    groups = _grouped(labelled, group_of)
     tables = [
         (
             np.log(np.maximum([row.answer.probabilities for row in rows], 1e-12)),
@@ -262,7 +260,7 @@ def _sets(labelled: Sequence[Labelled], coverage: float) -> dict[str, float | No
     """Of each question, from probabilities before the temperature, and a word where its states are too few."""
     check_coverage(coverage)
     found: dict[str, float | None] = {}
-    for name, rows in _by_question(labelled).items():
+    for name, rows in _grouped(labelled, name_of).items():
         right = [row.answer.probabilities[hard_label(row.target)] for row in rows]
         found[name] = set_threshold(right, [row.state for row in rows], coverage)
         if found[name] is None:
@@ -285,8 +283,8 @@ def _stored_sizes(content: Mapping[str, Any]) -> SetSizes | None:
     return SetSizes(**stored)
 
 
-def _by_question(labelled: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+def _grouped(labelled: Sequence[Labelled], by: Callable[[Question], str]) -> dict[str, list[Labelled]]:
     found: dict[str, list[Labelled]] = {}
     for row in labelled:
-        found.setdefault(name_of(row.answer.question), []).append(row)
+        found.setdefault(by(row.answer.question), []).append(row)
     return found
