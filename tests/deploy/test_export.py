@@ -646,9 +646,13 @@ def test_the_command_exports_the_draws_that_predictions_use(
         assert distance(logits_of(model), expected[number]) < 1e-5
 
 
-def test_the_command_merges_with_the_tokenizer(trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_merges_with_the_tokenizer(
+    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, out = trained("Blob", epsilon=0.5), tmp_path / "out"
+    capsys.readouterr()
     main(["export", str(run), "--format", "merged", "--draw", "1", "--seed", "3", "--output_dir", str(out)])
+    assert "shards" not in capsys.readouterr().err, "no bar of another library"
     model = load_run(run).model
     with bayeslora.sampling(model, 1, seed=3, first=1):
         expected = logits_of(model)

@@ -18,6 +18,7 @@ from bayeslora.deploy.export.adapters import mean_warnings, require_draws, requi
 from bayeslora.deploy.export.base import ExportFormat, ExportRequest
 from bayeslora.deploy.export.folder import Dtype, export_folder, write_record
 from bayeslora.deploy.export.rounding import TOLERATED_NOISE, relative_error
+from bayeslora.models.base_model import quiet_transformers
 from bayeslora.models.layers import evaluating
 from bayeslora.runs import Run
 from bayeslora.runs.items import class_names, task_items
@@ -83,7 +84,8 @@ def export_merged(
             warnings += _rounding_warnings(model, dtype)
             result: Any = merged(model)
         warnings += _name_classes(result.config, classes)
-        result.to(getattr(torch, dtype)).save_pretrained(folder)
+        with quiet_transformers(progress_bars=False):
+            result.to(getattr(torch, dtype)).save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         return write_record(folder, {**facts, **(details or {})}, warnings)
