@@ -12,11 +12,14 @@ import pytest
 
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.bayesian_head import BayesianHead
+from bayeslora.runs import evaluate
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions import DecisionModel
+from bayeslora.runs.decisions.calibration import OTHERS, Calibration, Labelled, calibrated, name_of
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.scoring.option_texts import OptionTexts
-from bayeslora.tasks.decisions import Record, parse_question
+from bayeslora.tasks import TaskError
+from bayeslora.tasks.decisions import Answer, Record, parse_question
 from bayeslora.tasks.decisions.records import parse_record
 from bayeslora_cli.main import main
 from decision_models import tiny_base, trains, write
@@ -143,6 +146,45 @@ def _item(question: Any) -> Any:
     from bayeslora.tasks.decisions.items import DecisionItem
 
     return DecisionItem("q", "state", question.keys, None, state="a state", asked=question)
+
+
+def test_questions_that_vary_are_calibrated_together(base: str) -> None:
+    made = fitted(base)
+    made.calibrate(records(40, seed=100), alpha=0.1, delta=0.1, coverage=0.9)
+    assert made.calibration is not None and list(made.calibration.policies) == list(made.calibration.sets) == [OTHERS]
+    assert made.calibration.policies[OTHERS].question == "questions that vary"
+    found = made.decide("new", {"q": varying(1, seed=3)[0]["questions"]["q"], "unlike": NOUL})
+    assert {answer.action for answer in found.values()} <= {"automate", "escalate"}
+    assert all(answer.options_in_set for answer in found.values())
+    certified = made.calibration.policies[OTHERS].certified
+    assert certified.units == 40 and certified.threshold is not None and certified.bound <= 0.1
+    assert Calibration.from_dict(json.loads(json.dumps(made.calibration.to_dict()))) == made.calibration
+
+
+def test_each_of_few_fixed_questions_has_a_promise_of_its_own() -> None:
+    asked = [parse_question({"type": "noul", "instructions": name}) for name in ("a?", "b?")]
+    rows = [
+        Labelled(
+            Answer(question, (0.6 + place / 100, 0.4 - place / 100)), (1.0, 0.0), f"{question.instructions}{place}"
+        )
+        for question, count in zip(asked, (30, 4), strict=True)
+        for place in range(count)
+    ]
+    found = calibrated(rows, alpha=0.2, delta=0.2)
+    assert list(found.policies) == [name_of(asked[0])]
+    assert found.apply({"b": rows[-1].answer})["b"].action == "escalate"
+
+
+def test_a_model_is_not_scored_on_states_that_it_was_fitted_on(base: str, tmp_path: Path) -> None:
+    data, more = write(tmp_path / "r.jsonl", varying(30)), write(tmp_path / "more.jsonl", varying(36))
+    model = DecisionModel(base, device="cpu", dtype="float32", readout="option_texts")
+    model.fit(data, progress=False).save(tmp_path / "m")
+    with pytest.raises(TaskError, match="fitted on all of them"):
+        evaluate(tmp_path / "m", input=data)
+    assert evaluate(tmp_path / "m", input=more)["num_examples"] == 6
+    fitted(base, taught=records(12)).save(tmp_path / "python")
+    with pytest.raises(ValueError, match=r"'records' is no file of them.*--input FILE"):
+        evaluate(tmp_path / "python")
 
 
 def test_the_server_answers_as_the_model(model: DecisionModel) -> None:

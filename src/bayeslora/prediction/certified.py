@@ -48,11 +48,20 @@ def fewest_units(alpha: float, delta: float, errors: int = 0) -> int:
 
     >>> fewest_units(0.1, 0.1), fewest_units(0.1, 0.1, 1)
     (22, 38)
+
+    Raises:
+        ValueError: `alpha` or `delta` is not in (0, 1).
     """
-    count = errors + 1
-    while upper_bound(errors, count, delta) > alpha:
-        count += 1
-    return count
+    for name, value in (("alpha", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+    low, high = errors, errors + 1
+    while upper_bound(errors, high, delta) > alpha:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if upper_bound(errors, middle, delta) > alpha else (low, middle)
+    return high
 
 
 def certified_threshold(
@@ -75,14 +84,11 @@ def certified_threshold(
     Raises:
         ValueError: There are fewer units than could certify anything, or alpha or delta is out of its range.
     """
-    for name, value in (("alpha", alpha), ("delta", delta)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+    needed = fewest_units(alpha, delta)
     merged: dict[Hashable, tuple[float, bool]] = {}
     for score, error, unit in zip(scores, wrong, units, strict=True):
         low, any_error = merged.get(unit, (score, False))
         merged[unit] = (min(low, score), any_error or error)
-    needed = fewest_units(alpha, delta)
     if len(merged) < needed:
         raise ValueError(
             f"to promise at most {alpha:g} errors with confidence {1 - delta:g} takes at least {needed} labelled "

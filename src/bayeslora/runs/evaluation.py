@@ -12,6 +12,7 @@ from bayeslora.readouts.questions.reading import QuestionReading
 from bayeslora.runs.adaptive import NOT_FOR_TEXTS, NumSamples, is_adaptive
 from bayeslora.runs.config import TaskConfig
 from bayeslora.runs.cross_fitting import reading_of
+from bayeslora.runs.decisions.files import trained_states
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.items import build_task, labelled_items, subset, task_items, with_file_options, with_heads
 from bayeslora.runs.prediction import Prediction, write_rows
@@ -22,6 +23,8 @@ from bayeslora.system.locating import is_hub_run
 from bayeslora.system.log import logger
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import LocalFile, allow_task
+from bayeslora.tasks.decisions import is_decision_file
+from bayeslora.tasks.decisions.items import train_file, without_trained
 
 if TYPE_CHECKING:
     from bayeslora.runs.language_modelling.evaluation import TextPrediction
@@ -94,7 +97,10 @@ def evaluate(
         if is_main():
             identity = run.metrics | {"task": described.name, "split": split}
             check_evaluation(target, Path(folder), identity, overwrite)
-        prediction, scores = _predicted(run, _to_score(run, described, split, whole=input is not None), num_samples)
+        found = _to_score(run, described, split, whole=input is not None)
+        if run.scoring.of_decisions:
+            found = without_trained(found, trained_states(folder), described.name)
+        prediction, scores = _predicted(run, found, num_samples)
         metrics = run.scored(described.name, split, scores)
         if is_main():
             write_evaluation(target, prediction, metrics)
@@ -120,6 +126,11 @@ def _predicted(
 
 def _to_score(run: Run, described: TaskConfig, split: str, *, whole: bool) -> list[Any]:
     """The items or texts of a split of a task, or those of a file as a whole."""
+    if run.scoring.of_decisions and not is_decision_file(train_file(described.name)):
+        raise ValueError(
+            f"expected records of typed decisions to score, but {described.name!r} is no file of them (a model that "
+            "was fitted in Python names none); score a file of them by --input FILE (in Python: input)."
+        )
     if described.scoring == "text":
         from bayeslora.runs.language_modelling.texts import read_texts, text_splits
 

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.optimize import minimize
 
+from bayeslora.metrics.inputs import share_of
 from bayeslora.options.ranges import Positive, Share, check_value
-from bayeslora.prediction.certified import Certified, certified_threshold
+from bayeslora.prediction.certified import Certified, certified_threshold, fewest_units
 from bayeslora.prediction.conformal import check_coverage
 from bayeslora.prediction.temperature import PRIOR_STD
 from bayeslora.runs.decisions.sets import SetSizes, options_in_set, set_threshold
@@ -23,6 +24,9 @@ Signal = Literal["confidence", "entropy", "novelty"]
 _SPREAD = 0.3
 """Standard deviation of a group's log T around the common one."""
 _WIDEST = 5.0
+
+OTHERS = "*"
+"""Of all questions that have no threshold of their own."""
 
 _STORED: dict[str, Any] = {
     "temperatures": dict[str, Positive],
@@ -81,11 +85,11 @@ class Calibration:
     Args:
         temperatures: By the type of a question and its number of options, such as "choice:6".
         common: Temperature of types and numbers that no label was seen of.
-        policies: By `name_of` the question.
+        policies: By `name_of` the question; one for all others, by `OTHERS`, where questions vary.
         alpha: Share of errors that is promised.
         delta: Probability with which the promise may fail, for each question.
         coverage: Share of states whose right option is in the answers' sets, or None for no sets.
-        sets: `set_threshold` of each question, by its `name_of`.
+        sets: `set_threshold` of each question, named as the policies are.
         set_sizes: Of the labelled answers; None for no sets, and in calibrations of earlier versions.
     """
 
@@ -103,13 +107,14 @@ class Calibration:
         return {name: self._one(answer) for name, answer in answers.items()}
 
     def _one(self, answer: Answer) -> Answer:
-        policy = self.policies.get(name_of(answer.question))
+        name = name_of(answer.question)
+        policy = self.policies.get(name, self.policies.get(OTHERS))
         action = answer.action
         if self.alpha is not None:
             action = "escalate" if policy is None else _action(answer, policy)
         chosen = answer.options_in_set
         if self.coverage is not None:
-            chosen = options_in_set(answer, self.sets.get(name_of(answer.question)))
+            chosen = options_in_set(answer, self.sets.get(name, self.sets.get(OTHERS)))
         temperature = self.temperatures.get(group_of(answer.question), self.common)
         scaled = np.log(np.maximum(answer.probabilities, 1e-12)) / temperature
         scaled = np.exp(scaled - scaled.max())
@@ -153,7 +158,7 @@ def calibrated(
     signal: Signal = "confidence",
     coverage: float | None = None,
 ) -> Calibration:
-    """Temperatures of all labels, and a certified threshold of each question.
+    """Temperatures of all labels, and a certified threshold of each question; one for all where they vary.
 
     Thresholds look at probabilities before the temperature, so that no label is used twice for one guarantee.
 
@@ -177,7 +182,7 @@ def calibrated(
     if alpha is None:
         return Calibration(temperatures, common, coverage=coverage, sets=sets, set_sizes=sizes)
     policies, refused = {}, []
-    for name, rows in _grouped(labelled, name_of).items():
+    for name, rows in _by_question(labelled, fewest_units(alpha, delta)).items():
         try:
             certified = certified_threshold(
                 [score_of(row.answer, signal) for row in rows],
@@ -188,11 +193,9 @@ def calibrated(
             )
         except ValueError as error:
             refused.append(error)
-            logger.warning(
-                "the question %r: %s; its answers are all escalated", rows[0].answer.question.instructions, error
-            )
+            logger.warning("%s: %s; its answers are all escalated", _text_of(name, rows), error)
             continue
-        policies[name] = Policy(rows[0].answer.question.instructions, signal, certified)
+        policies[name] = Policy(_text_of(name, rows), signal, certified)
     if not policies:
         raise refused[0]
     return Calibration(temperatures, common, policies, alpha, delta, coverage, sets, sizes)
@@ -260,17 +263,17 @@ def _sets(labelled: Sequence[Labelled], coverage: float) -> dict[str, float | No
     """Of each question, from probabilities before the temperature, and a word where its states are too few."""
     check_coverage(coverage)
     found: dict[str, float | None] = {}
-    for name, rows in _grouped(labelled, name_of).items():
+    for name, rows in _by_question(labelled, _fewest_states(coverage, len(labelled))).items():
         right = [row.answer.probabilities[hard_label(row.target)] for row in rows]
         found[name] = set_threshold(right, [row.state for row in rows], coverage)
         if found[name] is None:
-            text = rows[0].answer.question.instructions
-            logger.warning("the question %r has too few states for sets of %g: each is all options", text, coverage)
+            said = "%s: there are too few states for sets of %g, and each is all options"
+            logger.warning(said, _text_of(name, rows), coverage)
     return found
 
 
 def _sizes(labelled: Sequence[Labelled], sets: Mapping[str, float | None]) -> SetSizes:
-    chosen = [options_in_set(row.answer, sets[name_of(row.answer.question)]) for row in labelled]
+    chosen = [options_in_set(row.answer, sets.get(name_of(row.answer.question), sets.get(OTHERS))) for row in labelled]
     return SetSizes.of([len(options) for options in chosen])
 
 
@@ -283,8 +286,32 @@ def _stored_sizes(content: Mapping[str, Any]) -> SetSizes | None:
     return SetSizes(**stored)
 
 
+def _fewest_states(coverage: float, at_most: int) -> int:
+    """That sets of this coverage take, or one more than there can be."""
+    return next((count for count in range(1, at_most + 1) if share_of(count + 1, coverage) <= count), at_most + 1)
+
+
 def _grouped(labelled: Sequence[Labelled], by: Callable[[Question], str]) -> dict[str, list[Labelled]]:
     found: dict[str, list[Labelled]] = {}
     for row in labelled:
         found.setdefault(by(row.answer.question), []).append(row)
     return found
+
+
+def _by_question(labelled: Sequence[Labelled], needed: int) -> dict[str, list[Labelled]]:
+    """Rows by question; those of questions that vary, and have too few states each, together.
+
+    Questions vary where there are more of them than states of any: then a promise for each by itself says nothing.
+    """
+    found = _grouped(labelled, name_of)
+    states = {name: len({row.state for row in rows}) for name, rows in found.items()}
+    few = [name for name, count in states.items() if count < needed]
+    if len(few) <= max((states[name] for name in few), default=0):
+        return found
+    together = [row for name in few for row in found.pop(name)]
+    return found | {OTHERS: together}
+
+
+def _text_of(name: str, rows: Sequence[Labelled]) -> str:
+    """For people."""
+    return "questions that vary" if name == OTHERS else rows[0].answer.question.instructions

@@ -43,6 +43,18 @@ def is_decision_folder(folder: str | Path) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
+def trained_states(folder: str | Path) -> frozenset[str]:
+    """Digests of the states that the decision model in `folder` was fitted on; none of what is no such folder."""
+    if not is_decision_folder(folder):
+        return frozenset()
+    return _trained_states(read_json(Path(folder) / FILE))
+
+
+def _trained_states(content: Mapping[str, Any]) -> frozenset[str]:
+    # Models of before kept none.
+    return frozenset(map(str, content.get("trained_states") or ()))
+
+
 def write_model(model: AnsweringModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> None:
     """The model's folder, in the place of one that is there; for who holds `only_replacer`."""
     with atomic_folder(folder) as aside:
@@ -103,8 +115,7 @@ def read_model(kind: type[AnyModel], folder: Path, device: str | None = None) ->
     else:
         model = kind(config, template=template)
     model.questions = questions
-    # Models of before kept none.
-    model.trained_states = frozenset(map(str, content.get("trained_states") or ()))
+    model.trained_states = _trained_states(content)
     if content.get("heads") or (adapted and not isinstance(model.adapted, AdaptedHeads)):
         tensors = _tensors(folder / TENSORS)
         with restoring(f"{folder / TENSORS} (or {FILE} beside it)"):

@@ -12,7 +12,7 @@ from typing import Any
 from bayeslora.system.log import logger
 from bayeslora.tasks.decisions.labels import hard_label
 from bayeslora.tasks.decisions.questions import Question, text_of
-from bayeslora.tasks.decisions.records import Record, read_records
+from bayeslora.tasks.decisions.records import Record, key_of, read_records
 from bayeslora.tasks.decisions.splits import split_records
 from bayeslora.tasks.reading.item import Item, TaskError
 from bayeslora.tasks.reading.rows import READERS
@@ -105,6 +105,24 @@ def read_splits(name: str) -> dict[str, list[Record]]:
         raise TaskError(f"{path}: expected labels among the {len(rest)} records to train on, but none has one.")
     known = frozenset(record.state_key for record in rest)
     return {"train": rest} | {part: without_states(found[part], known, part) for part in ("dev", "test")}
+
+
+def without_trained(items: Sequence[DecisionItem], states: frozenset[str], name: str) -> list[DecisionItem]:
+    """Questions about states that a model was not fitted on; how many are left out is said.
+
+    Raises:
+        TaskError: It was fitted on all of them.
+    """
+    fresh = [item for item in items if key_of(item.state) not in states]
+    if len(fresh) < len(items):
+        logger.warning(
+            "%d of %d questions are about states of training, and are left out", len(items) - len(fresh), len(items)
+        )
+    if items and not fresh:
+        raise TaskError(
+            f"{name}: expected states that the model was not fitted on, but it was fitted on all of them; give others."
+        )
+    return fresh
 
 
 def without_states(records: Sequence[Record], states: frozenset[str], what: str) -> list[Record]:
