@@ -112,6 +112,7 @@ def test_by_default_it_learns_where_no_question_has_labels_enough(base: str, tmp
     data, run = str(write(tmp_path / "r.jsonl", each)), tmp_path / "run"
     main(["train", "--task.name", data, "--output_dir", str(run), "--model.name", base])
     found = json.loads((run / "metrics.json").read_text())["leave_one_out"]
+    main(["evaluate", str(run), "--input", str(write(tmp_path / "more.jsonl", varying(6, seed=50))), "--json"])
     assert found["all questions"]["labels"] == 26 and found["all questions"]["nll"] < 0.6
 
 

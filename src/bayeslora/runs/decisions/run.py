@@ -142,7 +142,8 @@ def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionMode
     records = subset(read_records(train, shared or None, require_labels=True), task.train_examples, task.subset_seed)
     before = 0 if model is None else held(model.examples).records
     model = DecisionModel(settings).fit(records) if model is None else model.extend(records)
-    metrics: dict[str, Any] = {"task": task.name, "model": model.config.model, "records": before + len(records)}
+    metrics: dict[str, Any] = {} if model.adapted is None else dict(model.adapted.run.metrics)
+    metrics |= {"task": task.name, "model": model.config.model, "records": before + len(records)}
     metrics |= {} if extend is None else {"extends": str(extend), "records_before": before}
     metrics["leave_one_out"] = _leave_one_out(model)
     test = train.with_name(f"test{train.suffix}")
