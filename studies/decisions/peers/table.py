@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bayeslora.report.text import markdown_table
+
 CELL = ("task", "condition", "records", "draw")
 SCORES = ("accuracy", "nll", "ece", "ece_floor", "aurc", "coverage_at_5")
 SECONDS = ("fit_seconds", "predict_seconds")
@@ -31,6 +33,23 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join([*cells, f"{row['flips']:.3f}" if "flips" in row else ""]) + " |"
 
 
+def means(rows: list[dict[str, Any]]) -> str:
+    """Scores of the cells that have several draws of the records, in the mean over these."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((*(row[name] for name in CELL[:-1]), row["system"]), []).append(row)
+    table = [
+        [
+            *map(str, key),
+            str(len(members)),
+            *(f"{sum(row[name] for row in members) / len(members):.3f}" for name in SCORES),
+        ]
+        for key, members in groups.items()
+        if len(members) > 1
+    ]
+    return markdown_table([*CELL[:-1], "system", "draws", *SCORES], table)
+
+
 def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
     return (*(row[name] for name in CELL), row.get("run"))
 
@@ -39,7 +58,8 @@ def main() -> None:
     source, output = map(Path, sys.argv[1:])
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     newest = {(*(row[name] for name in CELL), row["system"]): row for row in rows}
-    output.write_text("\n".join(lines([*newest.values()])) + "\n", encoding="utf-8")
+    every = [*newest.values()]
+    output.write_text("\n".join([*lines(every), "", means(every)]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
