@@ -176,9 +176,13 @@ def test_evaluating_on_another_task_leaves_the_run_as_it_was(tmp_path, config, c
     assert (run / "metrics.json").read_text() == before
     metrics = json.loads((run / "evaluation" / "other" / "metrics.json").read_text())
     assert metrics["num_examples"] == 5 and metrics["num_samples"] == 0 and metrics["spread"] == 0
-    main(["evaluate", str(run), "--input", str(other), "--num_samples", "0"])
+    whole = ["evaluate", str(run), "--input", str(other), "--num_samples", "0"]
+    with pytest.raises(SystemExit):
+        main(whole)
+    assert "overwrite" in capsys.readouterr().err, "the test split of the same file is another evaluation"
+    main([*whole, "--overwrite"])
     metrics = json.loads((run / "evaluation" / "other" / "metrics.json").read_text())
-    assert metrics["num_examples"] == 60 and metrics["split"] == "test", "all of the file are scored"
+    assert metrics["num_examples"] == 60 and metrics["split"] == "all", "all of the file are scored"
     for wrong in (["--task", "piqa"], ["--split", "dev"]):
         with pytest.raises(SystemExit):
             main(["evaluate", str(run), "--input", str(other), *wrong])

@@ -51,7 +51,7 @@ def evaluate(
         folder: The run folder, or the Hub id of a pushed run.
         task: Another task than the run's own, by name or path, of which a split is scored.
         input: A file of which all items (records, texts) are scored, in the place of a task; each needs a label.
-        split: "test" or "dev"; of a file that is scored whole always "test".
+        split: "test" or "dev". Of a file that is scored whole metrics.json says "all".
         num_samples: Posterior draws; default: the run's; "auto": of each item until its answer is settled.
         examples: Use only this many items; default: the run's number for its own task, all for another.
         output_dir: Default: the run folder for its own task, `folder/evaluation/<task or file>` for another. A run on
@@ -93,15 +93,16 @@ def evaluate(
     if examples is not None:
         setattr(described, f"{split}_examples", examples)
     target = Path(output_dir or (folder if own else Path(folder) / "evaluation" / Path(described.name).stem))
+    scored = split if input is None else "all"
     with only_writer(target):
         if is_main():
-            identity = run.metrics | {"task": described.name, "split": split}
+            identity = run.metrics | {"task": described.name, "split": scored}
             check_evaluation(target, Path(folder), identity, overwrite)
         found = _to_score(run, described, split, whole=input is not None)
         if run.scoring.of_decisions:
             found = without_trained(found, trained_states(folder), described.name)
         prediction, scores = _predicted(run, found, num_samples)
-        metrics = run.scored(described.name, split, scores)
+        metrics = run.scored(described.name, scored, scores)
         if is_main():
             write_evaluation(target, prediction, metrics)
         barrier()
