@@ -16,6 +16,7 @@ from bayeslora.runs import evaluate
 from bayeslora.runs.config import TrainConfig
 from bayeslora.runs.decisions import DecisionModel
 from bayeslora.runs.decisions.calibration import OTHERS, Calibration, Labelled, calibrated, name_of
+from bayeslora.runs.heads import HeadRun
 from bayeslora.scoring.codes import TooLongError
 from bayeslora.scoring.option_texts import OptionTexts
 from bayeslora.tasks import TaskError
@@ -75,7 +76,12 @@ def test_it_learns_from_questions_that_vary(model: DecisionModel) -> None:
 
 def test_answers_hang_on_state_and_question_alone(model: DecisionModel) -> None:
     asked = {"a": varying(1)[0]["questions"]["q"], "b": varying(2)[1]["questions"]["q"], "c": NOUL, "many": MANY}
+    assert model.adapted is not None
+    run = model.adapted.run
+    assert isinstance(run, HeadRun)
+    kept = len(run.reader._store)
     first = model.decide("tin tin", asked)
+    assert len(run.reader._store) == kept, "what was read of a request is not kept"
     for name, question in asked.items():
         assert model.decide("tin tin", {"other": question})["other"] == first[name]
     requests = [model.request("b", asked), model.request("tin tin", dict(reversed(asked.items())))]
@@ -99,6 +105,16 @@ def test_a_saved_model_answers_the_same(base: str, method: Method | None, tmp_pa
     if isinstance(method, BayesianLora):
         drawn = [made.decide("a state", asked, num_samples=number)["q"] for number in (0, 3)]
         assert drawn[0].probabilities != drawn[1].probabilities
+
+
+def test_what_is_read_of_requests_is_not_kept(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in memory, and not in the folder of the training, which is gone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = fitted(base, Lora(r=2), records(16))
+    store = made.adapted.run.scoring.reads.frozen.reader._store  # type: ignore[union-attr, attr-defined]
+    kept = len(store)
+    made.decide("a state", {"q": NOUL})
+    assert len(store) == kept and not list(tmp_path.iterdir())
 
 
 def test_by_default_it_learns_where_no_question_has_labels_enough(base: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def as_heads_read(model: PeftModel, batch: ChoiceBatch) -> ChoiceBatch:
     Raises:
         ValueError: An adapter is above the layers that are read, or there is none.
     """
-    reading = OptionReading(read_layers(model), lambda items: None)  # type: ignore[arg-type, return-value]
+    reading = OptionReading(read_layers(model), lambda items: None)  # type: ignore[arg-type]
     read_above_adapters(model, reading)
     kind = type("PlannedBatch", (_PlannedBatch,), {"layers": reading.layers})
     lengths = torch.full_like(batch["input_ids"][:, 0], batch["input_ids"].shape[1])

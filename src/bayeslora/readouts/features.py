@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -74,6 +75,12 @@ class FeatureReader:
                 line.advance(min(_TOGETHER, len(items) - first))
         features = _joined(rows, self.layers)
         return features if self.hidden else replace(features, hidden={})
+
+    def without_cache(self) -> FeatureReader:
+        """One that has read nothing yet, and keeps what it reads in memory."""
+        anew = copy.copy(self)
+        anew._store = MemoryStore(_LIMIT)
+        return anew
 
     def _part(self, items: Sequence[ChoiceItem]) -> list[ItemVectors]:
         batches = [self.scoring([item]) for item in items]

@@ -6,9 +6,10 @@ adapters, and draws of them are rows (`bayeslora.readouts.over_adapters`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ def over_adapters(frozen: Head, features: OptionFeatures, labels: Tensor) -> Hea
     return given(replace(frozen, scaling=BlockScaling(scales)), kept, labels, frozen.precision)
 
 
+class FrozenFeatures(Protocol):
+    """The features of items in the model without adapters."""
+
+    def __call__(self, items: Sequence[ChoiceItem]) -> OptionFeatures:
+        """Of `items`."""
+
+    def without_cache(self) -> FrozenFeatures:
+        """Such as have read nothing yet."""
+
+
 class OptionReading(HeadsOverAdapters):
     """Reads the choices of items.
 
@@ -67,7 +78,7 @@ class OptionReading(HeadsOverAdapters):
         heads: Those of all training items, whose probabilities are averaged.
     """
 
-    def __init__(self, every: Sequence[int], frozen: Callable[[Sequence[ChoiceItem]], OptionFeatures]):
+    def __init__(self, every: Sequence[int], frozen: FrozenFeatures):
         super().__init__(every)
         self.frozen = frozen
         self.folds: dict[str, int] = {}
@@ -129,6 +140,12 @@ class OptionReading(HeadsOverAdapters):
             each = [head.predict(features).predictive.log_probabilities for head in self._fitted()]
             found = Predictive(torch.stack(each)).log_probabilities
         return found.to(batch["choice_mask"].device)
+
+    def without_cache(self) -> Self:
+        """It reads the frozen model anew."""
+        anew = copy.copy(self)
+        anew.frozen = self.frozen.without_cache()
+        return anew
 
     def novelty(self, items: Sequence[ChoiceItem]) -> Tensor:
         """Of the items' questions [items] (`bayeslora.readouts.novelty`)."""

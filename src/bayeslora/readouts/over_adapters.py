@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class HeadsOverAdapters(ABC):
         Raises:
             RuntimeError: There is no head yet.
         """
+
+    def without_cache(self) -> Self:
+        """One that takes nothing from what was read before; itself where nothing is kept."""
+        return self
 
     @abstractmethod
     def novelty(self, items: Sequence[ChoiceItem]) -> Tensor:

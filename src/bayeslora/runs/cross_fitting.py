@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,23 @@ def read_by_heads(config: RunConfig, base: nn.Module, scoring: Any, folder: str 
         scoring.reads = QuestionReading(read_layers(base, DEPTHS), base, scoring, noisy=config.head.label_noise)
         return
     reader = FeatureReader(base, copy.copy(scoring), folder=folder, batch_size=config.batch_size)
-    classes = config.task.classes
+    scoring.reads = OptionReading(read_layers(base), _Frozen(reader, config.task.classes))
 
-    def frozen(items: Sequence[Any]) -> OptionFeatures:
-        with adapters_off(base):
-            features = reader(items)
-        return features.with_numbers(choice=choice_indicators(items, classes)) if classes else features
 
-    scoring.reads = OptionReading(read_layers(base), frozen)
+@dataclass(frozen=True)
+class _Frozen:
+    """The features of items in the model without adapters; of fixed choices also which one it is."""
+
+    reader: FeatureReader
+    classes: Sequence[str] | None
+
+    def __call__(self, items: Sequence[Any]) -> OptionFeatures:
+        with adapters_off(self.reader.model):
+            features = self.reader(items)
+        return features.with_numbers(choice=choice_indicators(items, self.classes)) if self.classes else features
+
+    def without_cache(self) -> _Frozen:
+        return replace(self, reader=self.reader.without_cache())
 
 
 def reading_of(scoring: Any) -> HeadsOverAdapters | None:

@@ -64,7 +64,7 @@ class HeadRun(Run):
 
     def without_cache(self) -> Self:
         """The run reading every item anew."""
-        return replace(self, reader=_reader(self.config, self.model, self.scoring, None))
+        return replace(self, reader=self.reader.without_cache())
 
     def predict(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,7 +106,11 @@ class Run:
 
     def without_cache(self) -> Self:
         """The run reading every item anew, as for the cost of a prediction."""
-        return replace(self, trunk_cache=None)
+        scoring = self.scoring
+        if (reading := getattr(scoring, "reads", None)) is not None:
+            scoring = copy.copy(scoring)
+            scoring.reads = reading.without_cache()  # type: ignore[attr-defined]
+        return replace(self, trunk_cache=None, scoring=scoring)
 
     def scored(self, task: str, split: str, scores: Mapping[str, Any]) -> dict[str, Any]:
         """metrics.json of an evaluation: what is known of the run, with these scores in the place of those on dev.

@@ -36,10 +36,11 @@ class AdaptedOptions(Adapted):
     def read(self, reader: CodeReader, request: Request) -> list[Predictive]:
         """By the texts of the options."""
         samples, seed = self.draws(request)
-        found = []
+        # A server would keep what it has read of every state that it was ever asked about.
+        run, found = self.run.without_cache(), []
         for name in request.by_code:
             question = request.questions[name]
             item = DecisionItem(name, "state", question.keys, None, state=request.about, asked=question)
             # By itself: a batch would have the numbers of its widest item.
-            found.append(self.run.predict([item], samples, seed=seed, progress=False).predictive.cpu())
+            found.append(run.predict([item], samples, seed=seed, progress=False).predictive.cpu())
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from scipy.optimize import minimize
@@ -20,6 +20,7 @@ from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Answer, Question, hard_label
 from bayeslora.tasks.decisions.questions import signature
 
+Stored = TypeVar("Stored")
 Signal = Literal["confidence", "entropy", "novelty"]
 _SPREAD = 0.3
 """Standard deviation of a group's log T around the common one."""
@@ -107,14 +108,13 @@ class Calibration:
         return {name: self._one(answer) for name, answer in answers.items()}
 
     def _one(self, answer: Answer) -> Answer:
-        name = name_of(answer.question)
-        policy = self.policies.get(name, self.policies.get(OTHERS))
+        policy = _of_question(self.policies, answer.question)
         action = answer.action
         if self.alpha is not None:
             action = "escalate" if policy is None else _action(answer, policy)
         chosen = answer.options_in_set
         if self.coverage is not None:
-            chosen = options_in_set(answer, self.sets.get(name, self.sets.get(OTHERS)))
+            chosen = options_in_set(answer, _of_question(self.sets, answer.question))
         temperature = self.temperatures.get(group_of(answer.question), self.common)
         scaled = np.log(np.maximum(answer.probabilities, 1e-12)) / temperature
         scaled = np.exp(scaled - scaled.max())
@@ -240,6 +240,11 @@ def name_of(question: Question) -> str:
     return repr(signature(question))
 
 
+def _of_question(table: Mapping[str, Stored], question: Question) -> Stored | None:
+    """What is stored for a question, or for all that have nothing of their own."""
+    return table.get(name_of(question), table.get(OTHERS))
+
+
 def score_of(answer: Answer, signal: Signal) -> float:
     """How sure an answer is by a signal; higher is surer.
 
@@ -273,7 +278,7 @@ def _sets(labelled: Sequence[Labelled], coverage: float) -> dict[str, float | No
 
 
 def _sizes(labelled: Sequence[Labelled], sets: Mapping[str, float | None]) -> SetSizes:
-    chosen = [options_in_set(row.answer, sets.get(name_of(row.answer.question), sets.get(OTHERS))) for row in labelled]
+    chosen = [options_in_set(row.answer, _of_question(sets, row.answer.question)) for row in labelled]
     return SetSizes.of([len(options) for options in chosen])
 
 

@@ -21,7 +21,6 @@ from bayeslora.system.folders import to_be_written
 from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Question, Record, parse_questions, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, items_of, without_states
-from bayeslora.tasks.decisions.records import key_of
 
 FEWEST = 25
 """Labels from which on a question gets a head of its own by default; and questions that vary, together, one head."""
@@ -88,7 +87,7 @@ class DecisionModel(AnsweringModel):
     def take(self, run: Run, items: Sequence[DecisionItem], progress: bool = True) -> None:
         """Answer by a run that was trained on these items, in the place of what was learned before."""
         self.adapt(run)
-        states = {key_of(item.state): item.state for item in items}
+        states = {item.state_key: item.state for item in items}
         if self.heads.novelty is None:
             self.heads = Heads({}, state_novelty(self.hidden, [*states.values()], progress=progress))
         self.trained_states = frozenset(states)
@@ -169,7 +168,7 @@ class DecisionModel(AnsweringModel):
         """
         if isinstance(records, str | Path):
             records = read_records(records, self.questions or None, require_labels=True)
-        records = without_states(records, self.trained_states, "calibration")
+        records = without_states(records, self.trained_states, "calibration records")
         self.calibration = None
         rows = list(self.labelled(records))
         self.calibration = calibrated(rows, alpha=alpha, delta=delta, signal=signal, coverage=coverage)

@@ -111,7 +111,7 @@ def review(model: DecisionModel, records: Sequence[Record], top: int | None = No
         raise ValueError(f"top must be at least 1, got {top}.")
     if model.heads.novelty is None:
         raise ValueError("a zero-shot model knows neither novelty nor mutual information; fit it on records first.")
-    fresh = without_states(records, model.trained_states, "review")
+    fresh = without_states(records, model.trained_states, "review records")
     groups = _grouped(fresh)
     asked, ahead = tee((group, request) for group in groups if (request := _request(model, group)) is not None)
     answers = track(model.answers(each for _, each in ahead), "read", "states", total=len(groups), show=progress)

@@ -223,7 +223,7 @@ def evaluate_decisions(model: DecisionModel, records: Sequence[Record]) -> dict[
 
 def unseen(records: Sequence[Record], model: DecisionModel) -> list[Record]:
     """Records whose state the model was not fitted on; how many are left out is said."""
-    return without_states(records, model.trained_states, "test")
+    return without_states(records, model.trained_states, "test records")
 
 
 def _leave_one_out(model: DecisionModel) -> dict[str, Any]:

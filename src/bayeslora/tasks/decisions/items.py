@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bayeslora.system.log import logger
 from bayeslora.tasks.decisions.labels import hard_label
@@ -40,6 +40,14 @@ class DecisionItem(Item):
     label_probabilities: tuple[float, ...] | None = None
     weight: float = 1.0
     order: tuple[int, ...] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """As of a record."""
+        return key_of(self.state)
+
+
+Stated = TypeVar("Stated", Record, DecisionItem)
 
 
 def items_of(records: Sequence[Record]) -> list[DecisionItem]:
@@ -104,7 +112,7 @@ def read_splits(name: str) -> dict[str, list[Record]]:
     if not any(record.targets for record in rest):
         raise TaskError(f"{path}: expected labels among the {len(rest)} records to train on, but none has one.")
     known = frozenset(record.state_key for record in rest)
-    return {"train": rest} | {part: without_states(found[part], known, part) for part in ("dev", "test")}
+    return {"train": rest} | {part: without_states(found[part], known, f"{part} records") for part in ("dev", "test")}
 
 
 def without_trained(items: Sequence[DecisionItem], states: frozenset[str], name: str) -> list[DecisionItem]:
@@ -113,11 +121,7 @@ def without_trained(items: Sequence[DecisionItem], states: frozenset[str], name:
     Raises:
         TaskError: It was fitted on all of them.
     """
-    fresh = [item for item in items if key_of(item.state) not in states]
-    if len(fresh) < len(items):
-        logger.warning(
-            "%d of %d questions are about states of training, and are left out", len(items) - len(fresh), len(items)
-        )
+    fresh = without_states(items, states, "questions")
     if items and not fresh:
         raise TaskError(
             f"{name}: expected states that the model was not fitted on, but it was fitted on all of them; give others."
@@ -125,10 +129,10 @@ def without_trained(items: Sequence[DecisionItem], states: frozenset[str], name:
     return fresh
 
 
-def without_states(records: Sequence[Record], states: frozenset[str], what: str) -> list[Record]:
-    """Records whose state is none of these; how many are left out is said."""
-    fresh = [record for record in records if record.state_key not in states]
-    if len(fresh) < len(records):
-        left_out = len(records) - len(fresh)
-        logger.warning("%d of %d %s records have a state of training, and are left out", left_out, len(records), what)
+def without_states(found: Sequence[Stated], states: frozenset[str], what: str) -> list[Stated]:
+    """Those whose state is none of these; how many are left out is said, and `what` they are."""
+    fresh = [one for one in found if one.state_key not in states]
+    if len(fresh) < len(found):
+        left_out = len(found) - len(fresh)
+        logger.warning("%d of %d %s have a state of training, and are left out", left_out, len(found), what)
     return fresh
