@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from bayeslora.methods.base import Method, State, TrainingResult
 from bayeslora.methods.laplace_approximation import (
     LOGIT_DRAWS,
+    CorrectedBlock,
     GaussianLogits,
     KroneckerBlock,
+    corrected_blocks,
     covariance_root,
     eigenvalues,
     fit_prior,
@@ -46,6 +48,8 @@ class LaplaceLora(Method):
         prior_precision: Of each weight of A and B, around zero; "evidence" maximises the marginal likelihood.
         kronecker_rank: Rank to which the wide Kronecker factor of each matrix is cut (10 in the paper); the
             directions cut off get the prior's variance. Default: not cut up to a width of 1024, 10 above.
+        curvature: "kfac", or "ekfac": one pass more over the training items gives, in KFAC's eigenbasis, the curvature
+            that the items have along each direction in place of a product of two means (arXiv 1806.03884).
 
     Raises:
         ValueError: An option has no such value.
@@ -59,6 +63,7 @@ class LaplaceLora(Method):
         layers: Literal["all", "last"] = "all",
         prior_precision: Positive | Literal["evidence"] = "evidence",
         kronecker_rank: Size | None = None,
+        curvature: Literal["kfac", "ekfac"] = "kfac",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -70,7 +75,10 @@ class LaplaceLora(Method):
             raise ValueError(f"kronecker_rank must be at least 1, got {kronecker_rank}.")
         self.layers = layers
         self.prior_precision = prior_precision
+        if curvature not in ("kfac", "ekfac"):
+            raise ValueError(f"curvature must be 'kfac' or 'ekfac', got {curvature!r}.")
         self.kronecker_rank = kronecker_rank
+        self.curvature = curvature
 
     def fit_posterior(self, model: PeftModel, training: TrainingResult) -> State:
         """The posterior: prior precision, log evidence (nats), and the eigendecomposition of each map's curvature.
@@ -82,6 +90,8 @@ class LaplaceLora(Method):
         blocks, log_likelihood = kronecker_blocks(
             model, maps, training.batches(), rank=self.kronecker_rank, trunk_cache=training.trunk_cache
         )
+        if self.curvature == "ekfac":
+            blocks = corrected_blocks(model, maps, training.batches(), blocks, training.trunk_cache)
         curvature = eigenvalues(blocks.values())
         squared_norm = sum(float(module.weight.detach().double().square().sum()) for module in maps.values())
         given = None if self.prior_precision == "evidence" else float(self.prior_precision)
@@ -149,4 +159,9 @@ def _posterior(state: State | None, device: torch.device) -> tuple[dict[str, Kro
     for key in sorted(state.keys() - {_PRIOR_PRECISION, _LOG_EVIDENCE}):
         name, _, part = key.rpartition(".")
         parts.setdefault(name, {})[part] = state[key].to(device)
-    return {name: KroneckerBlock(**tensors) for name, tensors in parts.items()}, float(state[_PRIOR_PRECISION])
+    blocks = {name: _block(tensors) for name, tensors in parts.items()}
+    return blocks, float(state[_PRIOR_PRECISION])
+
+
+def _block(tensors: Mapping[str, Tensor]) -> KroneckerBlock:
+    return CorrectedBlock(**tensors) if "moments" in tensors else KroneckerBlock(**tensors)

@@ -1,9 +1,19 @@
 """Laplace approximation over LoRA weights: Kronecker-factored curvature, evidence, and the linearised predictive."""
 
-from bayeslora.methods.laplace_approximation.curvature import kronecker_blocks, leading_root, output_hessian
+from bayeslora.methods.laplace_approximation.curvature import (
+    corrected_blocks,
+    kronecker_blocks,
+    leading_root,
+    output_hessian,
+)
 from bayeslora.methods.laplace_approximation.evidence import best_prior_precision, eigenvalues, fit_prior, log_evidence
 from bayeslora.methods.laplace_approximation.gaussian import LOGIT_DRAWS, GaussianLogits, normal_points
-from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock, KroneckerSum, OuterProductSum
+from bayeslora.methods.laplace_approximation.kronecker import (
+    CorrectedBlock,
+    KroneckerBlock,
+    KroneckerSum,
+    OuterProductSum,
+)
 from bayeslora.methods.laplace_approximation.low_rank import (
     LowRankGaussian,
     ScoreCovariance,
@@ -17,6 +27,7 @@ from bayeslora.methods.laplace_approximation.subspace import Subspace
 
 __all__ = [
     "LOGIT_DRAWS",
+    "CorrectedBlock",
     "GaussianLogits",
     "KroneckerBlock",
     "KroneckerSum",
@@ -27,6 +38,7 @@ __all__ = [
     "Subspace",
     "best_prior_precision",
     "contrasts",
+    "corrected_blocks",
     "covariance_root",
     "eigenvalues",
     "fit_prior",

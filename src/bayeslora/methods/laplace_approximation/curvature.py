@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from bayeslora.methods.laplace_approximation.kronecker import KroneckerBlock, KroneckerSum
-from bayeslora.methods.laplace_approximation.recording import record
+from bayeslora.methods.laplace_approximation.kronecker import CorrectedBlock, KroneckerBlock, KroneckerSum
+from bayeslora.methods.laplace_approximation.recording import Recording, record
 from bayeslora.scoring import ChoiceBatch
 from bayeslora.scoring.trunk_cache import TrunkCache
 
@@ -54,12 +54,10 @@ def kronecker_blocks(
     for batch in batches:
         logits, recording = record(model, batch, maps, trunk_cache)
         log_likelihood -= float(nn.functional.cross_entropy(logits.detach(), batch["labels"], reduction="sum"))
-        # The Hessian has one direction less than there are choices: their scores' common shift.
-        roots = leading_root(output_hessian(logits), logits.shape[-1] - 1).to(logits.dtype)
         rows: dict[str, list[Tensor]] = {name: [] for name in maps}
         reached: dict[str, Tensor] = {}
-        for root in roots.unbind(-1):
-            for name, gradients in recording.gradients(logits, root, maps).items():
+        for column in _root_gradients(logits, recording, maps):
+            for name, gradients in column.items():
                 rows[name].append(gradients.sum(1))
                 here = (gradients != 0).any(-1, keepdim=True)
                 reached[name] = reached[name] | here if name in reached else here
@@ -67,3 +65,42 @@ def kronecker_blocks(
             tokens = reached[name].sum(1).clamp_min(1)
             total.add((recording.inputs(name) * reached[name]).sum(1) / tokens, torch.cat(rows[name]))
     return {name: total.block() for name, total in sums.items()}, log_likelihood
+
+
+def corrected_blocks(
+    model: nn.Module,
+    maps: Mapping[str, nn.Linear],
+    batches: Iterable[ChoiceBatch],
+    blocks: Mapping[str, KroneckerBlock],
+    trunk_cache: TrunkCache | None = None,
+) -> dict[str, KroneckerBlock]:
+    """EKFAC (arXiv 1806.03884): `blocks` with the eigenvalues that the curvature has in their eigenbases.
+
+    Those of KFAC take inputs and gradients of an item for independent, and an item's tokens for one. These are the
+    diagonal of sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n in that basis, from one pass more.
+
+    Args:
+        model: With the maps in it.
+        maps: From `lora_maps`.
+        batches: The training items.
+        blocks: From `kronecker_blocks`, of the same items.
+        trunk_cache: Serves the frozen layers' output.
+    """
+    moments = {name: torch.zeros_like(block.eigenvalues) for name, block in blocks.items()}
+    for batch in batches:
+        logits, recording = record(model, batch, maps, trunk_cache)
+        inputs = {name: recording.inputs(name) @ block.input_vectors for name, block in blocks.items()}
+        for column in _root_gradients(logits, recording, maps):
+            for name, gradients in column.items():
+                along = (gradients @ blocks[name].output_vectors).mT @ inputs[name]
+                moments[name] += along.square().sum(0)
+    return {name: CorrectedBlock(**vars(block), moments=moments[name]) for name, block in blocks.items()}
+
+
+def _root_gradients(logits: Tensor, recording: Recording, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """At the maps' outputs [batch, tokens, out], for each column of the root of the items' output Hessians."""
+    names = list(names)
+    # The Hessian has one direction less than there are choices: their scores' common shift.
+    roots = leading_root(output_hessian(logits), logits.shape[-1] - 1).to(logits.dtype)
+    for root in roots.unbind(-1):
+        yield recording.gradients(logits, root, names)

@@ -1,4 +1,4 @@
-"""Kronecker-factored curvature of one linear map (KFAC, arXiv 1503.05671)."""
+"""Kronecker-factored curvature of one linear map (KFAC, arXiv 1503.05671; corrected: EKFAC, arXiv 1806.03884)."""
 
 from __future__ import annotations
 
@@ -115,6 +115,24 @@ class KroneckerBlock:
         outside = jacobian - self.output_vectors @ inside @ self.input_vectors.T
         inside = inside / (self.eigenvalues + prior_precision).sqrt()
         return _gram(inside) + _gram(outside) / prior_precision
+
+
+@dataclass(frozen=True)
+class CorrectedBlock(KroneckerBlock):
+    """The curvature in the same eigenbasis, with what it has along each direction in place of a product (EKFAC).
+
+    Of all matrices that are diagonal in this basis it is the nearest to the curvature (arXiv 1806.03884, theorem 2).
+
+    Args:
+        moments: The curvature along the direction output_vectors[:, i] input_vectors[:, j]^T [m, k].
+    """
+
+    moments: Tensor
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Those along the basis [m, k]."""
+        return self.moments
 
 
 def _gram(matrices: Tensor) -> Tensor:
