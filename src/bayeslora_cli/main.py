@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
@@ -26,11 +27,32 @@ _ALONE = (
     "of a comparison are spread by `bayeslora compare --executor ray`."
 )
 
+_INTERRUPTED = (
+    "interrupted. What had been written is whole: give the same command again; a training goes on at its last "
+    "checkpoint with --resume."
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `bayeslora` command; exits with 2 for a wrong call and 1 for a run that failed."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        _call(given)
+    except KeyboardInterrupt:
+        # Python ends by the signal, which stops a shell's loop too; a status of our own would not.
+        if not os.environ.get("BAYESLORA_DEBUG"):
+            sys.excepthook = _say_interrupted
+        raise
+
+
+def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of a traceback, which says nothing to whoever pressed Ctrl+C."""
+    print(_INTERRUPTED, file=sys.stderr)
+
+
+def _call(given: Sequence[str]) -> None:
+    """Does what a call says."""
     if not is_verbose(given):
         hide_messages()
     with package_later() as import_package:
@@ -99,15 +121,18 @@ def _is_expected(error: Exception) -> bool:
     """Whether it is what wrong input, a broken file or a failed run raise; of any other the traceback is shown."""
     from safetensors import SafetensorError
 
+    from bayeslora.system.files import disk_is_full
+
     expected = (ValueError, TypeError, OSError, ImportError, LookupError, ArithmeticError, RuntimeError)
-    return isinstance(error, (*expected, SafetensorError))
+    return isinstance(error, (*expected, SafetensorError)) or disk_is_full(error)
 
 
 def _explained(error: BaseException) -> str:
     """What went wrong, with the remedy where only the system has spoken."""
     from bayeslora.system.files import disk_is_full
 
-    if not disk_is_full(error):
+    # What was raised over another error has the remedy in its own words.
+    if error.__cause__ is not None or not disk_is_full(error):
         return str(error)
     return (
         f"the disk is full ({error}). What was there before is whole. Free some space and give the same command again; "

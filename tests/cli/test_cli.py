@@ -3,7 +3,9 @@
 import errno
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -491,3 +493,25 @@ def test_a_full_disk_is_an_error_with_a_remedy(capsys, config, tmp_path, monkeyp
     monkeypatch.setattr("bayeslora.runs.writing.save_adapter", full)
     said = fails(capsys, "train", "--config", config, "--output_dir", tmp_path / "run")
     assert "the disk is full" in said and "adapter_config.json" in said and "--resume" in said
+
+
+@pytest.mark.parametrize("place", ["bayeslora.runs.writing.save_adapter", "transformers.Trainer._save_checkpoint"])
+def test_what_tokenizers_raise_over_a_full_disk_has_one_remedy_too(place, capsys, config, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(place, full)
+    said = fails(capsys, "train", "--config", config, "--output_dir", tmp_path / "run")
+    assert said.count("--resume") == 1, said
+
+
+@pytest.mark.parametrize("debug", ["", "1"], ids=["for a person", "debug"])
+def test_an_interrupted_command_ends_by_the_signal_and_says_what_to_do(debug):
+    script = (
+        "import bayeslora_cli.main as cli, os, signal; cli._parse = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); cli.main(['report', 'x'])"
+    )
+    environment = {**os.environ, "BAYESLORA_DEBUG": debug}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == -signal.SIGINT
+    assert ("Traceback" in done.stderr) == bool(debug) == ("--resume" not in done.stderr), done.stderr

@@ -279,4 +279,6 @@ def test_a_full_disk_is_known_behind_another_error() -> None:
     other = ValueError("a checkpoint could not be written")
     other.__cause__ = full
     assert disk_is_full(other) and disk_is_full(full)
+    assert disk_is_full(Exception("No space left on device (os error 28)")), "as tokenizers say it"
     assert not disk_is_full(OSError(errno.EACCES, "Permission denied"))
+    assert not disk_is_full(Exception("Permission denied (os error 13)"))

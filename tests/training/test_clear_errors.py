@@ -52,10 +52,16 @@ def test_damaged_and_unwritten_checkpoints() -> None:
         expected = pytest.raises(ValueError, match=r"checkpoint run/checkpoint-3 is damaged .* Remove that folder")
         with expected, checkpoint_read("run/checkpoint-3"):
             raise error
-    for full in (OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")):
+    for full in (
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+        Exception("No space left on device (os error 28)"),
+    ):
         expected = pytest.raises(OSError, match=r"could not be written to run/checkpoints \(.*make room")
         with expected, checkpoint_written("run/checkpoints"):
             raise full
+    with pytest.raises(LookupError, match="another"), checkpoint_written("run/checkpoints"):
+        raise LookupError("another")
 
 
 HEADER = {"kind": "header", "format_version": 1, "config": {}, "device": "cpu", "bayeslora": "0", "created": "now"}

@@ -163,9 +163,15 @@ def disk_is_full(error: BaseException) -> bool:
     in words of its own.
     """
     cause: BaseException | None = error
-    while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+    while cause is not None and not _is_of_disk(cause):
         cause = cause.__cause__
     return cause is not None
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    """tokenizers and safetensors, which are written in Rust, have the number in their words alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def check_absent(path: str | Path, overwrite: bool = False) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from torch import nn
 
+from bayeslora.system.files import disk_is_full
+
 if TYPE_CHECKING:
     from transformers import Trainer as _Parent
 else:
@@ -64,8 +66,10 @@ def checkpoint_written(folder: str) -> Iterator[None]:
     """
     try:
         yield
-    # torch says so by a RuntimeError, safetensors by its own.
-    except (OSError, RuntimeError, SafetensorError) as cause:
+    except Exception as cause:
+        # torch says so by a RuntimeError, safetensors by an error of its own, tokenizers by an Exception.
+        if not (isinstance(cause, (OSError, RuntimeError, SafetensorError)) or disk_is_full(cause)):
+            raise
         raise OSError(
             f"a checkpoint could not be written to {folder} ({_first_line(cause)}). Those before it are whole: make "
             "room on the disk and go on with --resume."
