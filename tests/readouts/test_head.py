@@ -172,6 +172,82 @@ def test_labels_of_which_a_known_share_is_random_do_little_harm() -> None:
     assert float(told.precision[wrong].mean()) < 0.6 < 0.8 < float(told.precision[~wrong].mean())
 
 
+def test_a_weight_is_so_many_copies_of_an_item() -> None:
+    """In prior, noise and posterior; but the item leaves as a whole, so it does not predict its own copies."""
+    features, labels = made_up(60)
+    weights = 1.0 + torch.arange(60) % 3
+    of = torch.arange(60).repeat_interleave(weights.long())
+    weighted, copied = fit_head(features, labels, weights=weights), fit_head(features[of], labels[of])
+    torch.testing.assert_close(weighted.scales.weights, copied.scales.weights, rtol=1e-2, atol=1e-6)
+    assert weighted.scales.noise == pytest.approx(copied.scales.noise, rel=1e-3)
+    new, _ = made_up(50, seed=1)
+    one, other = weighted.utilities(new), copied.utilities(new)
+    torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.covariance, other.covariance, rtol=1e-2, atol=1e-4)
+    assert weighted.noise.temperature > copied.noise.temperature and weighted.noise.nll > copied.noise.nll
+    plain = fit_head(features, labels).utilities(new)
+    assert float((one.mean - plain.mean).abs().max()) > 0.05
+
+
+def test_a_label_that_is_a_distribution_is_its_labels_each_as_probable() -> None:
+    features, labels = made_up(60)
+    soft = torch.nn.functional.one_hot(labels, 3).double()
+    torch.testing.assert_close(
+        fit_head(features, soft).predict(features).predictive.probabilities,
+        fit_head(features, labels).predict(features).predictive.probabilities,
+    )
+    halves = soft.clone()
+    halves[1::2] = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    twice = torch.cat([torch.arange(60), torch.arange(1, 60, 2)])
+    shares = torch.where(torch.arange(60) % 2 == 1, 0.5, 1.0)[twice]
+    hard = torch.cat([torch.where(torch.arange(60) % 2 == 1, 0, labels), torch.ones(30, dtype=torch.long)])
+    one, other = fit_head(features, halves), fit_head(features[twice], hard, weights=shares)
+    assert one.scales.noise == pytest.approx(other.scales.noise, rel=0.02)
+    new, _ = made_up(50, seed=1)
+    torch.testing.assert_close(one.utilities(new).mean, other.utilities(new).mean, rtol=0, atol=0.01)
+    likeliest = fit_head(features, halves.argmax(-1)).utilities(new)
+    assert float((one.utilities(new).mean - likeliest.mean).abs().max()) > 0.1
+    again = head_from_tensors(head_tensors(one))
+    assert torch.equal(again.predict(new).predictive.samples, one.predict(new).predictive.samples)
+
+
+def test_even_labels_pull_probabilities_towards_even_ones() -> None:
+    features, _ = made_up(120, choices=2)
+    mask = torch.ones(120, 2, dtype=torch.bool)
+    features = replace(features, mask=mask)
+    right = features.hidden["useful"][..., 0].argmax(-1)
+    sure = torch.nn.functional.one_hot(right, 2).double()
+    even = torch.full((120, 2), 0.5, dtype=torch.float64)
+    found = [
+        fit_head(features, share * even + (1 - share) * sure).predict(features).predictive.probabilities
+        for share in (0.0, 0.6, 1.0)
+    ]
+    at = [float(part.gather(-1, right.unsqueeze(-1)).mean()) for part in found]
+    assert at[0] > 0.9 and 0.56 < at[1] < 0.74 and at[2] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_labels_that_are_all_distributions_are_predicted_as_such() -> None:
+    """As smooth as they are, they are no labels without noise: probabilities stay what they are, at a usual T."""
+    features, _ = made_up(200)
+    features = replace(features, mask=torch.ones_like(features.mask))
+    soft = (0.5 * (features.hidden["useful"][..., 0] + features.hidden["useful"][..., 1])).double().softmax(-1)
+    head = fit_head(features, soft)
+    found = head.predict(features).predictive.log_probabilities
+    lost = float((soft * (soft.log() - found)).sum(-1).mean())
+    uniform = float((soft * (soft.log() + math.log(3))).sum(-1).mean())
+    assert lost < 0.1 * uniform and 0.3 < head.noise.temperature < 3
+
+
+def test_wrong_ones_among_distributions_count_less() -> None:
+    features, labels = made_up(500)
+    replaced = torch.randperm(500, generator=generator(9))[:75]
+    noisy = labels.clone()
+    noisy[replaced] = torch.randint(2, (75,), generator=generator(8))
+    soft = 0.9 * torch.nn.functional.one_hot(noisy, 3) + 0.1 * features.mask / features.mask.sum(-1, keepdim=True)
+    told, wrong = fit_head(features, soft.double(), label_noise=0.15), noisy != labels
+    assert float(told.precision[wrong].mean()) < float(told.precision[~wrong].mean()) - 0.1
+
+
 def test_one_class_only_and_a_class_never_seen() -> None:
     features, _ = made_up(40)
     head = fit_head(features, torch.zeros(40, dtype=torch.long))

@@ -8,7 +8,7 @@ import torch
 
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.contrasts import Contrasts, helmert
-from bayeslora.readouts.evidence import fit_scales, log_evidence
+from bayeslora.readouts.evidence import Repeats, fit_scales, log_evidence
 from bayeslora.readouts.label_noise import fit_temperature_and_noise
 from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.predictive import softmax_predictive, standard_points
@@ -63,6 +63,26 @@ def test_fewer_choices_need_the_first_rows_of_the_same_matrix() -> None:
 
 
 # --- evidence --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_are_means_have_the_evidence_of_what_they_are_means_of() -> None:
+    """Three rows of which one was seen three times, and another half as one thing and half as another."""
+    kernels, targets = _kernels(3, 2), normal(generator(5), 3, 1)
+    of = torch.tensor([0, 0, 0, 1, 2, 2])
+    every = targets[of]
+    every[4:, 0] += torch.tensor([0.3, -0.3])
+    precision = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
+    repeats = Repeats(3.0, 2 * 0.3**2)
+    values, slopes = [], []
+    for log_noise in (-1.0, 0.2):
+        weights = torch.tensor([0.3, -0.7], dtype=torch.float64)
+        whole = log_evidence([kernel[of][:, of] for kernel in kernels], every, weights, log_noise)
+        means = log_evidence(kernels, targets, weights, log_noise, precision, repeats)
+        values.append(whole[0] - means[0])
+        slopes.append(means[1])
+        torch.testing.assert_close(means[1], whole[1])
+    assert values[0] == pytest.approx(values[1], abs=1e-6), "a constant of no scale"
+    assert not torch.allclose(*slopes)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_weights_of_records_count_relative_to_each_other() -> None:
     question = parse_question(QUESTIONS["metal"])
 
     def yes(weights: torch.Tensor | None) -> torch.Tensor:
-        head = QuestionHead.fit(question, features, targets, states, weights, noisy=False, seed=0)
+        head = QuestionHead.fit(question, features, targets, states, weights, noisy=False)
         return head.predict(features[[0, 20]]).probabilities[:, 0]
 
     alike = yes(None)
@@ -64,7 +65,7 @@ def test_a_whole_weight_is_so_many_copies_of_a_record() -> None:
     weights = torch.tensor([3.0] * 4 + [1.0] * 8, dtype=torch.float64)
     question = parse_question(QUESTIONS["kind"])
     states = [str(row) for row in range(12)]
-    head = QuestionHead.fit(question, features, targets, states, weights, noisy=False, seed=0)
+    head = QuestionHead.fit(question, features, targets, states, weights, noisy=False)
     copies = torch.arange(12).repeat_interleave(weights.long())
     scaled = Kernels.of(features[copies])
     torch.testing.assert_close((head.kernels.mean, head.kernels.scale), (scaled.mean, scaled.scale))
@@ -80,6 +81,20 @@ def test_a_whole_weight_is_so_many_copies_of_a_record() -> None:
     by_copies = replace(head, centre=centre)._predictive(whole.predict(mixed[:, copies], prior, places))
     torch.testing.assert_close(head.predict(new).samples, by_copies.samples, atol=1e-6, rtol=0)
     assert (centre - head.targets.mean(0)).abs().max() > 0.1
+
+
+def test_soft_labels_of_all_records_are_predicted_as_soft_ones() -> None:
+    """However smooth they are, s2 is the noise of a label, and T is an ordinary one."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(150, 3, 2, 10, generator=generator)
+    right = (features[:, 0, 0, 0] + features[:, 1, 1, 1]).double().sigmoid()
+    targets = torch.stack([right, 1 - right], 1)
+    states = [str(row) for row in range(150)]
+    head = QuestionHead.fit(parse_question(QUESTIONS["metal"]), features, targets, states, noisy=False)
+    found = head.predict(features).log_probabilities
+    lost = float((targets * (targets.log() - found)).sum(-1).mean())
+    assert lost < 0.3 * float((targets * (targets.log() + math.log(2))).sum(-1).mean())
+    assert 0.2 < head.temperature < 3
 
 
 def test_weights_reach_the_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> None:

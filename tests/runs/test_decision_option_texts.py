@@ -14,6 +14,7 @@ from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs import evaluate
 from bayeslora.runs.config import TrainConfig
+from bayeslora.runs.cross_fitting import adapted_features
 from bayeslora.runs.decisions import DecisionModel
 from bayeslora.runs.decisions.calibration import OTHERS, Calibration, Labelled, calibrated, name_of
 from bayeslora.runs.heads import HeadRun
@@ -21,6 +22,7 @@ from bayeslora.scoring.codes import TooLongError
 from bayeslora.scoring.option_texts import OptionTexts
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, Record, parse_question
+from bayeslora.tasks.decisions.items import items_of
 from bayeslora.tasks.decisions.records import parse_record
 from bayeslora_cli.main import main
 from decision_models import tiny_base, trains, write
@@ -132,12 +134,26 @@ def test_by_default_it_learns_where_no_question_has_labels_enough(base: str, tmp
     assert found["all questions"]["labels"] == 26 and found["all questions"]["nll"] < 0.6
 
 
-def test_what_it_does_not_learn_from_is_said(base: str, caplog: pytest.LogCaptureFixture) -> None:
-    rows = varying(12)
-    rows[0]["labels"]["q"] = dict(zip(rows[0]["questions"]["q"]["criteria"], (0.25, 0.75), strict=True))
-    with caplog.at_level("WARNING", "bayeslora"):
-        fitted(base, taught=[parse_record(row) for row in rows])
-    assert "1 of 12 labels are distributions" in caplog.text
+@pytest.mark.parametrize("method", [None, Lora(r=2)], ids=["head", "lora"])
+def test_distributions_and_weights_are_learned(base: str, method: Method | None) -> None:
+    """Labels of the metals that are even ones say so; where the wood weighs more than the metal, it is the wood."""
+    even, heavy = varying(40), varying(40) + varying(40)
+    for row in even:
+        share = 1 / len(row["questions"]["q"]["criteria"])
+        row["labels"]["q"] = dict.fromkeys(row["questions"]["q"]["criteria"], share)
+    for number, row in enumerate(heavy):
+        row["weight"] = 10.0 if number < 40 else 1.0
+        if number < 40:
+            row["labels"]["q"] = next(key for key in row["questions"]["q"]["criteria"] if key in WOODS)
+    metal = [
+        sum(
+            row.answer.probabilities[row.target.index(1)] - 1 / len(row.target)
+            for row in fitted(base, method, [parse_record(row) for row in taught]).labelled(records(10, seed=60))
+        )
+        / 10
+        for taught in (varying(40), even, heavy)
+    ]
+    assert metal[0] > 0.15 > 0.05 > abs(metal[1]) and metal[2] < -0.1
 
 
 def test_a_prompt_that_does_not_fit_is_refused(base: str) -> None:
@@ -237,3 +253,100 @@ def test_train_evaluate_calibrate_and_decide(
     main(["decide", run])
     found = json.loads(capsys.readouterr().out)["answers"]
     assert found == {name: one.to_dict() for name, one in DecisionModel.load(run).decide("a state", asked).items()}
+
+
+@pytest.mark.parametrize("method", [None, Lora(r=2), BayesianLora(r=2, prior_std=1.0)], ids=["head", "lora", "drawn"])
+def test_extending_is_a_fit_to_both(base: str, method: Method | None, tmp_path: Path) -> None:
+    """Records with weights, distributions and more options come behind; an adapter stays as it was trained."""
+    old, new = varying(26), varying(12, seed=50)
+    for number, row in enumerate([*old, *new]):
+        row["weight"] = 1.0 + number % 3
+    new[0]["labels"]["q"] = dict.fromkeys(new[0]["questions"]["q"]["criteria"], 1 / 2)
+    new[1]["questions"]["q"]["criteria"] = dict.fromkeys((*METALS, "oak"))
+    new[2] = old[0] | {"labels": {"q": old[0]["labels"]["q"]}}
+    parsed = [[parse_record(row) for row in part] for part in (old, new)]
+    first = fitted(base, method, parsed[0], num_samples=3)
+    asked = {"q": varying(1)[0]["questions"]["q"], "new": NOUL}
+    before = first.decide("a state", asked)
+    first.save(tmp_path / "old")
+    loaded = DecisionModel.load(tmp_path / "old")
+    extended = DecisionModel.load(tmp_path / "old").extend(parsed[1], progress=False)
+    assert loaded.decide("a state", asked) == before and first.decide("a state", asked) == before
+    items = items_of([*parsed[0], *parsed[1]])
+    if method is None:
+        whole = fitted(base, None, [*parsed[0], *parsed[1]])
+    else:  # The same adapter, and what a training on all items does at its end.
+        reading = loaded.adapted.run.scoring.reads  # type: ignore[union-attr, attr-defined]
+        parts = adapted_features(loaded.adapted.run.model, loaded.adapted.run.scoring, items, 8)  # type: ignore[union-attr]
+        reading.begin(items, 5, 0)
+        reading.finish(*parts, loaded.adapted.run.config.head.average)  # type: ignore[union-attr]
+        whole = loaded
+    for state in ("a state", parsed[1][3].state):
+        found, expected = extended.decide(state, asked), whole.decide(state, asked)
+        for name, answer in found.items():
+            assert answer.probabilities == pytest.approx(expected[name].probabilities, abs=2e-3)
+        assert found["q"].probabilities != before["q"].probabilities
+    assert extended.examples is not None and extended.examples.records == 38
+    assert len(extended.trained_states) == len({one.state_key for one in items})
+    if method is None:
+        assert extended.decide("a state", asked)["q"].novelty == whole.decide("a state", asked)["q"].novelty
+    extended.save(tmp_path / "new")
+    again = DecisionModel.load(tmp_path / "new")
+    assert again.decide("a state", asked) == extended.decide("a state", asked)
+    records_before = extended.examples.records
+    twice = again.extend(parsed[0][:3], progress=False)
+    assert twice.examples is not None and twice.examples.records == records_before + 3
+
+
+def test_fixed_options_stay_fixed_until_a_record_has_others(base: str) -> None:
+    question = {"type": "choice", "instructions": "Which?", "criteria": {"tin": None, "oak": None}}
+    rows = [
+        {"state": f"{number} {'tin' if number % 2 else 'oak'}", "questions": {"q": question}, "labels": {"q": label}}
+        for number, label in enumerate(["oak", "tin"] * 10)
+    ]
+    parsed = [parse_record(row) for row in rows]
+    model = fitted(base, None, parsed[:12])
+    more = fitted(base, None, parsed[:12]).extend(parsed[12:], progress=False)
+    whole = fitted(base, None, parsed)
+    assert more.adapted is not None and more.adapted.run.config.task.classes == ["tin", "oak"]
+    assert more.decide("7 tin")["q"].probabilities == pytest.approx(whole.decide("7 tin")["q"].probabilities, abs=2e-3)
+    model.extend(records(6), progress=False)
+    whole = fitted(base, None, [*parsed[:12], *records(6)])
+    assert model.adapted is not None and model.adapted.run.config.task.classes is None
+    asked = {"q": question}
+    found, expected = model.decide("7 tin", asked)["q"], whole.decide("7 tin", asked)["q"]
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=2e-3)
+
+
+@pytest.mark.parametrize("method", ["BayesianHead", "Lora"])
+def test_extend_by_command(
+    base: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    data, run, more = write(tmp_path / "records.jsonl", varying(40)), tmp_path / "run", tmp_path / "more"
+    main([*trains(base, data, run, "option_texts"), "--method", method])
+    new = str(write(tmp_path / "new.jsonl", varying(9, seed=80)))
+    main(["calibrate", str(run), "--data", str(write(tmp_path / "c.jsonl", varying(12, seed=150)))])
+    kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    extend = ["train", "--extend", str(run), "--task.name", new, "--output_dir"]
+    capsys.readouterr()
+    main([*extend, str(more)])
+    assert "9 new" in capsys.readouterr().out and "calibrate again" in caplog.text
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == kept
+    metrics = json.loads((more / "metrics.json").read_text())
+    assert metrics["records"] == metrics["records_before"] + 9 and metrics["extends"] == str(run)
+    assert "split" not in metrics and not (more / "calibration.json").exists()
+    assert metrics["leave_one_out"]["all questions"]["labels"] == metrics["train_examples"] == metrics["records"]
+    for call, says in (
+        ([*extend, str(run)], "is there already"),
+        ([*extend, str(tmp_path / "x"), "--task.scoring", "codes"], "but codes was asked for"),
+        ([*extend, str(tmp_path / "x"), "--method", "LaplaceLora"], "but LaplaceLora was asked for"),
+    ):
+        with pytest.raises(SystemExit):
+            main(call)
+        assert says in capsys.readouterr().err
+    main([*extend, str(run), "--overwrite", "--task.scoring", "option_texts", "--method", method])
+    asked = {"q": varying(1)[0]["questions"]["q"]}
+    assert DecisionModel.load(run).decide("iron", asked) == DecisionModel.load(more).decide("iron", asked)
+    capsys.readouterr()
+    main(["evaluate", str(more), "--input", str(write(tmp_path / "test.jsonl", varying(6, seed=200))), "--json"])
+    assert (run / "adapter").is_dir() == (method == "Lora")

@@ -58,8 +58,12 @@ class BlockScaling:
     scales: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, features: OptionFeatures) -> BlockScaling:
+    def of(cls, features: OptionFeatures, weights: Tensor | None = None) -> BlockScaling:
         """From the training items.
+
+        Args:
+            features: Theirs.
+            weights: How often each counts [items]; default: once.
 
         Raises:
             ValueError: A feature is NaN or infinite.
@@ -71,9 +75,14 @@ class BlockScaling:
                     f"features must be finite numbers, got NaN or infinity in {name!r}; a model that overflows in "
                     "float16 needs float32 or bfloat16 (model.dtype)."
                 )
-        scales = {name: _inverse_deviation(block[features.mask]) for name, block in blocks.items()}
+        owners = features.mask.nonzero()[:, 0]
+        counting = None if weights is None else weights[owners]
+        scales = {name: _inverse_deviation(block[features.mask], counting) for name, block in blocks.items()}
         for name in features.numbers:
-            size = float((cls({name: scales[name]})(features)[name].double() ** 2).sum(-1).mean())
+            squares = (cls({name: scales[name]})(features)[name].double() ** 2).sum(-1)
+            size = float(
+                squares.mean() if weights is None else _mean(squares, weights[Contrasts(features.mask).owners])
+            )
             scales[name] = scales[name] * size**-0.5 if size > 0 else scales[name]
         return cls(scales)
 
@@ -89,10 +98,19 @@ class BlockScaling:
         return inputs
 
 
-def _inverse_deviation(rows: Tensor) -> Tensor:
+def _inverse_deviation(rows: Tensor, weights: Tensor | None) -> Tensor:
     rows = rows.double()
-    deviation, size = rows.std(0, correction=0), rows.abs().amax(0)
+    size = rows.abs().amax(0)
+    deviation = rows.std(0, correction=0) if weights is None else _deviation(rows, weights)
     return torch.where(deviation > 1e-9 * size, 1 / deviation.clamp_min(1e-30), 0.0).float()
+
+
+def _deviation(rows: Tensor, weights: Tensor) -> Tensor:
+    return _mean((rows - _mean(rows, weights)).square(), weights).sqrt()
+
+
+def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    return torch.einsum("r...,r->...", rows, weights.to(rows.dtype)) / weights.sum()
 
 
 def _unit(rows: Tensor, contrasts: Contrasts) -> Tensor:

@@ -72,11 +72,16 @@ class Contrasts:
         return rows @ self.matrix.to(rows.dtype)
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Contrasts [contrasts, 1] of the one-hot labels [items], float64.
+        """Contrasts [contrasts, 1] of the one-hot labels, float64; of distributions of labels their means.
+
+        Args:
+            labels: Choices [items], or the probabilities of all of them [items, choices].
 
         Raises:
             ValueError: A label is no choice of its item.
         """
+        if labels.dim() == 2:
+            return self.flat(labels.double().unsqueeze(-1))
         known = (labels >= 0) & (labels < self.mask.sum(-1))
         if not bool(known.all()):
             first = int((~known).nonzero()[0])

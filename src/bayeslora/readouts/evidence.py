@@ -7,6 +7,8 @@ kernel. With K = sum_b w_b K_b + sigma^2 diag(1/r), P = K^-1 and a = P y, the lo
     d log p / d log w_b = w_b (a' K_b a - tr(P K_b)) / 2,
 
 and tr(P w_b K_b) is how many parameters of block b the data determine: MacKay's fixed point is a' w_b K_b a = that.
+A row may be the mean of several observations of one f, which then has r of them: these are as probable as their mean,
+times (2 pi sigma^2)^(-count / 2) exp(-scatter / 2 sigma^2) and what no scale changes (`Repeats`).
 Each log scale has a wide Gaussian prior, so that a block of zeros stays where it began.
 """
 
@@ -28,6 +30,22 @@ PRIOR_STD = 3.0
 
 _REACH = 12.0
 """How far a log scale may move from its start: beyond, a block is off, or there is no noise."""
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What rows that are means of observations do not say of these.
+
+    Args:
+        count: How many observations there are beyond one a row, weights counted as parts of one.
+        scatter: Sum of the squares of their distances from the means.
+    """
+
+    count: float = 0.0
+    scatter: float = 0.0
+
+
+_NONE = Repeats()
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,7 @@ def log_evidence(
     log_weights: Tensor,
     log_noise: float,
     precision: Tensor | None = None,
+    repeats: Repeats = _NONE,
 ) -> tuple[float, Tensor, Tensor]:
     """Log evidence, its gradient, and the blocks' effective parameters.
 
@@ -74,6 +93,7 @@ def log_evidence(
         log_weights: [blocks].
         log_noise: log sigma^2.
         precision: r [rows], how much each row's noise is smaller than sigma^2. Default: 1.
+        repeats: Of rows that are means of several observations.
 
     Returns:
         The log evidence in nats; its gradient by the log weights and, last, the log noise [blocks + 1]; tr(P w_b K_b)
@@ -90,9 +110,12 @@ def log_evidence(
     inverse = torch.cholesky_inverse(factor)
     log_determinant = 2 * factor.diagonal().log().sum()
     value = -((targets * solved).sum() + outputs * (log_determinant + rows * np.log(2 * np.pi))) / 2
+    beyond = repeats.scatter / float(np.exp(log_noise))
+    value -= (repeats.count * (np.log(2 * np.pi) + log_noise) + beyond) / 2
     traces = weights * torch.stack([torch.dot(inverse.flatten(), kernel.flatten()) for kernel in kernels])
     fits = weights * torch.stack([(solved * (kernel @ solved)).sum() for kernel in kernels])
     slope = ((solved**2).sum(1) * noise).sum() - outputs * (inverse.diagonal() * noise).sum()
+    slope += beyond - repeats.count
     gradient = torch.cat([fits - outputs * traces, slope.unsqueeze(0)]) / 2
     return float(value), gradient, outputs * traces
 
@@ -102,6 +125,7 @@ def fit_scales(
     targets: Tensor,
     precision: Tensor | None = None,
     start: Scales | None = None,
+    repeats: Repeats = _NONE,
 ) -> Scales:
     """The block weights and the noise of the largest evidence (times the wide prior), by L-BFGS.
 
@@ -110,6 +134,7 @@ def fit_scales(
         targets: [rows, outputs].
         precision: As in `log_evidence`.
         start: Where to begin, and the middle of the prior. Default: the targets' variance, half of it noise.
+        repeats: As there.
 
     Raises:
         ValueError: There are no rows, or a number is not finite.
@@ -121,7 +146,9 @@ def fit_scales(
         middle = np.log([*start.weights.tolist(), start.noise])
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient, _ = log_evidence(kernels, targets, torch.from_numpy(point[:-1]), float(point[-1]), precision)
+        value, gradient, _ = log_evidence(
+            kernels, targets, torch.from_numpy(point[:-1]), float(point[-1]), precision, repeats
+        )
         away = (point - middle) / PRIOR_STD
         return (away**2).sum() / 2 - value, away / PRIOR_STD - gradient.numpy()
 
@@ -131,7 +158,7 @@ def fit_scales(
             loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60, "ftol": 1e-7}
         )
     log_weights = torch.from_numpy(np.asarray(found.x[:-1], dtype=np.float64))
-    value, _, effective = log_evidence(kernels, targets, log_weights, float(found.x[-1]), precision)
+    value, _, effective = log_evidence(kernels, targets, log_weights, float(found.x[-1]), precision, repeats)
     return Scales(log_weights.exp(), float(np.exp(found.x[-1])), value, effective)
 
 

@@ -1,14 +1,16 @@
 """A Bayesian head on option vectors: everything is chosen by the training items themselves, and no dev set is needed.
 
 Utilities f = sum_b sqrt(w_b) x_b' beta_b with standard normal beta_b, one prior variance w_b for each block, regressed
-on the labels' one-hot contrasts. The evidence chooses w and the noise, leave-one-out the temperature and, where labels
-look wrong, how much each item counts. A head is its training vectors and a dozen numbers; all else is computed again
-when it is loaded.
+on the labels' one-hot contrasts. A label that is a distribution is as many labels as it has choices, each counting by
+its probability: their mean is the regression's, and their scatter the evidence's. The weight of an item is how often it
+stands there, and divides its noise variance. The evidence chooses w and the noise, leave-one-out the temperature and,
+where labels look wrong, how much each item counts. A head is its training vectors and a dozen numbers; all else is
+computed again when it is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -19,13 +21,12 @@ from torch import Tensor
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
 from bayeslora.readouts.contrasts import Contrasts
-from bayeslora.readouts.evidence import Scales, fit_scales
-from bayeslora.readouts.label_noise import LabelNoise, fit_temperature_and_noise
+from bayeslora.readouts.evidence import Repeats, Scales, fit_scales
+from bayeslora.readouts.label_noise import LabelNoise, fit_temperature_and_noise, fit_to_distributions
 from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.predictive import softmax_predictive
 from bayeslora.readouts.regression import Regression, Utilities
 from bayeslora.readouts.sparse import SparseRegression
-from bayeslora.scoring.base import ChoiceItem
 from bayeslora.system.devices import threads_for
 
 EXACT_ROWS = 5000
@@ -66,8 +67,8 @@ class Head:
 
     Args:
         features: Of the items that carry the posterior: all training items, or the inducing ones.
-        labels: Of the training items [items].
-        precision: How much each training item counts [items]; 1 where no label looks wrong.
+        labels: Of the training items [items], or the probabilities of their choices [items, choices].
+        precision: How much each training item counts [items]: its weight, less where its label looks wrong.
         scaling: Of the features.
         scales: Weights of the blocks, and the noise.
         noise: The temperature, and how many labels look wrong.
@@ -137,12 +138,16 @@ class Head:
         return HeadPrediction(predictive, variance, self.novelty(features.questions))
 
 
-def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool | float = False) -> Head:
+def fit_head(
+    features: OptionFeatures, labels: Tensor, *, weights: Tensor | None = None, label_noise: bool | float = False
+) -> Head:
     """The head of training items.
 
     Args:
         features: Of the training items.
-        labels: [items].
+        labels: [items], or the probabilities of the choices [items, choices].
+        weights: How often each item counts, as if it stood there so often [items]; it is left out as a whole. Default:
+            once.
         label_noise: Whether labels may be wrong: where leave-one-out predictions say clearly that some are, items that
             look wrong count less. A number is the share of labels that were drawn at random, where that is known.
 
@@ -150,13 +155,13 @@ def fit_head(features: OptionFeatures, labels: Tensor, *, label_noise: bool | fl
         ValueError: No item has two choices, a label is no choice, or a feature is not finite.
     """
     with threads_for(int(features.mask.sum()) - len(features)):
-        scaling = BlockScaling.of(features)
-        precision = torch.ones(len(features), dtype=torch.float64)
-        scales = _choose_scales(scaling, features, labels, precision)
-        fitted = _fit(scaling, scales, features, labels, precision, label_noise)
+        scaling = BlockScaling.of(features, weights)
+        counting = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
+        precision, scales = counting, _choose_scales(scaling, features, labels, counting)
+        fitted = _fit(scaling, scales, features, labels, counting, precision, label_noise)
         for _ in range(_ROUNDS if fitted.noise.share else 0):
-            precision = fitted.noise.right.clamp_min(1e-3)
-            fitted = _fit(scaling, scales, features, labels, precision, label_noise)
+            precision = counting * fitted.noise.right.clamp_min(1e-3)
+            fitted = _fit(scaling, scales, features, labels, counting, precision, label_noise)
         novelty = Novelty.of(features.questions)
     return Head(labels=labels, precision=precision, scaling=scaling, novelty=novelty, **fitted._asdict())
 
@@ -165,17 +170,6 @@ def given(head: Head, features: OptionFeatures, labels: Tensor, precision: Tenso
     """`head` with its scales and temperature, and the posterior given these items."""
     carriers, posterior, _ = _posterior(head.scaling, head.scales, features, labels, precision)
     return replace(head, features=carriers, labels=labels, precision=precision, posterior=posterior)
-
-
-def labels_of(items: Sequence[ChoiceItem]) -> Tensor:
-    """Index of the right choice of each training item [items].
-
-    Raises:
-        ValueError: An item has none.
-    """
-    if unlabelled := [item.id for item in items if item.label is None]:
-        raise ValueError(f"a head needs labels, but training item {unlabelled[0]!r} has none; leave such items out.")
-    return torch.tensor([item.label for item in items])
 
 
 class _Fitted(NamedTuple):
@@ -192,12 +186,14 @@ def _fit(
     scales: Scales,
     features: OptionFeatures,
     labels: Tensor,
+    counting: Tensor,
     precision: Tensor,
     label_noise: bool | float,
 ) -> _Fitted:
     carriers, posterior, left_out = _posterior(scaling, scales, features, labels, precision)
-    noise_found = fit_temperature_and_noise(left_out(), labels, features.mask.sum(-1), noisy=label_noise)
-    return _Fitted(carriers, scales, noise_found, posterior)
+    fit = fit_temperature_and_noise if labels.dim() == 1 else fit_to_distributions
+    noise = fit(left_out(), labels, features.mask.sum(-1), counting, noisy=label_noise)
+    return _Fitted(carriers, scales, noise, posterior)
 
 
 def _posterior(
@@ -234,7 +230,10 @@ def _choose_scales(scaling: BlockScaling, features: OptionFeatures, labels: Tens
     chosen = _spread(features.mask, EVIDENCE_ROWS)
     some, contrasts = features[chosen], Contrasts(features.mask[chosen])
     kernels = [rows @ rows.T for rows in (inputs.double() for inputs in scaling(some).values())]
-    return fit_scales(kernels, contrasts.targets(labels[chosen]), precision[chosen][contrasts.owners])
+    own, counting = labels[chosen], precision[chosen]
+    by_row = counting[contrasts.owners]
+    scatter = 0.0 if own.dim() == 1 else float((counting * (1 - own.double().square().sum(-1))).sum())
+    return fit_scales(kernels, contrasts.targets(own), by_row, repeats=Repeats(float((by_row - 1).sum()), scatter))
 
 
 def _spread(mask: Tensor, rows: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class LabelNoise:
     Args:
         temperature: T, which divides log-probabilities.
         share: Epsilon, how many labels are drawn at random.
-        right: Probability of each item that its label is not [items].
-        nll: Mean negative log-probability of the labels as they are, nats.
+        right: Probability of each label that it is not [labels].
+        nll: Mean negative log-probability of the labels as they are, each as often as it counts, nats.
     """
 
     temperature: float
@@ -55,21 +55,24 @@ def fit_temperature_and_noise(
     choices: Tensor,
     weights: Tensor | None = None,
     *,
+    items: Tensor | None = None,
     noisy: bool | float = True,
 ) -> LabelNoise:
     """T and epsilon of the largest posterior given leave-one-out predictions of the training items.
 
     Args:
         predictive: Of the training items, each without itself.
-        labels: [items].
-        choices: How many each item has [items].
-        weights: How much each label counts [items]; default: 1.
+        labels: [labels].
+        choices: How many the item of each label has [labels].
+        weights: How much each label counts [labels]; default: 1.
+        items: Which item each label is of [labels]; default: each item has one, in their order.
         noisy: Whether labels may be wrong; without, epsilon is 0. A number is epsilon.
     """
     # Thousands of items say all there is to say of two numbers.
     some = torch.arange(min(_MOST, len(labels))) * len(labels) // min(_MOST, len(labels))
-    shown, behind = choices[some], _behind(predictive, labels, some)
-    counting = torch.ones(len(some)) if weights is None else weights[some]
+    of = torch.arange(len(labels)) if items is None else items
+    counting = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
+    shown, behind = choices[some], _behind(predictive, labels[some], of[some])
     known: dict[float, Tensor] = {}
 
     def loss(log_temperature: float, share: float) -> float:
@@ -77,7 +80,7 @@ def fit_temperature_and_noise(
             known[log_temperature] = _label_probability(behind, math.exp(log_temperature))
         mixed = (1 - share) * known[log_temperature] + share / shown
         prior = log_temperature**2 / 2 - (_DENSITY - 1) * math.log1p(-share)
-        return float(prior - (counting * mixed.clamp_min(1e-300).log()).sum())
+        return float(prior - (counting[some] * mixed.clamp_min(1e-300).log()).sum())
 
     best, share = _minimum(loss, (0.0 if isinstance(noisy, bool) else noisy,))
     if noisy is True:
@@ -85,9 +88,34 @@ def fit_temperature_and_noise(
         best, share = other if loss(*other) < loss(best, share) - _WORTH else (best, share)
     temperature = math.exp(best)
     parts = torch.arange(len(labels)).split(_MOST)
-    right = torch.cat([_label_probability(_behind(predictive, labels, part), temperature) for part in parts])
+    right = torch.cat([_label_probability(_behind(predictive, labels[part], of[part]), temperature) for part in parts])
     mixed = ((1 - share) * right + share / choices).clamp_min(1e-300)
-    return LabelNoise(temperature, share, (1 - share) * right / mixed, float(-mixed.log().mean()))
+    nll = -float((counting * mixed.log()).sum() / counting.sum())
+    return LabelNoise(temperature, share, (1 - share) * right / mixed, nll)
+
+
+def fit_to_distributions(
+    predictive: Predictive, targets: Tensor, choices: Tensor, weights: Tensor, *, noisy: bool | float = True
+) -> LabelNoise:
+    """As `fit_temperature_and_noise`, of labels that are distributions: each choice counts by its probability.
+
+    Args:
+        predictive: As there.
+        targets: Probabilities of the choices [items, choices].
+        choices: How many each item has [items].
+        weights: How much each item counts [items].
+        noisy: As there.
+
+    Returns:
+        With `right` of each item [items].
+    """
+    items, labels = targets.nonzero(as_tuple=True)
+    shares = targets[items, labels].double()
+    found = fit_temperature_and_noise(
+        predictive, labels, choices[items], weights[items] * shares, items=items, noisy=noisy
+    )
+    right = torch.zeros(len(targets), dtype=torch.float64).index_add(0, items, shares * found.right)
+    return replace(found, right=right)
 
 
 def _minimum(loss: Callable[[float, float], float], shares: Sequence[float]) -> tuple[float, float]:
@@ -99,9 +127,9 @@ def _minimum(loss: Callable[[float, float], float], shares: Sequence[float]) -> 
 
 
 def _behind(predictive: Predictive, labels: Tensor, items: Tensor) -> Tensor:
-    """How much more log-probability than the label each choice has in each draw [draws, items, choices]."""
+    """How much more log-probability than a label each choice of its item has in each draw [draws, labels, choices]."""
     samples = predictive.samples[:, items]
-    return samples - samples.gather(-1, labels[items].expand(len(samples), -1).unsqueeze(-1))
+    return samples - samples.gather(-1, labels.expand(len(samples), -1).unsqueeze(-1))
 
 
 def _label_probability(behind: Tensor, temperature: float) -> Tensor:

@@ -19,8 +19,9 @@ from bayeslora.readouts.blocks import BlockScaling, OptionFeatures
 from bayeslora.readouts.description import describe_head, summary
 from bayeslora.readouts.features import read_together
 from bayeslora.readouts.files import heads_from_state, heads_state
-from bayeslora.readouts.head import Head, fit_head, given, labels_of
+from bayeslora.readouts.head import Head, fit_head, given
 from bayeslora.readouts.hidden import POOLINGS, differentiable_vectors
+from bayeslora.readouts.labels import labels_of, weights_of
 from bayeslora.readouts.linear import LinearHeads, cross_fitted
 from bayeslora.readouts.over_adapters import NO_FOLD, HeadsOverAdapters, folds_of, repeated
 from bayeslora.scoring.base import ChoiceBatch, ChoiceItem
@@ -55,6 +56,22 @@ def over_adapters(frozen: Head, features: OptionFeatures, labels: Tensor) -> Hea
     return given(replace(frozen, scaling=BlockScaling(scales)), kept, labels, frozen.precision)
 
 
+def heads_over_adapters(
+    features: OptionFeatures, labels: Tensor, weights: Tensor | None, average: bool | None
+) -> list[Head]:
+    """The head of items on their adapted layers, and unless `average` is False that of the frozen model.
+
+    Args:
+        features: Of the items, of both.
+        labels: As of `fit_head`, like `weights`.
+        weights: Of the items.
+        average: As of `HeadsOverAdapters.finish`.
+    """
+    frozen = fit_head(without_adapted(features), labels, weights=weights)
+    head = over_adapters(frozen, features, labels)
+    return [head] if average is False else [head, frozen]
+
+
 class FrozenFeatures(Protocol):
     """The features of items in the model without adapters."""
 
@@ -76,6 +93,7 @@ class OptionReading(HeadsOverAdapters):
         folds: Of the training items, by their id, while there is a training.
         cross_fitted: The heads of these folds.
         heads: Those of all training items, whose probabilities are averaged.
+        taught: The features that they were fitted to in this process.
     """
 
     def __init__(self, every: Sequence[int], frozen: FrozenFeatures):
@@ -84,7 +102,9 @@ class OptionReading(HeadsOverAdapters):
         self.folds: dict[str, int] = {}
         self.cross_fitted: LinearHeads | None = None
         self.heads: list[Head] = []
+        self.taught: OptionFeatures | None = None
         self._labels = self._folds = torch.empty(0)
+        self._weights: Tensor | None = None
         self._frozen: Head | None = None
         # Collators, devices and trainers build a batch anew from its tensors, so its class says who reads it.
         self._packed = type("ReadBatch", (ReadBatch,), {"reading": self})
@@ -153,29 +173,35 @@ class OptionReading(HeadsOverAdapters):
 
     def begin(self, items: Sequence[Any], folds: int, seed: int) -> None:
         """Take the training items over, in so many folds."""
-        self._labels, self._folds = labels_of(items), folds_of(items, folds, seed)
+        self._labels, self._weights = labels_of(items), weights_of(items)
+        self._folds = folds_of(items, folds, seed)
         self.folds = dict(zip((item.id for item in items), self._folds.tolist(), strict=True))
+
+    @staticmethod
+    def joined(parts: Sequence[OptionFeatures], order: Tensor) -> OptionFeatures:
+        """The `features` of all parts in the order of their items; arguments as of `refit`."""
+        return read_together(parts)[order]
 
     def refit(self, parts: Sequence[OptionFeatures], order: Tensor) -> None:
         """Fit the heads of the folds, on the adapters as they are."""
-        features = read_together(parts)[order]
+        features = self.joined(parts, order)
         head = over_adapters(self._frozen_head(features), features, self._labels)
         self.heads = [head]
         self.cross_fitted = cross_fitted(head, features, self._labels, self._folds)
 
     def finish(self, parts: Sequence[OptionFeatures], order: Tensor, average: bool | None) -> dict[str, Tensor]:
         """Fit the heads of all items, which from now on read every item; their tensors."""
-        features = read_together(parts)[order]
+        features = self.joined(parts, order)
         frozen = self._frozen_head(features)
         head = over_adapters(frozen, features, self._labels)
         self.heads = [head] if average is False else [head, frozen]
-        self.folds, self.cross_fitted = {}, None
+        self.folds, self.cross_fitted, self.taught = {}, None, features
         return heads_state(self.heads)
 
     def _frozen_head(self, features: OptionFeatures) -> Head:
         """The head of the training items in the model without adapters, which no training changes."""
         if self._frozen is None:
-            self._frozen = fit_head(without_adapted(features), self._labels)
+            self._frozen = fit_head(without_adapted(features), self._labels, weights=self._weights)
             logger.info("the head of the frozen model: %s", summary(describe_head(self._frozen)))
         return self._frozen
 

@@ -141,15 +141,7 @@ class CrossFitting(TrainerCallback):
 
     def features(self) -> tuple[list[Any], Tensor]:
         """Of the training items, without noise in the adapters: batch by batch, and where each item stands."""
-        chunks = in_chunks(self.items, self.config.batch_size)
-        device = next(self.model.parameters()).device
-        parts = []
-        with evaluating(self.model), torch.no_grad():
-            for chunk in chunks:
-                batch = self.scoring([self.items[index] for index in chunk]).to(device).suited_to(self.model)
-                with served(batch, self.trunk_cache):
-                    parts.append(self.reading.features(self.model, batch))
-        return parts, original_order(chunks)
+        return adapted_features(self.model, self.scoring, self.items, self.config.batch_size, self.trunk_cache)
 
     def refit(self) -> None:
         """Heads of the folds, on the adapters as they are."""
@@ -184,3 +176,30 @@ class CrossFitting(TrainerCallback):
     def finish(self) -> State:
         """Fit the heads of all items, which from now on read every item; their tensors."""
         return self.reading.finish(*self.features(), self.config.head.average)
+
+
+def adapted_features(
+    model: nn.Module,
+    scoring: Scoring,
+    items: Sequence[Item],
+    batch_size: int,
+    trunk_cache: TrunkCache | None = None,
+) -> tuple[list[Any], Tensor]:
+    """What heads read of items, without noise in the adapters: batch by batch, and where each item stands [items].
+
+    Args:
+        model: With its adapters.
+        scoring: Whose batches heads read.
+        items: The items.
+        batch_size: Of a forward.
+        trunk_cache: Serves the frozen layers' output.
+    """
+    reading, chunks = reading_of(scoring), in_chunks(items, batch_size)
+    assert reading is not None
+    device, parts = next(model.parameters()).device, []
+    with evaluating(model), torch.no_grad():
+        for chunk in chunks:
+            batch = scoring([items[index] for index in chunk]).to(device).suited_to(model)
+            with served(batch, trunk_cache):
+                parts.append(reading.features(model, batch))
+    return parts, original_order(chunks)

@@ -18,7 +18,8 @@ from bayeslora.readouts.contrasts import Contrasts
 from bayeslora.readouts.description import describe_head, summary
 from bayeslora.readouts.features import FeatureReader
 from bayeslora.readouts.files import head_from_tensors, head_tensors
-from bayeslora.readouts.head import Head, fit_head, labels_of
+from bayeslora.readouts.head import Head, fit_head
+from bayeslora.readouts.labels import labels_of, weights_of
 from bayeslora.runs.adaptive import NumSamples
 from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
@@ -37,7 +38,6 @@ from bayeslora.system.log import logger
 from bayeslora.system.memory import peak_memory
 from bayeslora.system.reading import restoring
 from bayeslora.tasks import Item, Splits
-from bayeslora.tasks.decisions.items import DecisionItem
 
 _PRIOR = "prior"
 
@@ -149,13 +149,12 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     """
     method, started = _method(config), time.perf_counter()
     labels = labels_of(items)
-    _say_unread(items)
     prior, classes = _prior_head(method.prior, output), fixed_choices(items)
     config = replace(config, task=replace(config.task, classes=classes))
     with peak_memory(next(reader.model.parameters()).device) as memory:
         features = _read(reader, items, classes, prior, progress=True)
         read = time.perf_counter() - started
-        head = fit_head(features, labels, label_noise=method.label_noise)
+        head = fit_head(features, labels, weights=weights_of(items), label_noise=method.label_noise)
     seconds = time.perf_counter() - started
     chosen = describe_head(head)
     logger.info("%s", summary(chosen))
@@ -166,9 +165,7 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
         "chat_template": reader.scoring.chat_template,
         "head": chosen,
     }
-    state = head_tensors(head)
-    if prior is not None:
-        state |= {f"{_PRIOR}.{name}": tensor for name, tensor in head_tensors(prior).items()}
+    state = head_tensors(head) | prior_tensors(prior)
     return HeadRun(
         config=config,
         model=reader.model,  # type: ignore[arg-type]
@@ -181,16 +178,9 @@ def fit_run(config: RunConfig, items: Sequence[Item], output: Path, reader: Feat
     )
 
 
-def _say_unread(items: Sequence[Item]) -> None:
-    """What labels of typed decisions have that one head does not learn from."""
-    decisions = [item for item in items if isinstance(item, DecisionItem)]
-    soft = sum(item.label_probabilities is not None for item in decisions)
-    if soft:
-        logger.warning(
-            "%d of %d labels are distributions; of these their most probable option counts", soft, len(items)
-        )
-    if len({item.weight for item in decisions}) > 1:
-        logger.warning("weights of records are not read: all labels count alike")
+def prior_tensors(prior: Head | None) -> dict[str, Tensor]:
+    """Those of the head that serves as a prior, for the state of a run."""
+    return {} if prior is None else {f"{_PRIOR}.{name}": tensor for name, tensor in head_tensors(prior).items()}
 
 
 def fixed_choices(items: Sequence[Item]) -> list[str] | None:

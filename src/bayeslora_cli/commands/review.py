@@ -50,8 +50,8 @@ class Review(Command):
 
 def _next(run: str, output: str) -> str:
     labelled = f"next     fill in the labels of {output}, then "
-    if (Path(run) / "adapter").is_dir():
-        return f"{labelled}train again on these and the records of before: an adapter is not extended"
+    if not (Path(run) / "examples.safetensors").is_file():
+        return f"{labelled}train again on these and the records of before: this run is not extended"
     return f"{labelled}bayeslora train --extend {shlex.quote(run)} --task.name {shlex.quote(output)} --output_dir ..."
 
 

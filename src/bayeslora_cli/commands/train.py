@@ -38,13 +38,13 @@ class Train(ConfigCommand):
         from bayeslora.runs.decisions import is_decision_task
 
         config = self.config(options, parser)
-        if is_decision_task(config.task) and not _below(config):
+        if is_decision_task(config.task) and (options.extend is not None or not _below(config)):
             self._decisions(options, config)
             return
         if options.extend is not None:
             raise ValueError(
-                "--extend refits heads on the frozen model: expected records of decisions as --task.name, and no "
-                "adapter below codes or heads, which goes on from another one by --method.init_from RUN."
+                "--extend refits heads of a decision model: expected records of decisions as --task.name; another run "
+                "goes on from an adapter by --method.init_from RUN."
             )
         from bayeslora.runs.beginning import note_batches
         from bayeslora.system.console import duration

@@ -25,7 +25,7 @@ import torch
 from bayeslora.methods import BayesianLora, Lora, Method
 from bayeslora.prediction.predictive import Predictive
 from bayeslora.prediction.temperature import fit_temperature
-from bayeslora.readouts.head import labels_of
+from bayeslora.readouts.labels import labels_of
 from bayeslora.runs import train
 from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig, TrainConfig
 from bayeslora.runs.run import Run

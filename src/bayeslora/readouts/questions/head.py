@@ -1,9 +1,10 @@
 """The head of one question: Gaussian process regression of its labels, and probabilities of its options from it.
 
 Labels are numbers: of a noul +1 and -1, of a score the level's place between -1 and 1, of a choice one in its own
-column and zero in the others; soft labels are the means of these. With noise of variance s2 around a latent
-f ~ N(m, v), an option whose number is e has p(e | f) proportional to exp(-|e - f|^2 / 2 tau), tau = (s2 + v) T. T and
-the share of wrong labels come from exact leave-one-out predictions of whole states; no record is set aside for them.
+column and zero in the others; soft labels are the means of these, and their scatter is part of the noise. With noise
+of variance s2 around a latent f ~ N(m, v), an option whose number is e has p(e | f) proportional to
+exp(-|e - f|^2 / 2 tau), tau = (s2 + v) T. T and the share of wrong labels come from exact leave-one-out predictions of
+whole states; no record is set aside for them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from bayeslora.prediction.predictive import Predictive
-from bayeslora.readouts.evidence import Scales, combined, fit_scales
-from bayeslora.readouts.label_noise import fit_temperature_and_noise
+from bayeslora.readouts.evidence import Repeats, Scales, combined, fit_scales
+from bayeslora.readouts.label_noise import fit_to_distributions
 from bayeslora.readouts.predictive import standard_points
 from bayeslora.readouts.questions.kernels import Kernels
 from bayeslora.readouts.regression import Regression, Utilities
@@ -99,7 +100,6 @@ class QuestionHead:
         record_weights: Tensor | None = None,
         *,
         noisy: bool,
-        seed: int,
     ) -> QuestionHead:
         """Fit everything in closed form or by the evidence.
 
@@ -111,24 +111,25 @@ class QuestionHead:
             record_weights: How much each label counts [records]: the variance of its noise is s2 / weight, weights
                 taken relative to their mean. Default: alike.
             noisy: Whether labels may be wrong.
-            seed: Of the one label that is drawn from each soft one where T is fitted.
         """
-        kernels, numbers = Kernels.of(features, record_weights), targets.double() @ positions(question)
+        places, targets = positions(question), targets.double()
+        kernels, numbers = Kernels.of(features, record_weights), targets @ places
+        # s2 is the noise of a label, and a soft one is the mean of several.
+        scatter = targets @ places.square().sum(1) - numbers.square().sum(1)
         matrices = kernels.between_points()
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.multinomial(targets.double(), 1, generator=generator).squeeze(1)
-        choices = torch.full((len(labels),), targets.shape[1])
-        counting = torch.ones(len(labels), dtype=torch.float64) if record_weights is None else record_weights
+        choices = torch.full((len(targets),), targets.shape[1])
+        counting = torch.ones(len(targets), dtype=torch.float64) if record_weights is None else record_weights
         counting = counting / counting.mean()
         centre = (counting[:, None] * numbers).mean(0)
         right = counting
         scales: Scales | None = None
         for _ in range(_ROUNDS if noisy else 1):
-            scales = fit_scales(matrices, numbers - centre, right, scales)
+            repeats = Repeats(scatter=float((right * scatter).sum()))
+            scales = fit_scales(matrices, numbers - centre, right, scales, repeats)
             noise = scales.noise / right
             posterior = posterior_of(matrices, scales.weights, numbers, noise, centre)
             head = cls(question, kernels, scales.weights, numbers, noise, centre, posterior, scales.noise)
-            found = fit_temperature_and_noise(head.leave_one_out(states), labels, choices, counting, noisy=noisy)
+            found = fit_to_distributions(head.leave_one_out(states), targets, choices, counting, noisy=noisy)
             if found.share < _NO_NOISE:
                 break
             right = found.right.clamp_min(_LEAST_RIGHT) * counting

@@ -88,7 +88,7 @@ class QuestionReading(HeadsOverAdapters):
         self._of_folds: list[dict[Any, QuestionHead]] = []
         self._frozen: dict[Any, QuestionHead] = {}
         self._known: dict[bytes, Tensor] = {}
-        self._room, self._seed = _KEPT, 0
+        self._room = _KEPT
         self._batch = type("ReadQuestionBatch", (QuestionBatch,), {"reading": self})
         self._signatures: list[Any] = []
 
@@ -151,7 +151,7 @@ class QuestionReading(HeadsOverAdapters):
             rows.setdefault(signature(item.asked), []).append(row)
         self._signatures = list(rows)
         self._examples = {key: _examples(items, own, folds, seed) for key, own in rows.items()}
-        self._seed, self._room = seed, max(_KEPT, len(items))
+        self._room = max(_KEPT, len(items))
         for own in self._examples.values():
             self._fold |= {items[row].id: fold for row, fold in zip(own.rows.tolist(), own.folds.tolist(), strict=True)}
 
@@ -183,7 +183,6 @@ class QuestionReading(HeadsOverAdapters):
                     own.states,
                     own.weights,
                     noisy=self.noisy,
-                    seed=self._seed,
                 )
         return self._frozen
 

@@ -18,6 +18,7 @@ from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.heads import Heads
+from bayeslora.runs.decisions.option_examples import OptionExamples
 from bayeslora.runs.decisions.reading import HiddenReader, open_reader
 from bayeslora.runs.decisions.requests import Request, as_questions, read_codes, with_read
 from bayeslora.runs.run import Run
@@ -55,7 +56,7 @@ class AnsweringModel:
         self.heads = Heads()
         self.calibration: Calibration | None = None
         self.trained_states: frozenset[str] = frozenset()
-        self.examples: Examples | None = None
+        self.examples: Examples | OptionExamples | None = None
 
     @cached_property
     def reader(self) -> CodeReader:

@@ -29,8 +29,7 @@ class DecisionConfig:
         ranked: Weight of the ranked probability score in the loss of its score questions.
         max_length: Longest prompt in tokens; default: what the model has positions for.
         label_noise: Whether heads estimate a share of wrong labels.
-        seed: Of the labels that are drawn from soft ones where a temperature is fitted, of an adapter's training, and
-            of its posterior draws.
+        seed: Of an adapter's training, and of its posterior draws.
         num_samples: Posterior draws of an answer over an adapter; 0 answers with the posterior mean. Default: 10 with
             codes, below heads the mean.
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
+from bayeslora.runs.decisions.option_examples import OptionExamples
 from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.system.console import track
 from bayeslora.tasks.decisions import Question, Record, parse_question
+from bayeslora.tasks.decisions.items import DecisionItem
 from bayeslora.tasks.decisions.questions import signature
 
 
@@ -148,7 +150,7 @@ class Examples:
         return cls(int(content["records"]), dict(zip(names, tensors["states"], strict=True)), labels)
 
 
-def held(examples: Examples | None) -> Examples:
+def held(examples: Examples | OptionExamples | None) -> Examples | OptionExamples:
     """What a model holds of its training, for more records.
 
     Raises:
@@ -156,8 +158,8 @@ def held(examples: Examples | None) -> Examples:
     """
     if examples is None:
         raise ValueError(
-            "expected a model that was fitted and holds what it was fitted on, which zero-shot models, trained "
-            "adapters and models of earlier versions do not; fit one on all records together."
+            "expected a model that was fitted and holds what it was fitted on, which zero-shot models, codes and heads "
+            "per question over trained adapters and models of earlier versions do not; fit one on all records together."
         )
     return examples
 
@@ -184,8 +186,14 @@ def _one(record: Record, name: str, vectors: Tensor) -> Labels:
     return Labels(record.questions[name], (record.state_key,), features, targets, weights)
 
 
-def state_novelty(hidden: VectorReader, states: Sequence[Any], *, progress: bool) -> Novelty:
-    """What later states are compared with, of states that are read here."""
-    read = hidden.vectors((state, []) for state in states)
+def state_means(hidden: VectorReader, items: Sequence[DecisionItem], *, progress: bool) -> dict[str, Tensor]:
+    """The mean of each state of items by its key [hidden], behind the last layer that is read."""
+    states = {item.state_key: item.state for item in items}
+    read = hidden.vectors((state, []) for state in states.values())
     shown = track(read, "read", "states", total=len(states), show=progress)
-    return Novelty.of(torch.stack([vectors.state[-1] for vectors in shown]))
+    return {key: vectors.state[-1] for key, vectors in zip(states, shown, strict=True)}
+
+
+def novelty_of(states: Mapping[str, Tensor]) -> Novelty:
+    """What later states are compared with, of `state_means`."""
+    return Novelty.of(torch.stack(list(states.values())))

@@ -18,6 +18,7 @@ from bayeslora.runs.decisions.calibration import Calibration
 from bayeslora.runs.decisions.config import DecisionConfig
 from bayeslora.runs.decisions.examples import Examples
 from bayeslora.runs.decisions.heads import Heads
+from bayeslora.runs.decisions.option_examples import OptionExamples
 from bayeslora.runs.finished import load_run
 from bayeslora.runs.heads import HeadRun, write_head_run
 from bayeslora.runs.writing import write_run
@@ -123,7 +124,8 @@ def read_model(kind: type[AnyModel], folder: Path, device: str | None = None) ->
     if content.get("examples"):
         tensors = _tensors(folder / EXAMPLES)
         with restoring(f"{folder / EXAMPLES} (or {FILE} beside it)"):
-            model.examples = Examples.restored(content["examples"], tensors)
+            kind_of = OptionExamples if content["examples"].get("readout") == OptionExamples.readout else Examples
+            model.examples = kind_of.restored(content["examples"], tensors)
     if (folder / CALIBRATION).is_file():
         calibration = read_json(folder / CALIBRATION)
         with restoring(folder / CALIBRATION):

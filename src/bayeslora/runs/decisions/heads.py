@@ -47,7 +47,6 @@ class Heads:
                         labels.states,
                         labels.weights,
                         noisy=config.label_noise,
-                        seed=config.seed,
                     )
         return cls(heads, Novelty.of(torch.stack([state[-1] for state in examples.states.values()])))
 

@@ -10,12 +10,15 @@ from typing import Any
 
 from bayeslora.methods.bayesian_head import BayesianHead
 from bayeslora.runs.decisions.adapted import trained_on
+from bayeslora.runs.decisions.adapted_options import AdaptedOptions
 from bayeslora.runs.decisions.answering import AnsweringModel
 from bayeslora.runs.decisions.calibration import Labelled, Signal, calibrated
 from bayeslora.runs.decisions.drift import DRIFTED, Drift, drift
-from bayeslora.runs.decisions.examples import Examples, counts_of_labels, held, state_novelty
+from bayeslora.runs.decisions.examples import Examples, counts_of_labels, held, novelty_of, state_means
 from bayeslora.runs.decisions.files import read_model, write_model
 from bayeslora.runs.decisions.heads import Heads, check_enough
+from bayeslora.runs.decisions.option_examples import OptionExamples
+from bayeslora.runs.decisions.option_refit import examples_of, read_examples, refitted
 from bayeslora.runs.run import Run
 from bayeslora.system.folders import to_be_written
 from bayeslora.system.log import logger
@@ -87,17 +90,19 @@ class DecisionModel(AnsweringModel):
     def take(self, run: Run, items: Sequence[DecisionItem], progress: bool = True) -> None:
         """Answer by a run that was trained on these items, in the place of what was learned before."""
         self.adapt(run)
-        states = {item.state_key: item.state for item in items}
-        if self.heads.novelty is None:
-            self.heads = Heads({}, state_novelty(self.hidden, [*states.values()], progress=progress))
-        self.trained_states = frozenset(states)
-        self.questions = {item.name: item.asked for item in items}
         self.examples, self.calibration = None, None
+        if self.heads.novelty is None:
+            means = state_means(self.hidden, items, progress=progress)
+            self.heads = Heads({}, novelty_of(means))
+            if isinstance(self.adapted, AdaptedOptions):
+                self.examples = examples_of(run, items, means)
+        self.trained_states = frozenset(item.state_key for item in items)
+        self.questions = {item.name: item.asked for item in items}
 
     def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
         """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.
 
-        A calibration is forgotten: it was of the heads before.
+        A calibration is forgotten: it was of the heads before. An adapter below option texts stays as it is.
 
         Args:
             records: A file of them, or what `read_records` gave; of one with only a state and labels, the model's own
@@ -121,8 +126,24 @@ class DecisionModel(AnsweringModel):
         )
         if self.calibration is not None:
             logger.warning("the calibration was of the heads of before, and is left out: calibrate again")
-        self.questions = self.questions | self._learn(records, before, progress)
+        if isinstance(before, OptionExamples):
+            self._refit(items_of(records), before, progress)
+        else:
+            self.questions = self.questions | self._learn(records, before, progress)
         return self
+
+    def _refit(self, items: Sequence[DecisionItem], before: OptionExamples, progress: bool) -> None:
+        """Fit the head on option texts to more items; what the model has learned before is replaced at the end."""
+        assert self.adapted is not None
+        if not items:
+            raise ValueError("expected labels among the new records, but none has one.")
+        means = state_means(self.hidden, items, progress=progress)
+        examples = before.joined(read_examples(self.adapted.run, items, means, before))
+        self.adapt(refitted(self.adapted.run, examples))
+        self.heads = Heads({}, novelty_of(examples.states))
+        self.trained_states |= frozenset(means)
+        self.questions = self.questions | {item.name: item.asked for item in items}
+        self.examples, self.calibration = examples, None
 
     def _learn(self, records: Sequence[Record], before: Examples, progress: bool) -> dict[str, Question]:
         """Fit heads; what the model has learned before is replaced at the end. Gives the questions of the records."""

@@ -134,9 +134,10 @@ def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionMode
     if config.model.merge or config.model.quantization != "none":
         raise ValueError("model.merge and model.quantization are not read for decision records; leave them out.")
     task, settings = config.task, _settings(config)
-    model = None if extend is None else _before(extend, settings)
-    logger.info("heads on the frozen model; for an adapter below them: --task.scoring heads, with a method")
-    if unread := _unread(config):
+    model = None if extend is None else _before(extend, config, settings)
+    if model is None:
+        logger.info("heads on the frozen model; for an adapter below them: --task.scoring heads, with a method")
+    if unread := [name for name in _unread(config) if model is None or name != "task.scoring"]:
         logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
     shared = model.questions if model is not None else None
     records = subset(read_records(train, shared or None, require_labels=True), task.train_examples, task.subset_seed)
@@ -161,7 +162,7 @@ def _settings(config: RunConfig) -> DecisionConfig:
     )
 
 
-def _before(folder: str | Path, settings: DecisionConfig) -> DecisionModel:
+def _before(folder: str | Path, config: RunConfig, settings: DecisionConfig) -> DecisionModel:
     """The model in a folder, for more records.
 
     Raises:
@@ -176,6 +177,14 @@ def _before(folder: str | Path, settings: DecisionConfig) -> DecisionModel:
                 f"the model in {folder} that is extended has {one.name} {own!r}, but {given!r} was asked for; leave "
                 "that option out, or train on all records together."
             )
+    readout = "heads" if model.config.readout == "auto" else model.config.readout
+    given = {config.task.scoring, type(config.method).__name__}
+    own = {readout, type(RunConfig().method if model.method is None else model.method).__name__}
+    if other := given - own - {TaskConfig().scoring, type(RunConfig().method).__name__}:
+        raise ValueError(
+            f"the model in {folder} that is extended answers by {' and '.join(sorted(own))}, but {sorted(other)[0]} "
+            "was asked for; leave that option out, or train on all records together."
+        )
     return model
 
 

@@ -31,6 +31,8 @@ class DecisionItem(Item):
         name: Its id in the record.
         label_probabilities: Its label where that is a distribution, else None.
         weight: How much the label counts in training, 1 on the average.
+        record: Id of its record.
+        record_weight: Weight of its record, which `weight` is relative to the mean.
         order: Which option stands in each place of the prompt; None: each order that predictions average over.
     """
 
@@ -39,6 +41,8 @@ class DecisionItem(Item):
     name: str = ""
     label_probabilities: tuple[float, ...] | None = None
     weight: float = 1.0
+    record: str = ""
+    record_weight: float = 1.0
     order: tuple[int, ...] | None = None
 
     @property
@@ -70,6 +74,8 @@ def items_of(records: Sequence[Record]) -> list[DecisionItem]:
                 name=name,
                 label_probabilities=None if max(target) == 1 else target,
                 weight=record.weight / mean,
+                record=record.id,
+                record_weight=record.weight,
             )
         )
     return made
