@@ -136,6 +136,7 @@ def test_a_server_says_what_predict_says(folder: Path, data: Path) -> None:  # n
     with client.TestClient(create_app(run, "run")) as http:
         asked = {"items": [{"id": item.id, "question": item.question, "choices": list(item.choices)}]}
         (record,) = http.post("/v1/predict", json=asked).json()["predictions"]
+    assert not len(run.reader._store), "a server keeps nothing of what it was asked"  # type: ignore[attr-defined]
     (expected,) = run.predict([item]).rows()
     assert record == {name: pytest.approx(value) for name, value in expected.items() if name != "label"}
     assert {"variance", "novelty"} <= record.keys()

@@ -13,6 +13,8 @@ import yaml
 from test_cli import config, data, fails, items, tiny_base, write_items  # noqa: F401
 
 from bayeslora.runs import load_run
+from bayeslora.runs.beginning import note_beginning
+from bayeslora.runs.config import RunConfig
 from bayeslora.system.folders import only_replacer, only_writer, recover_parts
 from bayeslora_cli.main import main
 from conftest import bayesian
@@ -381,3 +383,21 @@ def test_the_adapters_config_has_the_same_bytes_in_every_process(tmp_path, monke
     exec(script, {})
     found, expected = ((tmp_path / name / "adapter_config.json").read_bytes() for name in ("there", "here"))
     assert found == expected
+
+
+def test_a_run_killed_before_its_first_checkpoint_costs_none_of_the_run_before(tmp_path, caplog):
+    checkpoints = tmp_path / "checkpoints"
+    whole = checkpoints / "checkpoint-3"
+    whole.mkdir(parents=True)
+    (whole / "trainer_state.json").write_text("{}")
+    with caplog.at_level("INFO", "bayeslora"):
+        note_beginning(RunConfig(), tmp_path, (), resume=False)
+    previous = tmp_path / "checkpoints.previous"
+    assert (previous / "checkpoint-3").is_dir() and "checkpoints of the run before" in caplog.text
+    (checkpoints / "checkpoint-1").mkdir()
+    for resume in (False, True):  # A kill, and the next start.
+        caplog.clear()
+        with caplog.at_level("INFO", "bayeslora"):
+            note_beginning(RunConfig(), tmp_path, (), resume=resume)
+        assert (previous / "checkpoint-3").is_dir() and "goes when this one has ended well" in caplog.text
+        assert [path.name for path in checkpoints.iterdir()] == ["beginning.json"]

@@ -173,15 +173,19 @@ def check_length(output: Path, steps: int) -> None:
 def note_beginning(config: RunConfig, output: Path, items: Sequence[Any], *, resume: bool) -> None:
     """Note the config beside the checkpoints, before there are any.
 
-    Without `resume`, those of an earlier run are kept as `checkpoints.previous` until this run has ended. Of several
-    processes the main one does it, and all of them return when it is done.
+    Without `resume`, those of an earlier run stay as `checkpoints.previous` until this run has ended; a run that was
+    killed before its first checkpoint leaves none, and those of the run before it stay. Of several processes the main
+    one does it, and all of them return when it is done.
     """
-    checkpoints = output / "checkpoints"
+    checkpoints, previous = output / "checkpoints", output / "checkpoints.previous"
     if is_main():
-        if not resume and checkpoints.exists():
-            previous = checkpoints.with_name("checkpoints.previous")
+        if not resume and last_complete_checkpoint(checkpoints) is not None:
             shutil.rmtree(previous, ignore_errors=True)
             checkpoints.rename(previous)
+        elif not resume:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        if previous.exists():
+            logger.info("%s holds the checkpoints of the run before, and goes when this one has ended well", previous)
         write_json(checkpoints / _BEGINNING, {"config": describe(config), "train_items": items_digest(items)})
     barrier()
 

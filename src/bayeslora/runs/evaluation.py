@@ -25,6 +25,7 @@ from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import LocalFile, allow_task
 from bayeslora.tasks.decisions import is_decision_file
 from bayeslora.tasks.decisions.items import train_file, without_trained
+from bayeslora.tasks.reading.rows import READERS, check_there
 
 if TYPE_CHECKING:
     from bayeslora.runs.language_modelling.evaluation import TextPrediction
@@ -65,6 +66,7 @@ def evaluate(
     Raises:
         FileExistsError: Another run is in the output folder, or another evaluation and not `overwrite`.
         RuntimeError: Another process writes there.
+        TaskError: There is no such file.
         ValueError: The split is unknown or empty, a run on the Hub has no `output_dir`, `file_layout` is given for a
             task that is no file, or `input` beside a task or for dev.
     """
@@ -80,6 +82,9 @@ def evaluate(
         )
     if task is not None:
         allow_task(task)
+    for file in (input, task if task is not None and Path(task).suffix.lower() in READERS else None):
+        if file is not None:
+            check_there(file)
     run = load_run(folder, device=device)
     name = task if input is None else str(input)
     own = name is None or (input is None and name == run.config.task.name)

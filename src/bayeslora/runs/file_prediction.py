@@ -16,6 +16,7 @@ from bayeslora.runs.run import Run
 from bayeslora.system.folders import to_be_written
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import load_items
+from bayeslora.tasks.reading.rows import check_there
 
 
 def predict_file(
@@ -53,10 +54,12 @@ def predict_file(
     Raises:
         FileExistsError: `output` is there and not `overwrite`.
         RuntimeError: Another process writes `output`.
+        TaskError: There is no such file as `input`.
         ValueError: `coverage` is not in (0, 1), or the run's task has no dev items to calibrate on.
     """
     if coverage is not None:
         check_coverage(coverage)
+    check_there(input)
     with to_be_written(output, overwrite=overwrite):
         if Path(output).exists() and Path(output).samefile(input):
             raise FileExistsError(f"{output} is the input itself, which the predictions would replace; name another.")

@@ -17,6 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bayeslora.system.log import logger
 from bayeslora.system.processes import is_main
 
 T = TypeVar("T")
@@ -137,7 +138,6 @@ def headlines() -> Iterator[None]:
 
     Where the log has everything (`--verbose`) it stays so.
     """
-    logger = logging.getLogger("bayeslora")
     level = logger.level
     if logger.getEffectiveLevel() > logging.DEBUG:
         logger.setLevel(max(level, logging.WARNING))

@@ -113,7 +113,8 @@ class Predictor:
             ArithmeticError: The model's probabilities are not finite.
         """
         try:
-            prediction = self.run.predict(items, draws.num_samples, seed=draws.seed, progress=False)
+            # A server would keep what heads read of every item that it was ever asked about.
+            prediction = self.run.without_cache().predict(items, draws.num_samples, seed=draws.seed, progress=False)
         except ValueError:
             self._refuse_unreadable(items)
             raise

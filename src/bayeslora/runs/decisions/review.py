@@ -24,6 +24,7 @@ from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Answer, Question, Record, read_records
 from bayeslora.tasks.decisions.items import without_states
 from bayeslora.tasks.decisions.splits import groups_of_states
+from bayeslora.tasks.reading.rows import check_there
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def review_file(
         FileNotFoundError, ValueError: As `DecisionModel.load` and `review`.
     """
     with to_be_written(output, overwrite=overwrite):
+        check_there(log)
         model = DecisionModel.load(folder, device=device)
         found = review(model, read_records(log, model.questions or None), top)
         if output is not None:

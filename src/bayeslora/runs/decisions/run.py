@@ -25,6 +25,7 @@ from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
 from bayeslora.tasks.decisions.items import DecisionItem, train_file, without_states
 from bayeslora.tasks.decisions.questions import signature
+from bayeslora.tasks.reading.rows import check_there
 
 _READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length")
 """Of the options of a task."""
@@ -117,11 +118,13 @@ def calibrate_folder(
 
     Raises:
         RuntimeError: Another process writes to the folder.
+        TaskError: There is no such file, or a record is wrong.
         FileNotFoundError, ValueError: As `DecisionModel.load` and `DecisionModel.calibrate`.
     """
     if not is_decision_folder(folder):
         # Says what is missing, and makes no lock beside a wrong name.
         return DecisionModel.load(folder)
+    check_there(records)
     with only_replacer(folder):
         model = DecisionModel.load(folder, device=device)
         model.calibrate(records, alpha=alpha, delta=delta, signal=signal, coverage=coverage)

@@ -44,6 +44,20 @@ def first_row(path: Path) -> PlacedRow | None:
     return next(_rows(path), None)
 
 
+def check_there(path: str | Path) -> None:
+    """Whether there is something at the path of a data file: for commands that load a model before they read it.
+
+    Raises:
+        TaskError: There is nothing.
+    """
+    if not Path(path).exists():
+        raise _missing(path)
+
+
+def _missing(path: str | Path) -> TaskError:
+    return TaskError(f"{path}: expected a data file, but there is none; correct the path.")
+
+
 def _rows(path: Path) -> Iterator[PlacedRow]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -53,7 +67,7 @@ def _rows(path: Path) -> Iterator[PlacedRow]:
             f"{hint}convert or rename the file."
         )
     if not path.is_file():
-        raise TaskError(f"{path}: expected a data file, but there is none; correct the path.")
+        raise _missing(path)
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
