@@ -320,6 +320,8 @@ def test_bad_json_file(tmp_path: Path, text: str, message: str) -> None:
     [
         ("question,A,B\nWhy, oh why?,a,b\n", "line 2: expected 3 fields as in the header, but there are 4"),
         ("question,A,A\nWhy?,a,b\n", "line 1: expected column names that all differ"),
+        ("question;A;B\nWhy?;a;b\n", "line 1: expected column names with commas between them, but there is ';'"),
+        ("question\tA\tB\nWhy?\ta\tb\n", r"but there is '\\t' between them; save the file with commas"),
         ('question,A,B\n"Why?"x,a,b\n', "line 2: expected comma-separated values"),
     ],
 )

@@ -159,6 +159,11 @@ def _csv_header(path: Path, header: list[str]) -> list[str]:
             f"{path}, line 1: expected column names that all differ, but they are {header}; "
             "rename or remove the repeated column."
         )
+    if separators := [each for each in ";\t" if len(header) == 1 and each in header[0]]:
+        raise TaskError(
+            f"{path}, line 1: expected column names with commas between them, but there is {separators[0]!r} between "
+            "them; save the file with commas."
+        )
     return header
 
 
