@@ -241,6 +241,9 @@ def test_a_plain_peft_adapter_needs_no_run(tmp_path, tiny_base, data):  # noqa: 
     record = diagnose(tmp_path / "adapter")
     assert record["intruders"] >= 4 and record["repair"] == [] and record["intruders_of_draws"] is None
     assert "draws" not in diagnosis_text(record)
+    drawn = record | {"intruders": 0, "layers": [], "intruders_of_draws": {"draws": [3, 4], "mean": 3.5, "std": 0.5}}
+    text = diagnosis_text(drawn)
+    assert "in the mean; 3.5 ± 0.5 in a draw, over 2 draws" in text and "the mean has nothing to repair" in text
     options = {"tasks": [str(data)], "overwrite": True}
     named = diagnose(tmp_path / "adapter", base_model=str(tiny_base), scoring="letter", **options)
     points = named["repair"][0]["points"]

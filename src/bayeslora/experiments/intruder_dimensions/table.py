@@ -25,8 +25,10 @@ def diagnosis_text(record: Mapping[str, Any]) -> str:
     total = f"{record['intruders']} intruder dimensions in {len(layers)} layers"
     total += f" (cosine below {record['threshold']:g} among the top {record['top']})"
     if draws is not None:
-        total += f"; posterior draws: {draws['mean']:.1f} ± {draws['std']:.1f}"
+        total += f" in the mean; {draws['mean']:.1f} ± {draws['std']:.1f} in a draw, over {len(draws['draws'])} draws"
     lines = [total, *_layer_lines(layers)]
+    if not record["intruders"]:
+        lines.append("the mean has nothing to repair; a draw's are the posterior's noise")
     for repair in record["repair"]:
         title = f"{repair['task']} ({repair['split']}, {repair['items']} items)"
         lines += ["", f"scaling them by lambda, on {title}:", "  lambda  accuracy    nll    ece"]
