@@ -270,6 +270,8 @@ def test_the_key_is_asked_for_and_stands_in_an_environment_variable(
         assert ask(client, body, headers={"authorization": "Bearer secret-ü".encode()}).status_code == 200
         google = client.post("/v1/decisions", json={}, headers={"x-goog-api-key": "wrong"})
         assert google.json()["error"]["status"] == "UNAUTHENTICATED"
+        beta = client.post("/v1beta/decisions", json={}, headers={"authorization": "Bearer wrong"})
+        assert beta.json()["error"]["status"] == "UNAUTHENTICATED"
         assert client.get("/healthz").status_code == 200
 
 
@@ -326,6 +328,23 @@ def test_openai_asks_a_list_and_is_answered_in_order(client: httpx.Client) -> No
     )
     assert [(one["value"], one["label"]) for one in score["probabilities"]] == [(0, "calm"), (1, "cross")]
     assert body["usage"]["total_tokens"] == body["usage"]["input_tokens"] + 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/v1/decisions", {"input": "", "questions": LISTED}, "input should be a text"),
+        ("/v1/decisions", {"input": " ", "questions": {"state": NOUL}}, "input should be a text"),
+        ("/v1beta/decisions", {"questions": {"state": NOUL}}, "input is missing"),
+        ("/v1beta/decisions", {"input": "a"}, "questions is missing"),
+        ("/v1beta/decisions", {"input": "a", "questions": 3}, "questions should be a map"),
+    ],
+)
+def test_a_state_is_called_input_where_the_client_calls_it_so(
+    path: str, body: dict[str, Any], says: str, client: httpx.Client
+) -> None:
+    found = ask(client, body, path)
+    assert found.status_code == 400 and found.json()["error"]["message"].startswith(says)
 
 
 def test_openai_messages_of_text_and_json_are_the_state(client: httpx.Client) -> None:

@@ -63,8 +63,8 @@ def key_of(state: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_state(state: Any) -> None:
-    """Whether something can be decided about `state`.
+def check_state(state: Any, name: str = "state") -> None:
+    """Whether something can be decided about `state`, which the request calls `name`.
 
     Raises:
         QuestionError: It is empty, or neither a text nor an object nor an array.
@@ -72,9 +72,9 @@ def check_state(state: Any) -> None:
     empty = state is None or (isinstance(state, str) and not state.strip()) or state == {} or state == []
     if empty or not isinstance(state, str | Mapping | list):
         raise QuestionError(
-            f"state should be a text, an object or an array that is not empty, but it is {shown(state)}; give what the "
-            "questions are about.",
-            ("state",),
+            f"{name} should be a text, an object or an array that is not empty, but it is {shown(state)}; give what "
+            "the questions are about.",
+            (name,),
         )
 
 

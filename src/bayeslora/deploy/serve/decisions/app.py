@@ -42,6 +42,7 @@ ALIASES = ("jev-latest", "jev-preview", "bayeslora")
 
 _SYSTEM_ONE = ("/v1/systemone", "/api/alpha/decisions")
 _BY_SHAPE = ("/v1/decisions", "/v1beta/decisions")
+_GOOGLE = "/v1beta/"
 _PATHS = ("/", *_SYSTEM_ONE, *_BY_SHAPE, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
 
 
@@ -140,7 +141,10 @@ def _wire_of(path: str, body: Mapping[str, Any]) -> Wire:
         return SystemOne()
     if isinstance(body.get("questions"), list):
         return OpenAI()
-    return Gemini() if "input" in body and isinstance(body.get("questions"), Mapping) else SystemOne()
+    questions = body.get("questions")
+    if path.startswith(_GOOGLE) and "state" not in body:
+        return Gemini()
+    return Gemini() if "input" in body and isinstance(questions, Mapping) else SystemOne()
 
 
 def _render(scope: Scope, problem: Refused) -> Response:
@@ -148,7 +152,11 @@ def _render(scope: Scope, problem: Refused) -> Response:
     wire: Wire | None = scope.get("bayeslora.wire")
     if wire is None:
         headers = dict(scope["headers"])
-        google = b"x-goog-api-key" in headers or b"google-genai" in headers.get(b"user-agent", b"")
+        google = (
+            scope["path"].startswith(_GOOGLE)
+            or b"x-goog-api-key" in headers
+            or b"google-genai" in headers.get(b"user-agent", b"")
+        )
         by_client: Wire = (
             Gemini() if google else OpenAI() if b"OpenAI" in headers.get(b"user-agent", b"") else SystemOne()
         )

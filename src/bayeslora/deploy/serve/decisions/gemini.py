@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from bayeslora.deploy.serve.decisions.systemone import SystemOne
-from bayeslora.deploy.serve.decisions.wire import Asked, Wire, refused
+from bayeslora.deploy.serve.decisions.wire import Asked, Wire, asking, refused
 from bayeslora.deploy.serve.errors import Refused
 from bayeslora.tasks.decisions import Answer
 from bayeslora.tasks.decisions.questions import shown
+from bayeslora.tasks.decisions.records import check_state
 
 _STATUS = {
     400: "INVALID_ARGUMENT",
@@ -28,14 +29,16 @@ class Gemini(Wire):
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
         """As `Wire.parse`."""
-        questions = body["questions"]
-        own = {name: _question(name, value) for name, value in questions.items()}
-        renamed = dict(body) | {"state": _text(body.get("input"), ("input",)), "questions": own}
-        try:
-            return SystemOne().parse(renamed)
-        except Refused as error:
-            path = tuple("input" if part == "state" else part for part in error.path)
-            raise refused(str(error), path) from error
+        if "input" not in body:
+            raise refused("input is missing; add it.", ("input",), "missing")
+        state, questions = _text(body["input"], ("input",)), body.get("questions")
+        asking((), lambda: check_state(state, "input"))
+        own = (
+            {"questions": {name: _question(name, value) for name, value in questions.items()}}
+            if isinstance(questions, Mapping)
+            else {}
+        )
+        return SystemOne().parse(dict(body) | {"state": state} | own)
 
     def answered(self, asked: Asked, answers: Mapping[str, Answer], model: str, tokens: int) -> dict[str, Any]:
         """As `Wire.answered`."""

@@ -26,10 +26,7 @@ class OpenAI(Wire):
         if "input" not in body:
             raise refused("input is missing; add it.", ("input",), "missing")
         state = _input(body["input"])
-        try:
-            asking((), lambda: check_state(state))
-        except Refused as error:
-            raise refused(str(error), ("input",)) from error
+        asking((), lambda: check_state(state, "input"))
         questions = body["questions"]
         if not 1 <= len(questions) <= _MAX_QUESTIONS:
             raise refused(f"expected 1 to {_MAX_QUESTIONS} questions, got {len(questions)}.", ("questions",))
