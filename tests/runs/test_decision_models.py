@@ -20,7 +20,7 @@ from bayeslora.runs.config import ModelConfig, RunConfig, TaskConfig
 from bayeslora.runs.decisions import DecisionModel, is_decision_folder, train_decisions
 from bayeslora.runs.decisions.calibration import Calibration, Labelled, fit_temperatures
 from bayeslora.runs.decisions.examples import Examples
-from bayeslora.scoring.codes import TooLongError
+from bayeslora.scoring.codes import Template, TooLongError
 from bayeslora.tasks import TaskError
 from bayeslora.tasks.decisions import Answer, QuestionError, Record, parse_question, parse_questions
 from bayeslora_cli.main import main
@@ -248,6 +248,48 @@ def test_a_saved_model_answers_the_same(model: DecisionModel, tmp_path: Path) ->
         DecisionModel.load(folder)
     with pytest.raises(FileNotFoundError, match="no decision model"):
         DecisionModel.load(tmp_path)
+
+
+def test_a_state_is_read_behind_the_questions_and_its_last_token_is_its_own(model: DecisionModel) -> None:
+    instructions = "\n".join(question.instructions for question in model.questions.values())
+    assert model.reader.template.show_state("iron") == f"Questions:\n{instructions}\n\nState:\niron"
+    for head in model.heads.by_signature.values():
+        assert head.kernels.points.shape[1] == 4
+    own = DecisionModel(model.config, template=Template(state="{state} is it.\n")).fit(records(30), progress=False)
+    assert own.reader.template.show_state("iron") == "iron is it.\n"
+
+
+def test_a_model_of_before_answers_and_learns_from_what_was_read_then(model: DecisionModel, tmp_path: Path) -> None:
+    """Three poolings, and of a state the mean alone, in the texts of then."""
+    folder = tmp_path / "run"
+    model.save(folder)
+    content = json.loads((folder / "decision.json").read_text())
+    content["template"] |= {"state": "State:\n{state}\n\n", "question": "Question: {instructions}\n{options}\n"}
+    (folder / "decision.json").write_text(json.dumps(content))
+    tensors, kept = load_file(folder / "heads.safetensors"), load_file(folder / "examples.safetensors")
+    layers = len(model.hidden.layers)
+    linear, gaussian = range(3 * layers), range(4 * layers, 4 * layers + 3)
+    for name, value in tensors.items():
+        part = name.rpartition(".")[2] if "novelty" not in name else None
+        if part == "points":
+            tensors[name] = value[:, :3].contiguous()
+        elif part in ("mean", "scale"):
+            tensors[name] = value[:3].contiguous()
+        elif part == "weights":
+            tensors[name] = value[[*linear, *gaussian]]
+    kept["states"] = kept["states"][:, :, 0].contiguous()
+    save_file(tensors, folder / "heads.safetensors")
+    save_file(kept, folder / "examples.safetensors")
+    before = DecisionModel.load(folder)
+    assert before.reader.template.show_state("iron") == "State:\niron\n\n"
+    right = [
+        before.decide(record.state)["metal"].probabilities[record.label("metal")] for record in records(20, seed=3)
+    ]
+    assert sum(right) / len(right) > 0.6
+    extended = before.extend(records(5, seed=4), progress=False)
+    assert {head.kernels.points.shape[1] for head in extended.heads.by_signature.values()} == {3}
+    extended.save(tmp_path / "extended")
+    assert DecisionModel.load(tmp_path / "extended").decide("iron") == extended.decide("iron")
 
 
 def test_too_few_labels_are_codes_with_a_word_or_an_error(base: str, caplog: pytest.LogCaptureFixture) -> None:

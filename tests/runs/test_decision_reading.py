@@ -41,8 +41,12 @@ def alone(reader: HiddenReader, state: object, question: Question) -> Vectors:
     with torch.no_grad():
         output = reader.reader.model(input_ids=torch.tensor([before + behind]), output_hidden_states=True)
     states = torch.stack([output.hidden_states[layer][0] for layer in reader.layers])
-    own = states[:, len(before) :]
-    return Vectors(states[:, : len(before)].mean(1), torch.stack([own.mean(1), own[:, -1]], 1).unsqueeze(0))
+    of_state, own = states[:, : len(before)], states[:, len(before) :]
+    return Vectors(_mean_and_last(of_state), _mean_and_last(own).unsqueeze(0))
+
+
+def _mean_and_last(states: torch.Tensor) -> torch.Tensor:
+    return torch.stack([states.mean(1), states[:, -1]], 1)
 
 
 def assert_same(found: Vectors, expected: Sequence[Vectors]) -> None:

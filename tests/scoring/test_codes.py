@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from bayeslora import sampling
 from bayeslora.scoring.codes import CodeReader, Template, TooLongError, rotations
 from bayeslora.scoring.codes import reading as module
-from bayeslora.tasks.decisions import Question, parse_question, parse_questions
+from bayeslora.tasks.decisions import Noul, Question, parse_question, parse_questions
 from conftest import CAUSAL, MODELS, byte_level_tokenizer, config_for, perturb, seeded
 
 NOUL = parse_question({"type": "noul", "instructions": "Is it urgent?", "criteria": {"true": "Soon"}})
@@ -158,4 +158,25 @@ def test_the_template_comes_back_as_it_was_stored() -> None:
     assert Template(**template.to_dict()) == template
     assert template.show_state({"a": "ü"}) == 'S: {"a": "ü"}\n'
     lines = Template().show_question(SCORE, ["A", "B", "C"], [2, 1, 0]).splitlines()
-    assert lines == ["Question: How angry?", "A: furious", "B: cross", "C: calm"]
+    assert lines == ["", "", "Question: How angry?", "A: furious", "B: cross", "C: calm"]
+
+
+def test_questions_are_announced_before_the_state_once_and_not_in_a_text_of_ones_own() -> None:
+    asked = [NOUL, SCORE, NOUL]
+    announced = Template().announcing(asked)
+    text = announced.show_state("a {state}")
+    assert text == f"Questions:\n{NOUL.instructions}\n{SCORE.instructions}\n\nState:\na {{state}}"
+    assert announced.announcing([SCORE]).show_state("s") == f"Questions:\n{SCORE.instructions}\n\nState:\ns"
+    assert announced.announcing([]) == Template() and Template.of(announced.to_dict()) == announced
+    braces = Noul("Is {this} urgent?", NOUL.options)
+    assert Template().announcing([braces]).show_state("s").startswith("Questions:\nIs {this} urgent?\n")
+    assert Template().announcing([Noul("long " * 500, NOUL.options)]) == Template()
+    own = Template(state="Mail: {state}")
+    assert own.announcing(asked) == own
+
+
+def test_a_run_of_before_is_read_in_the_texts_of_then() -> None:
+    assert Template.stored({"answer": "A:"}).show_state("s") == "State:\ns\n\n"
+    assert Template.stored(Template().to_dict()) == Template()
+    with pytest.raises(ValueError, match="a template has the texts"):
+        Template.stored({"reply": ""})

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bayeslora.runs.config import RunConfig, describe
 from bayeslora.runs.config_files import dump_config, read_config
 from bayeslora.runs.differences import at_defaults, completed, differences, same_meaning
 from bayeslora.runs.kept import items_digest
+from bayeslora.scoring.codes import Template
 from bayeslora.system.files import last_complete_checkpoint, write_json
 from bayeslora.system.log import logger
 from bayeslora.system.processes import barrier, is_main
@@ -133,6 +135,7 @@ def check_finished(config: RunConfig, output: Path, apart_from: Iterable[str] = 
         "task.chat_template": config.task.chat_template == "auto",
         "task.length_power": config.task.length_power == "auto",
     }
+    found_out |= {f"task.template.{each.name}": each.name not in config.task.template for each in fields(Template)}
     skipped = (*apart_from, *(name for name, left_open in found_out.items() if left_open))
     found = _differences(describe(read_config(output / "config.yaml")), config, same_items=False, skipped=skipped)
     if found:

@@ -25,7 +25,7 @@ from bayeslora.runs.beginning import check_beginning, check_config
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import write_config
 from bayeslora.runs.items import describe_splits, task_items
-from bayeslora.runs.loading import features_folder, load_model, merge_resolved, with_chat_template
+from bayeslora.runs.loading import features_folder, load_model, merge_resolved, with_prompt
 from bayeslora.runs.prediction import Prediction, require_finite
 from bayeslora.runs.run import Run
 from bayeslora.runs.state import STATE, load_state, save_state
@@ -120,7 +120,7 @@ def train_head(
             raise ValueError(f"task {config.task.name!r} has no training items; it is for evaluation only.")
         logger.info("%s", describe_splits(config.task.name, splits, "items"))
         check_config(config, len(splits.dev))
-        config = replace(config, task=with_chat_template(config.task, config.model))
+        config = replace(config, task=with_prompt(config.task, config.model, splits.train))
         check_beginning(config, output, splits.train, resume=resume, overwrite=overwrite)
         run = fit_run(config, splits.train, output, reader or open_reader(config, output))
         if splits.dev and evaluate_dev:

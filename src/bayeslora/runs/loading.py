@@ -23,6 +23,7 @@ from bayeslora.models.positions import readable_tokens
 from bayeslora.runs.config import ModelConfig, TaskConfig, TrainConfig
 from bayeslora.scoring import SCORINGS, Cloze, Scoring, get_scoring
 from bayeslora.scoring.codes import CodeScoring, Template
+from bayeslora.scoring.codes.items import DecisionScoring
 from bayeslora.scoring.codes.prompts import NO_LIMIT
 from bayeslora.system.devices import choose_device
 from bayeslora.system.processes import init_processes
@@ -105,7 +106,7 @@ def scoring_of(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, max_length:
     if scoring.takes_classes:
         return scoring(tokenizer, max_length, classes=task.classes or task.choices)  # type: ignore[call-arg]
     if scoring.of_decisions:
-        asked: dict[str, Any] = {"template": Template.of(task.template), "ranked": task.ranked}
+        asked: dict[str, Any] = {"template": Template.stored(task.template), "ranked": task.ranked}
         if issubclass(scoring, CodeScoring):
             asked |= {"orders": task.orders, "shuffles": task.shuffles}
         return scoring(tokenizer, max_length, chat_template=chat, **asked)
@@ -139,8 +140,20 @@ def uses_chat_template(task: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return task.chat_template
 
 
-def with_chat_template(task: TaskConfig, model: ModelConfig) -> TaskConfig:
-    """`task` with whether prompts are put into the chat template of the model's tokenizer written down."""
+def with_prompt(task: TaskConfig, model: ModelConfig, train: Iterable[Any]) -> TaskConfig:
+    """`task` with its prompt written down: all its texts, and whether the tokenizer's chat template is around them.
+
+    Args:
+        task: Of a run.
+        model: Of the run.
+        train: The training items, whose questions heads announce.
+    """
+    scoring = get_scoring(task.scoring)
+    if issubclass(scoring, DecisionScoring):
+        template = Template.of(task.template)
+        if scoring.announces:
+            template = template.announcing(item.asked for item in train)
+        task = replace(task, template=template.to_dict())
     if task.chat_template != "auto":
         return task
     by_default = get_scoring(task.scoring).templated_by_default

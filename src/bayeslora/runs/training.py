@@ -23,7 +23,7 @@ from bayeslora.runs.epochs import epoch_record
 from bayeslora.runs.heads import fixed_choices, train_head
 from bayeslora.runs.items import choice_count, describe_splits, task_items, warn_of_unseen_classes, with_classes
 from bayeslora.runs.length_power import with_length_power
-from bayeslora.runs.loading import with_chat_template
+from bayeslora.runs.loading import with_prompt
 from bayeslora.runs.model_card import CardFacts
 from bayeslora.runs.prediction import Prediction
 from bayeslora.runs.run import Run
@@ -148,8 +148,8 @@ class Training:
         return trained
 
     def settle(self) -> None:
-        """Write down what the items and the tokenizer say of the config: classes, fixed choices, a chat template."""
-        task = with_chat_template(with_classes(self.config.task, self.splits.items), self.config.model)
+        """Write down what the items and the tokenizer say of the config: classes, fixed choices, the prompt."""
+        task = with_prompt(with_classes(self.config.task, self.splits.items), self.config.model, self.splits.train)
         if issubclass(get_scoring(task.scoring), Options):
             task = replace(task, classes=fixed_choices(self.splits.train))
         self.config = replace(self.config, task=task)

@@ -71,6 +71,7 @@ class HeadScoring(DecisionScoring):
 
     name = "heads"
     by_heads = True
+    announces = True
     reads: Callable[[QuestionBatch, Sequence[DecisionItem]], QuestionBatch] | None = None
 
     def __call__(self, items: Sequence[ChoiceItem]) -> QuestionBatch:

@@ -119,7 +119,7 @@ class Words:
     def vectors(self, asked: Iterable[tuple[Any, Sequence[Question]]]) -> Iterator[Vectors]:
         for state, questions in asked:
             row = torch.from_numpy(self.known.transform([text_of(state)]).toarray()[0]).float()
-            yield Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
+            yield Vectors(row[None, None], torch.zeros(len(questions), 1, 2, len(row)))
 
 
 class Codes(System):

@@ -74,7 +74,7 @@ def tf_idf(train: Sequence[Record]) -> Read:
     def read(asked: Iterable[Asked]) -> Iterator[Vectors]:
         for state, questions in asked:
             row = torch.from_numpy(words.transform([text_of(state)]).toarray()[0]).float()
-            yield Vectors(row.unsqueeze(0), torch.zeros(len(questions), 1, 2, len(row)))
+            yield Vectors(row[None, None], torch.zeros(len(questions), 1, 2, len(row)))
 
     return read
 
@@ -210,7 +210,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = DecisionModel("offline:smollm2", readout="heads")
-    reader = Kept(model.hidden.vectors)
     content: dict[str, Any] = {
         "command": " ".join(["python -m studies.decisions.sys1bench.run", *sys.argv[1:]]),
         "rows": [],
@@ -218,6 +217,8 @@ def main() -> None:
     for task in options.tasks:
         other = next(name for name in QUESTIONS if name != task)
         far = load(options.data, other, "clean_test")[:FAR]
+        asked = load(options.data, task, "clean_test")[0].questions.values()
+        reader = Kept(model.hidden.announcing(asked).vectors)
         for row in rows_of(model, reader, options, task, far):
             content["rows"].append(row)
             content |= {"summary": summary(content["rows"])}

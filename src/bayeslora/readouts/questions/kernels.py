@@ -43,8 +43,11 @@ class Kernels:
         return self._between(self.points)
 
     def to_points(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Of new features: a matrix [new, records] for each kernel, and its values at themselves [kernels, new]."""
-        rows = (features - self.mean) * self.scale
+        """Of new features: a matrix [new, records] for each kernel, and its values at themselves [kernels, new].
+
+        Poolings behind those of the training records are left out: heads of earlier versions have fewer.
+        """
+        rows = (features[:, : len(self.mean)] - self.mean) * self.scale
         squares = rows.double().square().mean(-1).permute(1, 2, 0).flatten(0, 1)
         return self._between(rows), torch.cat([squares, torch.ones(rows.shape[1], len(rows), dtype=torch.float64)])
 

@@ -30,7 +30,7 @@ _KEPT = 4096
 
 
 class Features(NamedTuple):
-    """Of items: state's mean, question's mean and its last token [items, poolings, layers, hidden].
+    """Of items: state's mean, question's mean and last token, state's last token [items, poolings, layers, hidden].
 
     Args:
         adapted: With the adapters.
@@ -310,7 +310,8 @@ def _read(model: nn.Module, batch: QuestionBatch, layers: Sequence[int]) -> Tens
     vectors = differentiable_vectors(model, suited.rows, layers).float().cpu()
     rows = vectors.unflatten(0, (-1, len(suited["asked"])))
     row, state, place = (batch[name].cpu() for name in ("row", "state", "place"))
-    return torch.cat([rows[:, row, state, :, :1], rows[:, row, place]], 3).transpose(2, 3).flatten(0, 1)
+    of_state, of_question = rows[:, row, state], rows[:, row, place]
+    return torch.cat([of_state[:, :, :, :1], of_question, of_state[:, :, :, 1:]], 3).transpose(2, 3).flatten(0, 1)
 
 
 def _name(batch: QuestionBatch, row: int, place: int) -> bytes:

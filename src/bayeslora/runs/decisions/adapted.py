@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -120,7 +120,7 @@ def trained_on(
     from bayeslora.runs.training import train
 
     asked: Any = {option: getattr(settings, option) for option in ("orders", "shuffles", "ranked")}
-    task = TaskConfig(name=name, scoring=settings.readout, template=_own_texts(template), **asked)
+    task = TaskConfig(name=name, scoring=settings.readout, template=template.to_dict(), **asked)
     if settings.max_length is not None:
         task.max_length = settings.max_length
     draws: Any = settings.num_samples  # None: the usual number.
@@ -174,8 +174,3 @@ def check_trains(method: Method, readout: str) -> None:
             "frozen model are the default for records of decisions (one head for all questions, on the texts of their "
             "options: option_texts)."
         )
-
-
-def _own_texts(template: Template) -> dict[str, str]:
-    usual: Mapping[str, str] = Template().to_dict()
-    return {name: text for name, text in template.to_dict().items() if text != usual[name]}

@@ -72,7 +72,8 @@ class Examples:
 
     Args:
         records: How many were read.
-        states: Mean of each state, by `Record.state_key` [layers, hidden].
+        states: Of each state by `Record.state_key`, its mean and its last token [layers, 2, hidden]; of earlier
+            versions the mean alone.
         labels: By the `signature` of the question.
     """
 
@@ -104,16 +105,21 @@ class Examples:
         return found
 
     def joined(self, other: Examples) -> Examples:
-        """Those of `other` behind these, as if their records stood in one file."""
+        """Those of `other` behind these, as if their records stood in one file.
+
+        Of states that were read by an earlier version there is only the mean, and then it is that of all that counts.
+        """
         labels = dict(self.labels)
         for key, more in other.labels.items():
             labels[key] = labels[key].joined(more) if key in labels else more
-        return Examples(self.records + other.records, self.states | other.states, labels)
+        states = self.states | other.states
+        known = min((state.shape[1] for state in states.values()), default=0)
+        return Examples(self.records + other.records, {key: state[:, :known] for key, state in states.items()}, labels)
 
     def features(self, labels: Labels) -> Tensor:
-        """[labels, poolings, layers, hidden]: the state's mean, the question's mean, and its last token."""
-        states = torch.stack([self.states[key] for key in labels.states])
-        return torch.cat([states.unsqueeze(1), labels.features], 1)
+        """[labels, poolings, layers, hidden], the poolings as `stacked` has them."""
+        states = torch.stack([_poolings_first(self.states[key]) for key in labels.states])
+        return torch.cat([states[:, :1], labels.features, states[:, 1:]], 1)
 
     def to_dict(self) -> dict[str, Any]:
         """What of them is no tensor."""
@@ -147,7 +153,9 @@ class Examples:
             if {len(tensor) for tensor in own.values()} != {len(states)}:
                 raise ValueError(f"questions.{index} has labels of different numbers")
             labels[signature(question)] = Labels(question, states, **own)
-        return cls(int(content["records"]), dict(zip(names, tensors["states"], strict=True)), labels)
+        read = tensors["states"]
+        read = read.unsqueeze(2) if read.dim() == 3 else read  # Of earlier versions: the mean.
+        return cls(int(content["records"]), dict(zip(names, read, strict=True)), labels)
 
 
 def held(examples: Examples | OptionExamples | None) -> Examples | OptionExamples:
@@ -165,8 +173,12 @@ def held(examples: Examples | OptionExamples | None) -> Examples | OptionExample
 
 
 def stacked(vectors: Vectors, place: int) -> Tensor:
-    """As `Examples.features`, of one question about a state [poolings, layers, hidden]."""
-    return torch.cat([vectors.state.unsqueeze(0), _of_question(vectors.questions[place])])
+    """Of one question about a state: the state's mean, the question's mean and last token, and the state's last token.
+
+    [poolings, layers, hidden]. The last is what earlier versions did not read.
+    """
+    state, question = _poolings_first(vectors.state), _poolings_first(vectors.questions[place])
+    return torch.cat([state[:1], question, state[1:]])
 
 
 def _asked(record: Record) -> dict[tuple[Any, ...], Question]:
@@ -174,7 +186,7 @@ def _asked(record: Record) -> dict[tuple[Any, ...], Question]:
     return {signature(record.questions[name]): record.questions[name] for name in record.targets}
 
 
-def _of_question(vectors: Tensor) -> Tensor:
+def _poolings_first(vectors: Tensor) -> Tensor:
     """[layers, 2, hidden] as [2, layers, hidden]."""
     return vectors.transpose(0, 1)
 
@@ -182,7 +194,7 @@ def _of_question(vectors: Tensor) -> Tensor:
 def _one(record: Record, name: str, vectors: Tensor) -> Labels:
     targets = torch.tensor([record.targets[name]], dtype=torch.float64)
     weights = torch.tensor([record.weight], dtype=torch.float64)
-    features = _of_question(vectors).unsqueeze(0)
+    features = _poolings_first(vectors).unsqueeze(0)
     return Labels(record.questions[name], (record.state_key,), features, targets, weights)
 
 
@@ -191,7 +203,7 @@ def state_means(hidden: VectorReader, items: Sequence[DecisionItem], *, progress
     states = {item.state_key: item.state for item in items}
     read = hidden.vectors((state, []) for state in states.values())
     shown = track(read, "read", "states", total=len(states), show=progress)
-    return {key: vectors.state[-1] for key, vectors in zip(states, shown, strict=True)}
+    return {key: vectors.state[-1, 0] for key, vectors in zip(states, shown, strict=True)}
 
 
 def novelty_of(states: Mapping[str, Tensor]) -> Novelty:

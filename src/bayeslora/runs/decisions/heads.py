@@ -48,7 +48,7 @@ class Heads:
                         labels.weights,
                         noisy=config.label_noise,
                     )
-        return cls(heads, Novelty.of(torch.stack([state[-1] for state in examples.states.values()])))
+        return cls(heads, Novelty.of(torch.stack([state[-1, 0] for state in examples.states.values()])))
 
     def knows(self, question: Question) -> bool:
         """Whether there is a head for a question, whatever its id and the order of its options."""
@@ -74,7 +74,7 @@ class Heads:
 
     def novelty_of(self, vectors: Vectors) -> float | None:
         """Of a state, 0 to 1; None where nothing was fitted."""
-        return None if self.novelty is None else float(self.novelty(vectors.state[-1].unsqueeze(0)))
+        return None if self.novelty is None else float(self.novelty(vectors.state[-1, :1]))
 
 
 def check_enough(labels: Mapping[tuple[Any, ...], int], fewest: int) -> None:

@@ -102,6 +102,8 @@ class DecisionModel(AnsweringModel):
     def extend(self, records: str | Path | Sequence[Record], *, progress: bool = True) -> DecisionModel:
         """Learn from more records, as if `fit` had been given them behind those it was given; only these are read.
 
+        States of heads are read behind the questions of the first records (`Template.announcing`), not behind new ones.
+
         A calibration is forgotten: it was of the heads before. An adapter below option texts stays as it is.
 
         Args:
@@ -156,8 +158,11 @@ class DecisionModel(AnsweringModel):
         counts = Counter({key: len(labels.states) for key, labels in before.labels.items()})
         counts.update(counts_of_labels(records))
         check_enough(counts, fewest)
-        examples = before.joined(Examples.of(self.hidden, records, progress=progress))
+        asked = (question for record in records for question in record.questions.values())
+        hidden = self.hidden if before.records else self.hidden.announcing(asked)
+        examples = before.joined(Examples.of(hidden, records, progress=progress))
         self.heads = Heads.fit(examples, self.config, fewest=fewest)
+        self.reader, self.hidden, self.template = hidden.reader, hidden, hidden.reader.template
         known = self.trained_states if before.records else frozenset[str]()
         self.trained_states = known | {record.state_key for record in records}
         self.examples, self.calibration = examples, None

@@ -54,8 +54,8 @@ class Vectors(NamedTuple):
     """Hidden states of a state and its questions, float32 on the CPU.
 
     Args:
-        state: Mean over the state's tokens [layers, hidden].
-        questions: Mean over each question's tokens, and at its last [questions, layers, 2, hidden].
+        state: Mean over the state's tokens, and at the last of them [layers, 2, hidden].
+        questions: The same of each question [questions, layers, 2, hidden].
     """
 
     state: Tensor
@@ -112,6 +112,11 @@ class HiddenReader:
             TooLongError: They do not fit into what the model reads.
         """
         return next(self.vectors([(state, questions)]))
+
+    def announcing(self, questions: Iterable[Question]) -> HiddenReader:
+        """What reads states behind these questions (`Template.announcing`)."""
+        template = self.reader.template.announcing(questions)
+        return self if template == self.reader.template else HiddenReader(self.reader.in_prompt(template))
 
     def vectors(self, asked: Iterable[tuple[Any, Sequence[Question]]]) -> Iterator[Vectors]:
         """Vectors of states and of questions about each, in their order; as many as fit share a forward.
@@ -262,4 +267,4 @@ def _difference(one: Vectors, other: Vectors) -> float:
 
 
 def _vectors(state: Tensor, questions: Sequence[Tensor]) -> Vectors:
-    return Vectors(state[:, 0], torch.stack(list(questions)) if questions else state.new_zeros(0, *state.shape))
+    return Vectors(state, torch.stack(list(questions)) if questions else state.new_zeros(0, *state.shape))

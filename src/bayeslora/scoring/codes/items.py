@@ -59,6 +59,8 @@ class DecisionScoring(Scoring):
     templated = True
     templated_by_default = True
     of_decisions = True
+    announces = False
+    """Whether states are read behind the questions that training items ask (`Template.announcing`)."""
 
     def __init__(
         self,

@@ -119,6 +119,11 @@ class CodePrompts:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
+    def in_chat(self) -> bool:
+        """Whether prompts are put into a chat template."""
+        return self._frame is not None
+
+    @property
     def end(self) -> str:
         """What stands behind a question, before its answer."""
         template = self.template

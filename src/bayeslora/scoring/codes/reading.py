@@ -15,6 +15,7 @@ from bayeslora.models.layers import base_model, evaluating
 from bayeslora.models.positions import readable_tokens
 from bayeslora.scoring.base import forward_options
 from bayeslora.scoring.codes.prompts import NO_LIMIT, CodePrompts, rotations
+from bayeslora.scoring.codes.template import Template
 from bayeslora.scoring.top_layer import head_at_ends
 from bayeslora.tasks.decisions.questions import Question
 
@@ -44,6 +45,11 @@ class CodeReader(CodePrompts):
         longest = min(filter(None, (max_length, readable_tokens(model))), default=NO_LIMIT)
         super().__init__(tokenizer, max_length=longest, **options)
         self.model = model
+
+    def in_prompt(self, template: Template) -> CodeReader:
+        """The same model, read in another prompt."""
+        options: Any = {"orders": self.orders, "max_length": self.max_length, "chat": self.in_chat}
+        return CodeReader(self.model, self.tokenizer, template=template, **options)
 
     def __call__(self, state: Any, questions: Sequence[Question]) -> list[Tensor]:
         """Log-probabilities [options] of each question, nats, in float64.

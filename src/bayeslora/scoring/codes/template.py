@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from bayeslora.tasks.decisions.questions import Option, Question, text_of
 
+_ANNOUNCED = "Questions:\n"
+_ROOM = 2000
 _NOUL = {"true": "yes", "false": "no"}
 
 
 @dataclass(frozen=True)
 class Template:
     """Texts with gaps. The state comes first, so that it is read once for all questions; no id of a question appears.
+
+    Heads read the last token of a state, so what divides it from a question belongs to the question.
 
     Args:
         state: With {state}.
@@ -25,12 +29,29 @@ class Template:
         answer: Ends the prompt of a model without a chat template.
     """
 
-    state: str = "State:\n{state}\n\n"
-    question: str = "Question: {instructions}\n{options}\n"
+    state: str = "State:\n{state}"
+    question: str = "\n\nQuestion: {instructions}\n{options}\n"
     option: str = "{code}: {option}"
     description: str = "{key}: {text}"
     request: str = "Answer with the code of one option."
     answer: str = "Answer:"
+
+    def announcing(self, questions: Iterable[Question]) -> Template:
+        """With what will be asked before the state, so that a model reads the state for it (once for all questions).
+
+        For a fixed set of questions, in their order. A text of one's own for the state is left as it is, and more than
+        `_ROOM` characters of questions are not announced.
+
+        >>> from bayeslora.tasks.decisions import parse_question
+        >>> Template().announcing([parse_question({"type": "noul", "instructions": "Is it urgent?"})]).state
+        'Questions:\\nIs it urgent?\\n\\nState:\\n{state}'
+        """
+        usual = Template.state
+        if self.state != usual and not (self.state.startswith(_ANNOUNCED) and self.state.endswith(usual)):
+            return self
+        asked = "\n".join(dict.fromkeys(question.instructions for question in questions))
+        escaped = asked.replace("{", "{{").replace("}", "}}")
+        return replace(self, state=f"{_ANNOUNCED}{escaped}\n\n{usual}" if 0 < len(asked) <= _ROOM else usual)
 
     def show_state(self, state: Any) -> str:
         """The part that all questions share."""
@@ -73,9 +94,21 @@ class Template:
                 raise ValueError(f"the template's {name} should have {wanted}, but it is {text!r}; correct it.")
         return cls(**texts)
 
+    @classmethod
+    def stored(cls, texts: Mapping[str, str]) -> Template:
+        """Of a run, which holds all texts; one of an earlier version only those that were not the usual ones then.
+
+        Raises:
+            ValueError: As of `of`.
+        """
+        return cls.of({**_EARLIER, **texts})
+
     def to_dict(self) -> dict[str, str]:
         """As it is stored."""
         return asdict(self)
+
+
+_EARLIER = {"state": "State:\n{state}\n\n", "question": "Question: {instructions}\n{options}\n"}
 
 
 def _gaps(text: str) -> set[str]:
