@@ -165,7 +165,7 @@ def test_options_are_known_by_their_keys(model: DecisionModel) -> None:
 
 def test_a_question_without_a_head_is_answered_by_the_codes_of_the_base_model(base: str, model: DecisionModel) -> None:
     other = {"o": {"type": "noul", "instructions": "Is it heavy?"}}
-    plain = DecisionModel(base, device="cpu", dtype="float32", readout="codes")
+    plain = DecisionModel(base, device="cpu", dtype="float32", readout="codes", template=model.reader.template)
     found, expected = model.decide("a state", other)["o"], plain.decide("a state", other)["o"]
     assert found.readout == "codes" and found.probabilities == expected.probabilities
 

@@ -262,10 +262,8 @@ def test_a_state_is_read_behind_the_questions_and_its_last_token_is_its_own(mode
 def test_a_model_of_before_answers_and_learns_from_what_was_read_then(model: DecisionModel, tmp_path: Path) -> None:
     """Three poolings, and of a state the mean alone, in the texts of then."""
     folder = tmp_path / "run"
-    model.save(folder)
-    content = json.loads((folder / "decision.json").read_text())
-    content["template"] |= {"state": "State:\n{state}\n\n", "question": "Question: {instructions}\n{options}\n"}
-    (folder / "decision.json").write_text(json.dumps(content))
+    texts = Template(state="State:\n{state}\n\n", question="Question: {instructions}\n{options}\n")
+    DecisionModel(model.config, template=texts).fit(records(90), progress=False).save(folder)
     tensors, kept = load_file(folder / "heads.safetensors"), load_file(folder / "examples.safetensors")
     layers = len(model.hidden.layers)
     linear, gaussian = range(3 * layers), range(4 * layers, 4 * layers + 3)
