@@ -77,7 +77,7 @@ def test_requests_that_come_together_share_a_forward_and_are_answered_as_alone(
     monkeypatch.setattr(model, "answers", held := Held(model))
     bodies = [*map(body, states), body("words " * 400)]
     *found, too_long = together(client, held, bodies, waiting=4)
-    assert held.sizes == [1, 4] and too_long.status_code == 413
+    assert held.sizes[0] == 1 and max(held.sizes) == 3 and sum(held.sizes) == 5 and too_long.status_code == 413
     for response, alone in zip(found, expected, strict=True):
         assert response.status_code == 200, response.text
         for name, answer in response.json()["answers"].items():

@@ -339,7 +339,7 @@ def test_a_folder_has_its_own_splits_and_no_state_in_two(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--extend", "elsewhere"], "--method.init_from"),
+        (["--extend", "elsewhere"], "there is no decision model in elsewhere"),
         (["--task.template", '{"answer": "{code}"}'], "should have no gap"),
         (["--task.template", '{"reply": ""}'], "a template has the texts"),
     ],

@@ -175,19 +175,25 @@ class HiddenReader:
         left = 0
         for piece in pieces:
             needed = self.room + 1 if self._is_long(piece.prompt.state) else piece.prompt.tokens
-            if row and needed > left:
+            further = needed - self._shared(piece.prompt)
+            if row and further > left:
                 yield row
                 row = []
-            left = (left if row else self.together) - needed
+            left = left - further if row else self.together - needed
             row.append(piece)
         if row:
             yield row
+
+    def _shared(self, prompt: Prompt) -> int:
+        """Tokens that it does not add to a row in which others begin as it does."""
+        return len(self.begin) if prompt.state[: len(self.begin)] == self.begin else 0
 
     def _is_long(self, state: list[int]) -> bool:
         return len(state) > self.room // 2
 
     def _together(self, prompts: Sequence[Prompt]) -> list[Vectors]:
-        tokens = sum(prompt.tokens for prompt in prompts)
+        shared = max(map(self._shared, prompts))
+        tokens = shared + sum(prompt.tokens - self._shared(prompt) for prompt in prompts)
         with torch.no_grad(), evaluating(self.reader.model):
             if self._distrusted or self._is_long(prompts[0].state) or tokens > self.room:
                 return [self._one_by_one(prompt) for prompt in prompts]
