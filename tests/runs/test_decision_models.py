@@ -378,8 +378,16 @@ def test_options_of_a_run_of_records_are_used_or_said(base: str, tmp_path: Path,
     with pytest.raises(TooLongError), caplog.at_level("WARNING", "bayeslora"):
         train_decisions(config, tmp_path / "run")
     assert "options that are not read: num_samples, task.scoring" in caplog.text
-    metrics = train_decisions(replace(config, task=replace(task, max_length=1024)), tmp_path / "run")
+    task = replace(task, max_length=1024, template={"state": "It is {state}."})
+    metrics = train_decisions(replace(config, task=task), tmp_path / "run")
     assert metrics["records"] == 30
+    assert DecisionModel.load(tmp_path / "run").reader.template.show_state("iron") == "It is iron."
+    caplog.clear()
+    with pytest.raises(ValueError, match="answers by heads, but letter was asked for"):
+        train_decisions(replace(config, task=task), tmp_path / "further", extend=tmp_path / "run")
+    task = replace(task, scoring=TaskConfig().scoring)
+    train_decisions(replace(config, task=task), tmp_path / "further", extend=tmp_path / "run")
+    assert "options that are not read: num_samples, task.template" in caplog.text
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from bayeslora.runs.decisions.files import is_decision_folder, save_calibration,
 from bayeslora.runs.decisions.model import DecisionModel
 from bayeslora.runs.items import subset
 from bayeslora.runs.training import Trained, train
+from bayeslora.scoring.codes import Template
 from bayeslora.system.folders import only_replacer, to_be_written
 from bayeslora.system.log import logger
 from bayeslora.tasks.decisions import Record, is_decision_file, read_records
@@ -27,7 +28,7 @@ from bayeslora.tasks.decisions.items import DecisionItem, train_file, without_st
 from bayeslora.tasks.decisions.questions import signature
 from bayeslora.tasks.reading.rows import check_there
 
-_READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length")
+_READ = ("name", "train_examples", "test_examples", "subset_seed", "max_length", "template")
 """Of the options of a task."""
 
 
@@ -45,8 +46,8 @@ def train_decisions(
     options of its training mean nothing for heads on frozen features; what was set and is not read is said.
 
     Args:
-        config: The run; `model`, `seed`, and of the task `name`, `train_examples`, `test_examples`, `subset_seed` and,
-            where it is not the default, `max_length` count.
+        config: The run; `model`, `seed`, and of the task `name`, `train_examples`, `test_examples`, `subset_seed`,
+            `template` and, where it is not the default, `max_length` count.
         output_dir: The folder.
         overwrite: Replace what is there.
         extend: Folder of a decision model, whose records come before those of the task and are not read again; it stays
@@ -140,12 +141,17 @@ def _trained(config: RunConfig, extend: str | Path | None) -> tuple[DecisionMode
     model = None if extend is None else _before(extend, config, settings)
     if model is None:
         logger.info("heads on the frozen model; for an adapter below them: --task.scoring heads, with a method")
-    if unread := [name for name in _unread(config) if model is None or name != "task.scoring"]:
+    unread = [name for name in _unread(config) if model is None or name != "task.scoring"]
+    unread += ["task.template"] if model is not None and task.template else []
+    if unread:
         logger.warning("records of decisions: options that are not read: %s", ", ".join(unread))
     shared = model.questions if model is not None else None
     records = subset(read_records(train, shared or None, require_labels=True), task.train_examples, task.subset_seed)
     before = 0 if model is None else held(model.examples).records
-    model = DecisionModel(settings).fit(records) if model is None else model.extend(records)
+    if model is None:
+        model = DecisionModel(settings, template=Template.of(task.template)).fit(records)
+    else:
+        model = model.extend(records)
     metrics: dict[str, Any] = {} if model.adapted is None else dict(model.adapted.run.metrics)
     metrics |= {"task": task.name, "model": model.config.model, "records": before + len(records)}
     metrics |= {} if extend is None else {"extends": str(extend), "records_before": before}
@@ -182,7 +188,7 @@ def _before(folder: str | Path, config: RunConfig, settings: DecisionConfig) -> 
             )
     readout = "heads" if model.config.readout == "auto" else model.config.readout
     given = {config.task.scoring, type(config.method).__name__}
-    own = {readout, type(RunConfig().method if model.method is None else model.method).__name__}
+    own = {readout} if model.method is None else {readout, type(model.method).__name__}
     if other := given - own - {TaskConfig().scoring, type(RunConfig().method).__name__}:
         raise ValueError(
             f"the model in {folder} that is extended answers by {' and '.join(sorted(own))}, but {sorted(other)[0]} "
