@@ -98,7 +98,7 @@ def chosen_rows(cells: Cells) -> Iterable[list[str]]:
             large = [group for group in groups if group[1] >= POOLED]
             pooled = [value for group in large for value in differences(group, "test", cells)]
             less = sum(share(group, cells) for group in large) / len(large)
-            own = -sum(value for group in large for value in frozen_of(group, cells)[0]["log_probabilities"])
+            own = sum(mean(frozen_of(group, cells), "nll") * len(differences(group, "test", cells)) for group in large)
             title = f"{len(large)} cells, {len(pooled)} items"
             nothing = [""] * (1 + len(TEST))
             yield [
@@ -122,13 +122,17 @@ def chosen(method: str, row: str, cells: Cells) -> list[tuple[Any, ...]]:
 
 
 def differences(group: tuple[Any, ...], split: str, cells: Cells) -> list[float]:
-    """NLL of each item less that of the frozen head, means over the seeds."""
-    frozen = {cell["seed"]: cell["log_probabilities"] for cell in cells[(*group[:-1], FROZEN)][split]}
+    """NLL of each item less that of the frozen head on the same training items, means over the seeds and draws."""
+    frozen = {_trained(cell): cell["log_probabilities"] for cell in cells[(*group[:-1], FROZEN)][split]}
     of_seeds = [
-        [other - own for own, other in zip(cell["log_probabilities"], frozen[cell["seed"]], strict=True)]
+        [other - own for own, other in zip(cell["log_probabilities"], frozen[_trained(cell)], strict=True)]
         for cell in cells[group][split]
     ]
     return [sum(item) / len(item) for item in zip(*of_seeds, strict=True)]
+
+
+def _trained(cell: Cell) -> tuple[int, int]:
+    return cell["seed"], cell["draw"]
 
 
 def share(group: tuple[Any, ...], cells: Cells) -> float:
