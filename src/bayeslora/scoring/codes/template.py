@@ -11,6 +11,8 @@ from bayeslora.tasks.decisions.questions import Option, Question, text_of
 
 _ANNOUNCED = "Questions:\n"
 _ROOM = 2000
+"""Characters: an announcement is read before every state, and must leave it its place."""
+
 _NOUL = {"true": "yes", "false": "no"}
 
 
@@ -40,7 +42,7 @@ class Template:
         """With what will be asked before the state, so that a model reads the state for it (once for all questions).
 
         For a fixed set of questions, in their order. A text of one's own for the state is left as it is, and more than
-        `_ROOM` characters of questions are not announced.
+        2,000 characters of questions are not announced.
 
         >>> from bayeslora.tasks.decisions import parse_question
         >>> Template().announcing([parse_question({"type": "noul", "instructions": "Is it urgent?"})]).state
