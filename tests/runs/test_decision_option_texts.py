@@ -318,6 +318,17 @@ def test_fixed_options_stay_fixed_until_a_record_has_others(base: str) -> None:
     assert found.probabilities == pytest.approx(expected.probabilities, abs=2e-3)
 
 
+def test_an_extension_that_fails_leaves_the_model_as_it_was(base: str) -> None:
+    question = {"type": "choice", "instructions": "Which?", "criteria": {"tin": None, "oak": None}}
+    rows = [{"state": f"{n} tin", "questions": {"q": question}, "labels": {"q": "tin"}} for n in range(8)]
+    model = fitted(base, Lora(r=2, last_layers=1), [parse_record(row) for row in rows], max_length=200)
+    before = model.decide("7 tin")
+    other = {"type": "choice", "instructions": "Which?", "criteria": {"tin": None, "o" * 250: None}}
+    with pytest.raises(TooLongError):
+        model.extend([parse_record({"state": "8", "questions": {"q": other}, "labels": {"q": "tin"}})], progress=False)
+    assert model.decide("7 tin") == before
+
+
 @pytest.mark.parametrize("method", ["BayesianHead", "Lora"])
 def test_extend_by_command(
     base: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

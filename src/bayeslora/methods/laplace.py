@@ -73,10 +73,10 @@ class LaplaceLora(Method):
             raise ValueError(f"prior_precision must be a positive number or 'evidence', got {prior_precision!r}.")
         if kronecker_rank is not None and kronecker_rank < 1:
             raise ValueError(f"kronecker_rank must be at least 1, got {kronecker_rank}.")
-        self.layers = layers
-        self.prior_precision = prior_precision
         if curvature not in ("kfac", "ekfac"):
             raise ValueError(f"curvature must be 'kfac' or 'ekfac', got {curvature!r}.")
+        self.layers = layers
+        self.prior_precision = prior_precision
         self.kronecker_rank = kronecker_rank
         self.curvature = curvature
 

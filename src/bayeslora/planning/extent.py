@@ -12,7 +12,7 @@ from bayeslora.models import load_tokenizer, locate
 from bayeslora.planning.shape import Shape
 from bayeslora.runs.config import ModelConfig, TaskConfig
 from bayeslora.runs.items import with_classes
-from bayeslora.runs.loading import scoring_of
+from bayeslora.runs.loading import scoring_of, with_prompt
 from bayeslora.tasks import Item
 
 
@@ -54,7 +54,9 @@ def extent_of(
     every = [item for part in (items or {}).values() for item in part]
     tokenizer = _tokenizer(model.name) if every and tokens is None else None
     if tokenizer is not None:
-        shape = Shape.measured(scoring_of(with_classes(task, every), tokenizer, task.max_length), every)
+        # As a training writes it down, so that what heads announce counts.
+        settled = with_prompt(with_classes(task, every), model, (items or {}).get("train", every))
+        shape = Shape.measured(scoring_of(settled, tokenizer, task.max_length), every)
         return Extent(shape, "measured")
     choices = max((len(item.choices) for item in every), default=5)
     length = tokens or task.max_length

@@ -56,18 +56,15 @@ def over_adapters(frozen: Head, features: OptionFeatures, labels: Tensor) -> Hea
     return given(replace(frozen, scaling=BlockScaling(scales)), kept, labels, frozen.precision)
 
 
-def heads_over_adapters(
-    features: OptionFeatures, labels: Tensor, weights: Tensor | None, average: bool | None
-) -> list[Head]:
+def heads_over_adapters(frozen: Head, features: OptionFeatures, labels: Tensor, average: bool | None) -> list[Head]:
     """The head of items on their adapted layers, and unless `average` is False that of the frozen model.
 
     Args:
-        features: Of the items, of both.
-        labels: As of `fit_head`, like `weights`.
-        weights: Of the items.
+        frozen: As of `over_adapters`, like `features` and `labels`.
+        features: Of the items.
+        labels: Of the items.
         average: As of `HeadsOverAdapters.finish`.
     """
-    frozen = fit_head(without_adapted(features), labels, weights=weights)
     head = over_adapters(frozen, features, labels)
     return [head] if average is False else [head, frozen]
 
@@ -192,9 +189,7 @@ class OptionReading(HeadsOverAdapters):
     def finish(self, parts: Sequence[OptionFeatures], order: Tensor, average: bool | None) -> dict[str, Tensor]:
         """Fit the heads of all items, which from now on read every item; their tensors."""
         features = self.joined(parts, order)
-        frozen = self._frozen_head(features)
-        head = over_adapters(frozen, features, self._labels)
-        self.heads = [head] if average is False else [head, frozen]
+        self.heads = heads_over_adapters(self._frozen_head(features), features, self._labels, average)
         self.folds, self.cross_fitted, self.taught = {}, None, features
         return heads_state(self.heads)
 

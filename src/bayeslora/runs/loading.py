@@ -156,8 +156,7 @@ def with_prompt(task: TaskConfig, model: ModelConfig, train: Iterable[Any]) -> T
         task = replace(task, template=template.to_dict())
     if task.chat_template != "auto":
         return task
-    by_default = get_scoring(task.scoring).templated_by_default
-    used = by_default and uses_chat_template(task, load_tokenizer(model.name, model.revision))
+    used = scoring.templated_by_default and uses_chat_template(task, load_tokenizer(model.name, model.revision))
     return replace(task, chat_template=used)
 
 

@@ -310,8 +310,20 @@ def _read(model: nn.Module, batch: QuestionBatch, layers: Sequence[int]) -> Tens
     vectors = differentiable_vectors(model, suited.rows, layers).float().cpu()
     rows = vectors.unflatten(0, (-1, len(suited["asked"])))
     row, state, place = (batch[name].cpu() for name in ("row", "state", "place"))
-    of_state, of_question = rows[:, row, state], rows[:, row, place]
-    return torch.cat([of_state[:, :, :, :1], of_question, of_state[:, :, :, 1:]], 3).transpose(2, 3).flatten(0, 1)
+    of_state, of_question = (rows[:, row, group].transpose(2, 3) for group in (state, place))
+    return in_order(of_state, of_question).flatten(0, 1)
+
+
+def in_order(state: Tensor, question: Tensor) -> Tensor:
+    """What heads read: the state's mean, the question's mean and last token, and the state's last token.
+
+    The last is what earlier versions did not read.
+
+    Args:
+        state: Mean and last token of states, of earlier versions the mean alone [..., 1 or 2, layers, hidden].
+        question: Mean and last token of questions [..., 2, layers, hidden].
+    """
+    return torch.cat([state[..., :1, :, :], question, state[..., 1:, :, :]], -3)
 
 
 def _name(batch: QuestionBatch, row: int, place: int) -> bytes:

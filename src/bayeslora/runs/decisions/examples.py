@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
+from bayeslora.readouts.questions.reading import in_order
 from bayeslora.runs.decisions.option_examples import OptionExamples
 from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.system.console import track
@@ -117,9 +118,8 @@ class Examples:
         return Examples(self.records + other.records, {key: state[:, :known] for key, state in states.items()}, labels)
 
     def features(self, labels: Labels) -> Tensor:
-        """[labels, poolings, layers, hidden], the poolings as `stacked` has them."""
-        states = torch.stack([_poolings_first(self.states[key]) for key in labels.states])
-        return torch.cat([states[:, :1], labels.features, states[:, 1:]], 1)
+        """[labels, poolings, layers, hidden], as of `in_order`."""
+        return in_order(torch.stack([_poolings_first(self.states[key]) for key in labels.states]), labels.features)
 
     def to_dict(self) -> dict[str, Any]:
         """What of them is no tensor."""
@@ -173,12 +173,8 @@ def held(examples: Examples | OptionExamples | None) -> Examples | OptionExample
 
 
 def stacked(vectors: Vectors, place: int) -> Tensor:
-    """Of one question about a state: the state's mean, the question's mean and last token, and the state's last token.
-
-    [poolings, layers, hidden]. The last is what earlier versions did not read.
-    """
-    state, question = _poolings_first(vectors.state), _poolings_first(vectors.questions[place])
-    return torch.cat([state[:1], question, state[1:]])
+    """As `Examples.features`, of one question about a state [poolings, layers, hidden]."""
+    return in_order(_poolings_first(vectors.state), _poolings_first(vectors.questions[place]))
 
 
 def _asked(record: Record) -> dict[tuple[Any, ...], Question]:

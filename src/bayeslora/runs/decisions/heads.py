@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bayeslora.readouts.novelty import Novelty
 from bayeslora.readouts.questions.head import QuestionHead
 from bayeslora.runs.decisions.config import DecisionConfig
-from bayeslora.runs.decisions.examples import Examples, stacked
+from bayeslora.runs.decisions.examples import Examples, novelty_of, stacked
 from bayeslora.runs.decisions.reading import Vectors
 from bayeslora.system.devices import threads_for
 from bayeslora.system.log import logger
@@ -48,7 +47,7 @@ class Heads:
                         labels.weights,
                         noisy=config.label_noise,
                     )
-        return cls(heads, Novelty.of(torch.stack([state[-1, 0] for state in examples.states.values()])))
+        return cls(heads, novelty_of({key: state[-1, 0] for key, state in examples.states.items()}))
 
     def knows(self, question: Question) -> bool:
         """Whether there is a head for a question, whatever its id and the order of its options."""

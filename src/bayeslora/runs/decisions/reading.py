@@ -192,12 +192,10 @@ class HiddenReader:
         return len(state) > self.room // 2
 
     def _together(self, prompts: Sequence[Prompt]) -> list[Vectors]:
-        shared = max(map(self._shared, prompts))
-        tokens = shared + sum(prompt.tokens - self._shared(prompt) for prompt in prompts)
+        row = Row.of(prompts, self.begin)
         with torch.no_grad(), evaluating(self.reader.model):
-            if self._distrusted or self._is_long(prompts[0].state) or tokens > self.room:
+            if self._distrusted or self._is_long(prompts[0].state) or len(row.tokens) > self.room:
                 return [self._one_by_one(prompt) for prompt in prompts]
-            row = Row.of(prompts, self.begin)
             return self._row(row) if len(row.tokens) <= self._tried else self._on_trial(prompts, row)
 
     def _row(self, row: Row) -> list[Vectors]:

@@ -139,9 +139,9 @@ def _wire_of(path: str, body: Mapping[str, Any]) -> Wire:
         return Cloudflare()
     if path in _SYSTEM_ONE:
         return SystemOne()
-    if isinstance(body.get("questions"), list):
-        return OpenAI()
     questions = body.get("questions")
+    if isinstance(questions, list):
+        return OpenAI()
     if path.startswith(_GOOGLE) and "state" not in body:
         return Gemini()
     return Gemini() if "input" in body and isinstance(questions, Mapping) else SystemOne()
