@@ -18,7 +18,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 scikit-learn==1.9.1 pandas==3.1.1 matplotlib==3.10.8 2>/dev/null
+"$folder/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 scikit-learn==1.9.1 \
+    pandas==3.1.1 matplotlib==3.10.8 2>/dev/null
 "$folder/venv/bin/pip" install --quiet --no-compile --no-deps ueq==1.0.1 2>/dev/null
 OMP_NUM_THREADS=1 "$folder/venv/bin/python" -W ignore - <<'PYTHON'
 from statistics import NormalDist

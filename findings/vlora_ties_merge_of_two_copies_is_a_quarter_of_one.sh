@@ -18,7 +18,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 safetensors==0.8.0 click==8.5.0 packaging==26.2 2>/dev/null
+"$folder/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 safetensors==0.8.0 \
+    click==8.5.0 packaging==26.2 2>/dev/null
 "$folder/venv/bin/pip" install --quiet --no-compile --no-deps vlora-dev==1.0.0 2>/dev/null
 cd "$folder"
 cat > adapters.py <<'PYTHON'
