@@ -14,6 +14,7 @@ from torch import nn
 from bayeslora.experiments.comparison import Results
 from bayeslora.experiments.comparison.selection import best_rate
 from bayeslora.experiments.learning_rates import SweepConfig, log_grid
+from bayeslora.experiments.learning_rates.config import wider_bound
 from bayeslora.experiments.learning_rates.curvature import largest_eigenvalue, largest_hessian_eigenvalue
 from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
@@ -32,6 +33,24 @@ def test_the_grid_has_four_rates_a_decade():
     assert log_grid(1, 10, 2) == [1, 2, 4, 8]
     assert SweepConfig(lowest=1, highest=2, ratio=2).learning_rates == [1, 2]
     assert SweepConfig(learning_rates=[3.0]).learning_rates == [3.0]
+
+
+def test_few_digits_of_the_ratio_do_not_lose_the_highest_rate():
+    """The grid of docs/guides/learning_rate_sweep.md ended at 0.05624."""
+    assert log_grid(1e-4, 1e-1, 1.7783)[-2:] == [0.05624, 0.1]
+    assert log_grid(1e-3, 1e-2, 3.1623) == [0.001, 0.003162, 0.01]
+    assert log_grid(1e-4, 3.2e-2, 3.1623)[-1] == 0.03162
+
+
+@pytest.mark.parametrize("ratio", [10**0.25, 1.78, 3.1623, 2, 10])
+@pytest.mark.parametrize("edge", ["lowest", "highest"])
+def test_a_wider_grid_keeps_the_rates_that_are_there(edge, ratio):
+    """With the default ratio a lowest rate of 3.162e-05, as once was said, has 9.999e-05 in the place of 0.0001."""
+    config = SweepConfig(lowest=1e-4, highest=1e-2, ratio=ratio)
+    bound = wider_bound(config, edge)
+    wider = SweepConfig(**{"lowest": 1e-4, "highest": 1e-2, "ratio": ratio, edge: bound}).learning_rates
+    inside = wider[2:] if edge == "lowest" else wider[:-2]
+    assert inside == config.learning_rates
 
 
 @pytest.mark.parametrize("bounds", [(0, 1, 2), (2, 1, 2), (1, 2, 1)])
@@ -138,7 +157,7 @@ def test_a_sweep_diverges_resumes_extends_and_writes_its_winners(config, tmp_pat
         scores = {p["learning_rate"]: p["nll"] for p in row["points"] if not p["diverged"]}
         assert row["best"] == min(scores, key=scores.__getitem__)
         assert row["hint"] == pytest.approx(1 / row["largest_eigenvalue"])
-        assert (row["edge"] is not None) == (row["best"] in (0.001, 0.1))
+        assert (row["edge"] is not None) == (row["best"] in (0.001, 0.1)) == (row["remedy"] is not None)
         winner = parse_config(output / row["winner"])
         assert winner.train.learning_rate == row["best"] and winner.method.last_layers == 1
         assert f"bayeslora train --config {output / row['winner']}" in printed
@@ -158,22 +177,34 @@ def test_another_training_is_refused(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(going_on, "train", lambda *_, **__: (_ for _ in ()).throw(NonFiniteLossError("nan")))
     record = sweep(config, tmp_path / "out", "--hint", "false")
     assert [row["best"] for row in record["rows"]] == [None, None]
-    assert "every rate diverged" in capsys.readouterr().out
+    assert "every rate diverged. Run the same command with --lowest 1e-05;" in capsys.readouterr().out
     assert "train.max_steps" in fails(
         capsys, "sweep", "--config", config, "--output_dir", tmp_path / "out", "--train.max_steps", 5
     )
 
 
+def test_a_grid_that_is_written_out_grows_where_it_stands(config, tmp_path, monkeypatch):
+    """--lowest has no effect on it."""
+    monkeypatch.setattr(going_on, "train", lambda *_, **__: (_ for _ in ()).throw(NonFiniteLossError("nan")))
+    content = yaml.safe_load(config.read_text()) | {"learning_rates": [0.2, 0.3]}
+    content["rows"]["full, top"]["learning_rates"] = [0.02]
+    config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    lora, full = sweep(config, tmp_path / "out", "--hint", "false")["rows"]
+    assert lora["remedy"] == "Add 0.02 to learning_rates and run again; only the new rates are trained."
+    assert full["remedy"].startswith("Add 0.002 to rows.full, top.learning_rates")
+
+
 def record_of(best: float, edge: str | None) -> dict:
     points = [{"learning_rate": r, "diverged": False, "accuracy": 0.5, "nll": 1.0, "ece": 0.1} for r in (0.01, 0.1)]
-    row = {"task": "t", "row": "lora", "points": points, "best": best, "edge": edge, "extend": 0.3}
+    row = {"task": "t", "row": "lora", "points": points, "best": best, "edge": edge, "remedy": "Go on."}
     hints = {"largest_eigenvalue": 5.0, "hint": 0.2, "relative_hint": best}
     return {"seed": 0, "select_by": "nll", "rows": [row | hints]}
 
 
 def test_a_best_rate_at_the_edge_says_how_to_go_on():
-    assert "--highest 0.3" in sweep_table(record_of(0.1, "highest"))
-    assert "--" not in sweep_table(record_of(0.1, None)).replace("---", "")
+    assert "the best rate 0.1 is the highest that was tried" in sweep_table(record_of(0.1, "highest"))
+    assert "beyond it. Go on." in sweep_table(record_of(0.1, "highest"))
+    assert "Go on." not in sweep_table(record_of(0.1, None))
     assert sweep_picture(record_of(0.1, None)).startswith(b"\x89PNG")
 
 

@@ -12,7 +12,7 @@ from bayeslora.experiments.comparison import Cell, Results
 from bayeslora.experiments.comparison.cells import cell_folder
 from bayeslora.experiments.comparison.runner import compare
 from bayeslora.experiments.comparison.selection import best_rate, diverged
-from bayeslora.experiments.learning_rates.config import SweepConfig
+from bayeslora.experiments.learning_rates.config import SweepConfig, log_grid, wider_bound
 from bayeslora.experiments.learning_rates.curvature import largest_hessian_eigenvalue
 from bayeslora.experiments.learning_rates.picture import sweep_picture
 from bayeslora.experiments.learning_rates.table import sweep_table
@@ -92,9 +92,10 @@ def _row(
     try:
         best = best_rate(results, task, title, config.seeds[0], rates, config.select_by)
     except RuntimeError:
-        logger.warning("every run of %r on %s diverged: lower the grid, --lowest %.2g", title, task, rates[0] / 100)
+        logger.warning("every run of %r on %s diverged", title, task)
         best = None
     edge = None if best is None or not config.has_rate(title) else {rates[0]: "lowest", rates[-1]: "highest"}.get(best)
+    further = edge if best is not None else "lowest"
     largest = None if curvature is None else curvature["largest_eigenvalue"]
     return {
         "task": task,
@@ -102,15 +103,20 @@ def _row(
         "points": [_point(cell, results) for cell in cells],
         "best": best,
         "edge": edge,
-        "extend": None if edge is None else float(f"{_beyond(config, rates, edge):.4g}"),
+        "remedy": None if further is None else _remedy(config, title, rates, further),
         "largest_eigenvalue": largest,
         "hint": 1 / largest if largest is not None and largest > 0 else None,
     }
 
 
-def _beyond(config: SweepConfig, rates: list[float], edge: str) -> float:
-    """Two steps beyond the edge of the grid."""
-    return rates[0] / config.ratio**2 if edge == "lowest" else rates[-1] * config.ratio**2
+def _remedy(config: SweepConfig, title: str, rates: list[float], edge: str) -> str:
+    """How the grid of a row goes on beyond an edge."""
+    if rates == log_grid(config.lowest, config.highest, config.ratio):
+        bound = wider_bound(config, edge)
+        return f"Run the same command with --{edge} {bound:.12g}; only the new rates are trained."
+    beyond = rates[0] / config.ratio if edge == "lowest" else rates[-1] * config.ratio
+    own = f"rows.{title}.learning_rates" if config.rows[title].learning_rates else "learning_rates"
+    return f"Add {beyond:.2g} to {own} and run again; only the new rates are trained."
 
 
 def _point(cell: Cell, results: Results) -> dict[str, Any]:

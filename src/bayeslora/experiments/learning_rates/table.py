@@ -38,10 +38,10 @@ def _entries(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _note(row: Mapping[str, Any]) -> str:
     if row["best"] is None:
-        return f"- {row['row']}: every rate diverged; lower the grid with --lowest."
+        return f"- {row['row']}: every rate diverged. {row['remedy']}"
     return (
         f"- {row['row']}: the best rate {row['best']:g} is the {row['edge']} that was tried, so a better one may lie "
-        f"beyond it. Run the same command with --{row['edge']} {row['extend']:g}; only the new rates are trained."
+        f"beyond it. {row['remedy']}"
     )
 
 
