@@ -631,7 +631,9 @@ def test_the_command_exports_the_draws_that_predictions_use(
     run, out = trained("Blob", epsilon=0.5), tmp_path / "out"
     capsys.readouterr()
     main(["export", str(run), "--format", "samples", "--num_samples", "2", "--output_dir", str(out)])
-    assert capsys.readouterr().out.splitlines() == [str(out / "draw0"), str(out / "draw1")]
+    *folders, following = capsys.readouterr().out.splitlines()
+    assert folders == [str(out / "draw0"), str(out / "draw1")]
+    assert following.startswith("next     load each by PEFT") and "average their probabilities" in following
     record = json.loads((out / RECORD).read_text())
     main(["export", str(run), "--format", "samples", "--num_samples", "2", "--output_dir", str(out), "--json"])
     assert json.loads(capsys.readouterr().out) == record | {"folders": [str(out / "draw0"), str(out / "draw1")]}

@@ -15,7 +15,7 @@ from torch import Tensor
 from bayeslora import sampling
 from bayeslora.experiments.intruder_dimensions import diagnose, left_singular_vectors, repaired, spectrum
 from bayeslora.experiments.intruder_dimensions.layers import layer_spectra, scaled_intruders, short_names
-from bayeslora.experiments.intruder_dimensions.table import diagnosis_text
+from bayeslora.experiments.intruder_dimensions.table import diagnosis_text, next_step
 from bayeslora.runs.run import Run
 from bayeslora_cli.main import main
 from conftest import bayesian, config_for, distance, logits_of, perturb, seeded, tiny_gpt2, tiny_llama
@@ -202,6 +202,7 @@ def test_a_run_is_diagnosed_from_the_command_line(config, tmp_path, capsys, data
     text = capsys.readouterr().out
     record = json.loads((run / "diagnosis" / "diagnosis.json").read_text())
     assert f"{record['intruders']} intruder dimensions in {len(record['layers'])} layers" in text
+    assert text.splitlines()[-1] == f"next     {next_step(record)}"
     assert (run / "diagnosis" / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     assert len(record["intruders_of_draws"]["draws"]) == 2
     (repair,) = record["repair"]
@@ -230,6 +231,16 @@ def test_a_run_without_any_is_one_line_without_a_picture_or_a_prediction(config,
     main([*call, "--overwrite", "true", "--json"])
     assert json.loads(capsys.readouterr().out)["repair"] == []
     assert not (run / "diagnosis" / "diagnosis.png").exists()
+
+
+def test_the_next_step_is_the_lambda_that_is_best_on_the_first_task():
+    def record(*losses: float) -> dict:
+        points = [{"lambda": scale, "nll": loss} for scale, loss in zip((0.0, 0.5, 1.0), losses, strict=True)]
+        return {"repair": [{"points": points}, {"points": points[::-1]}]}
+
+    assert "lambda 0.5 has the lowest NLL here; peft." in next_step(record(1, 0.8, 0.9))
+    assert next_step(record(1, 0.9, 0.8)).startswith("keep the adapter")
+    assert next_step({"repair": []}).startswith("--tasks")
 
 
 def test_a_plain_peft_adapter_needs_no_run(tmp_path, tiny_base, data):  # noqa: F811

@@ -32,11 +32,12 @@ class Diagnose(Command):
         add_usual(parser, "device", "overwrite", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
-        """Prints the table."""
+        """Prints the table, and what to do where there is something to repair."""
         from bayeslora.experiments.intruder_dimensions import diagnose
-        from bayeslora.experiments.intruder_dimensions.table import diagnosis_text
+        from bayeslora.experiments.intruder_dimensions.table import diagnosis_text, next_step
 
         names = ("output_dir", "base_model", "tasks", "scoring", "split", "examples", "scales", "num_samples", "seed")
         chosen = {name: options[name] for name in (*names, "top", "threshold", "device", "overwrite")}
         record = diagnose(options.run, **chosen)
-        print_result(options, record, diagnosis_text(record))
+        following = f"\nnext     {next_step(record)}" if record["intruders"] else ""
+        print_result(options, record, diagnosis_text(record), following)

@@ -28,10 +28,12 @@ class Export(Command):
         add_usual(parser, "device", "json")
 
     def run(self, options: Namespace, parser: ArgumentParser) -> None:
-        """Prints the folders that were written."""
+        """Prints the folders that were written, and what to do with them."""
         from bayeslora.deploy.export import export_run
+        from bayeslora.deploy.export.run import FORMATS
 
         chosen = {name: options[name] for name in ("format", "num_samples", "seed", "draw", "dtype", "device")}
         record = export_run(options.run, options.output_dir, **chosen)
         folders = [str(Path(options.output_dir) / folder) for folder in record.get("draws", ["."])]
-        print_result(options, record | {"folders": folders}, *folders)
+        use = FORMATS.get(options.format).use
+        print_result(options, record | {"folders": folders}, *folders, f"next     {use}" if use else "")

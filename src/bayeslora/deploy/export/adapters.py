@@ -108,6 +108,7 @@ class Mean(ExportFormat):
     """The posterior mean as one LoRA adapter."""
 
     name = "mean"
+    use = "peft.PeftModel.from_pretrained or a server of LoRA adapters loads it; commands: docs/guides/export.md"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         """As `export_mean`."""
@@ -119,6 +120,7 @@ class Samples(ExportFormat):
 
     name = "samples"
     options = ("num_samples",)
+    use = "load each by PEFT or a server of LoRA adapters, average their probabilities; commands: docs/guides/export.md"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         """As `export_samples`."""

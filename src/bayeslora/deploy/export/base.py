@@ -40,6 +40,8 @@ class ExportFormat(ABC):
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
     """Which of `num_samples` and `draw` it takes."""
+    use: ClassVar[str] = ""
+    """What to do with the folder, in a line for a person."""
 
     @abstractmethod
     def write(self, request: ExportRequest) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Merged(ExportFormat):
 
     name = "merged"
     options = ("draw",)
+    use = "transformers and servers load it as any model; commands: docs/guides/export.md"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         """As `export_merged`."""

@@ -39,6 +39,18 @@ def diagnosis_text(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def next_step(record: Mapping[str, Any]) -> str:
+    """What to do after a diagnosis that found intruder dimensions in the mean; of several tasks the first decides."""
+    if not record["repair"]:
+        return "--tasks '[NAME, ...]' measures what scaling them down does there"
+    points = record["repair"][0]["points"]
+    best = min(points, key=lambda point: point["nll"])["lambda"]
+    if best >= 1 or len(points) == 1:
+        return "keep the adapter: no other lambda has a lower NLL; --tasks '[NAME, ...]' measures other tasks"
+    writer = "peft.tuners.lora.intruders.reduce_intruder_dimension"
+    return f"lambda {best:g} has the lowest NLL here; {writer} writes such an adapter (docs/guides/diagnose.md)"
+
+
 def _layer_lines(layers: list[dict[str, Any]]) -> list[str]:
     names = short_names([layer["name"] for layer in layers])
     found = [(name, layer) for name, layer in zip(names, layers, strict=True) if layer["intruders"]]
