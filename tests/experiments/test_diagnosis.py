@@ -275,7 +275,8 @@ def test_a_posterior_adapter_alone_has_its_draws(tmp_path, tiny_base):  # noqa: 
 def test_what_is_no_adapter_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "neither a run nor a PEFT adapter" in fails(capsys, "diagnose", tmp_path / "empty")
-    assert "say where to write" in fails(capsys, "diagnose", "user/name")
+    said = fails(capsys, "diagnose", "user/name")
+    assert "check its name" in said and "--output_dir FOLDER" in said
 
 
 def test_an_adapter_that_changed_its_base_is_refused(tmp_path):

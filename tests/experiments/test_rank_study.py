@@ -164,7 +164,9 @@ def study(config: Path, output: Path, *options: str) -> dict:
 def test_a_study_has_its_ranks_and_the_full_row_and_is_not_repeated(config, tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
     record = study(config, output)
-    assert aligned((output / "rank_study.md").read_text().strip()) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert aligned((output / "rank_study.md").read_text().strip()) in printed
+    assert printed.splitlines()[-1] == f"picture: {output / 'rank_study.png'}"
     assert (output / "rank_study.png").read_bytes().startswith(b"\x89PNG")
     one, four, whole = record["rows"]
     assert [row["row"] for row in record["rows"]] == ["rank 1", "rank 4", "full, top 1 layers"]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from bayeslora.experiments.learning_rates import SweepConfig
+from bayeslora.experiments.sequences.config import ContinualConfig
 from bayeslora.methods import BayesianLora, Lora
 from bayeslora.methods.ivon import Ivon
-from bayeslora.options.parsing import config_parser, instantiate
+from bayeslora.options.parsing import config_parser, instantiate, parse_file
 from bayeslora.runs.config import RunConfig
 from bayeslora.runs.config_files import dump_config, parse_config
 
@@ -42,3 +44,14 @@ def test_a_config_that_cannot_be_written_is_an_error_of_python() -> None:
     with pytest.raises(ValueError, match="epochs"):
         dump_config(config)
     assert "r: 3" in dump_config(RunConfig(method=Lora(r=3)))
+
+
+def test_a_method_at_the_wrong_depth_of_a_row_is_told_its_place(tmp_path: Path) -> None:
+    """A row of `compare` and `sweep` has a method among others; one of `continual` is a method."""
+    path = tmp_path / "config.yaml"
+    path.write_text("rows: {lora: {class_path: Lora, init_args: {r: 4}}}")
+    with pytest.raises(ValueError, match=r"rows\.lora must be a mapping of .* write method: \{class_path: Lora\}"):
+        parse_file(path, SweepConfig)
+    path.write_text("rows: {lora: {method: {class_path: Lora}}}")
+    with pytest.raises(ValueError, match=r"rows\.lora is a method itself; write its class_path and init_args there"):
+        parse_file(path, ContinualConfig)

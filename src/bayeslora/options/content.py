@@ -37,6 +37,11 @@ def check_content(content: Any, kind: Any, name: str = "") -> None:
             inner = {rest: inner} if rest else inner
             if head in hints:
                 check_content(inner, hints[head], _join(name, head))
+            elif head == "class_path" and (field := _field_of_class(hints)):
+                raise ValueError(
+                    f"{name or 'a config'} must be a mapping of options, of which {field} is a class, but names a class "
+                    f"itself; write {field}: {{class_path: {inner}}} there."
+                )
             else:
                 _refuse_classes({head: inner}, name)
     elif _is_named_by_path(kind):
@@ -59,6 +64,11 @@ def named_by_path(kind: Any) -> Iterator[type]:
         yield from named_by_path(inner)
 
 
+def _field_of_class(hints: Mapping[str, Any]) -> str | None:
+    """The option of a config whose value is named by its path, such as a row's `method`."""
+    return next((field for field, kind in hints.items() if _is_named_by_path(kind)), None)
+
+
 def _names_classes(kind: Any) -> bool:
     return is_dataclass(kind) or _is_named_by_path(kind)
 
@@ -78,6 +88,8 @@ def _check_class(content: Any, kind: type, name: str) -> None:
             f"imported. If you trust this class, name it yourself: --allow_method {path}, or in Python "
             f"load_run(..., allow_method={path!r})."
         )
+    if "class_path" not in content and isinstance(content.get("method"), Mapping):
+        raise ValueError(f"{name} is a method itself; write its class_path and init_args there, without method.")
     for key, inner in content.items():
         if key != "class_path":
             _refuse_classes({key: inner}, name)

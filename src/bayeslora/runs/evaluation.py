@@ -19,7 +19,7 @@ from bayeslora.runs.prediction import Prediction, write_rows
 from bayeslora.runs.run import Run
 from bayeslora.system.files import write_json
 from bayeslora.system.folders import only_writer, replaced_together
-from bayeslora.system.locating import is_hub_run
+from bayeslora.system.locating import require_place
 from bayeslora.system.log import logger
 from bayeslora.system.processes import barrier, is_main
 from bayeslora.tasks import LocalFile, allow_task
@@ -75,11 +75,8 @@ def evaluate(
     if input is not None and (task is not None or split == "dev"):
         other = "split 'dev'" if task is None else f"task {task!r}"
         raise ValueError(f"input {str(input)!r} is scored whole, and {other} is of a task; give one of the two.")
-    if output_dir is None and is_hub_run(str(folder)):
-        raise ValueError(
-            f"there is no folder {str(folder)!r} here. To evaluate the run of that Hub id, say where to write the "
-            "results: output_dir=FOLDER."
-        )
+    if output_dir is None:
+        require_place(folder)
     if task is not None:
         allow_task(task)
     for file in (input, task if task is not None and Path(task).suffix.lower() in READERS else None):

@@ -32,6 +32,19 @@ def is_hub_run(run: str | Path) -> bool:
     return isinstance(run, str) and not Path(run).exists() and _HUB_ID.fullmatch(run) is not None
 
 
+def require_place(run: str | Path) -> None:
+    """Refuse a run that has no folder here, in which results could be written.
+
+    Raises:
+        ValueError: It can only be a Hub id, or a folder whose name is wrong.
+    """
+    if is_hub_run(str(run)):
+        raise ValueError(
+            f"there is no folder {str(run)!r} here; check its name. If it is a run on the Hub, say where to write the "
+            "results: --output_dir FOLDER (in Python: output_dir=FOLDER)."
+        )
+
+
 def run_folder(run: str | Path, revision: str | None = None) -> Path:
     """The folder of a run; of a Hub id, its newest snapshot, which is downloaded into the Hub's cache.
 

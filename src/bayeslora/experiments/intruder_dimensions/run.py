@@ -21,7 +21,7 @@ from bayeslora.scoring import get_scoring
 from bayeslora.system.console import track
 from bayeslora.system.files import check_absent, write_file, write_json
 from bayeslora.system.folders import only_replacer
-from bayeslora.system.locating import is_hub_run
+from bayeslora.system.locating import require_place
 from bayeslora.tasks import allow_task
 
 FORMAT_VERSION = 1
@@ -75,8 +75,8 @@ def diagnose(
         RuntimeError: Another process writes there.
         ValueError: The adapter cannot be diagnosed, or a task has no items in the split; the message says why.
     """
-    if output_dir is None and is_hub_run(str(source)):
-        raise ValueError(f"there is no folder {str(source)!r} here; say where to write: output_dir=FOLDER.")
+    if output_dir is None:
+        require_place(source)
     target = Path(output_dir) if output_dir is not None else Path(source) / "diagnosis"
     check_absent(target / "diagnosis.json", overwrite)
     for name in tasks or ():
