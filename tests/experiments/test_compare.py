@@ -86,7 +86,8 @@ def compare(config: Path, output: Path) -> Results:
 def test_every_row_has_every_seed_and_the_rate_with_the_better_dev_score(config, tmp_path, caplog):
     results = compare(config, tmp_path / "out")
     said = [record.message for record in caplog.records if "mostly the prior's" in record.message]
-    assert len(said) == 1 and said[0].startswith("plants: ") and len(results.cells(method="lora + temperature")) == 2
+    assert len(said) == 1 and said[0].startswith("plants, lora: ")
+    assert len(results.cells(method="lora + temperature")) == 2
     assert results.methods("final") == ["lora + temperature", "lora", "bayesian_lora"]
     labels = results.items("plants", "dev").label_array()
     selection = results.cells("selection")

@@ -161,14 +161,14 @@ class CellComputer:
             if not reading.own:
                 yield reading
             if row.temperature:
-                yield tempered(reading, partial(self._say, planned.task))
+                yield tempered(reading, partial(self._say, planned.task, reading.title))
 
-    def _say(self, task: str, temperature: Temperature) -> None:
-        """What is to be said of a temperature, once for each task: its rows share the dev items."""
-        kind = (task, bound_of(temperature.record))
+    def _say(self, task: str, title: str, temperature: Temperature) -> None:
+        """What is to be said of a row's temperature; of few dev items, which its rows share, once for each task."""
+        kind = (task, title if bound_of(temperature.record) else None)
         if temperature.warning and kind not in self._said:
             self._said.add(kind)
-            logger.warning("%s: %s", task, temperature.warning)
+            logger.warning("%s, %s: %s", task, title, temperature.warning)
 
     def _trained(self, planned: PlannedCell) -> Run:
         """A run, trained or, where its folder is finished already, loaded."""
