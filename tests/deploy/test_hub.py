@@ -281,7 +281,7 @@ def test_a_revision_may_stand_behind_the_id(monkeypatch, tmp_path):
 
 
 def test_evaluating_a_run_of_the_hub_needs_a_folder_to_write_to():
-    with pytest.raises(ValueError, match="check its name.*--output_dir FOLDER"):
+    with pytest.raises(ValueError, match=r"check its name.*--output_dir FOLDER"):
         evaluate("anna/plants")
 
 

@@ -11,9 +11,10 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from test_cli import tiny_encoder  # noqa: F401
 from test_contract import EVERY, SHARED, TEST, World, world  # noqa: F401
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bayeslora.experiments.sequences.chain import load_chain, run_chain
 from bayeslora.experiments.sequences.config import ChainConfig
@@ -179,6 +180,22 @@ def test_the_merged_model_is_the_base_with_all_blocks(chain: Path, world: World)
     assert distance(mean_probabilities(together.eval(), chain), expected) < 1e-5
 
 
+def test_the_merged_model_knows_its_classes(tiny_encoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = [{"question": f"Is it iron ({n})?", "choices": ["no", "yes"], "label": n % 2} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = {
+        "model": {"name": str(tiny_encoder), "device": "cpu"},
+        "task": {"name": str(tmp_path / "rows.jsonl"), "scoring": "classification"},
+        "method": {"class_path": "Lora", "init_args": {"r": 1}},
+        "train": {"max_steps": 1, "arguments": {"disable_tqdm": True}},
+        "blocks": 1,
+    }
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
+    main(["chain", "--config", str(tmp_path / "chain.yaml"), "--output_dir", str(tmp_path / "out")])
+    merged = AutoConfig.from_pretrained(tmp_path / "out" / "merged")
+    assert list(merged.id2label.values()) == ["no", "yes"]
+
+
 def test_records_are_the_scores_after_each_block(chain: Path, method: Method) -> None:
     records = json.loads((chain / "chain.json").read_text())["blocks"]
     assert [record["folder"] for record in records] == ["block0", "block1"]
@@ -267,7 +284,9 @@ def test_command_line(world: World, tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
     for _ in range(2):
         main(["chain", "--config", str(tmp_path / "chain.yaml"), "--output_dir", str(tmp_path / "out")])
-    assert f"merged model: {tmp_path / 'out' / 'merged'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"merged model: {tmp_path / 'out' / 'merged'}" in printed
+    assert f"next     bayeslora serve {tmp_path / 'out' / 'block1'}" in printed
     with pytest.raises(ValueError, match="at least 1"):
         ChainConfig(blocks=0)
     with pytest.raises(ValueError, match=r"model\.merge"):

@@ -39,8 +39,8 @@ def check_content(content: Any, kind: Any, name: str = "") -> None:
                 check_content(inner, hints[head], _join(name, head))
             elif head == "class_path" and (field := _field_of_class(hints)):
                 raise ValueError(
-                    f"{name or 'a config'} must be a mapping of options, of which {field} is a class, but names a class "
-                    f"itself; write {field}: {{class_path: {inner}}} there."
+                    f"{name or 'a config'} must be a mapping of options, of which {field} is a class, but names a "
+                    f"class itself; write {field}: {{class_path: {inner}}} there."
                 )
             else:
                 _refuse_classes({head: inner}, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -26,4 +27,10 @@ class Chain(ConfigCommand):
         folder = Path(options.output_dir)
         blocks = run_chain(config, folder)
         table = (folder / "chain.md").read_text(encoding="utf-8").rstrip()
-        print_result(options, {"blocks": blocks}, aligned(table), f"merged model: {folder / 'merged'}")
+        print_result(
+            options,
+            {"blocks": blocks},
+            aligned(table),
+            f"merged model: {folder / 'merged'}",
+            f"next     bayeslora serve {shlex.quote(str(folder / blocks[-1]['folder']))}",
+        )

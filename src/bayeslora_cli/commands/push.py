@@ -34,7 +34,9 @@ class Push(Command):
         chosen = {name: options[name] for name in ("base_model", "datasets", "license", "baseline", "include")}
         if options.output_dir is not None:
             folder = str(write_hub_folder(options.run, options.output_dir, options.repo_id, **chosen))
-            print_result(options, {"folder": folder}, f"to push: {folder}", "next     the same command without --output_dir")
+            print_result(
+                options, {"folder": folder}, f"to push: {folder}", "next     the same command without --output_dir"
+            )
             return
         where = {"private": options.private, "revision": options.revision}
         address = str(push_to_hub(options.run, options.repo_id, **where, **chosen))

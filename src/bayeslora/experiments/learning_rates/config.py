@@ -30,8 +30,8 @@ class SweepConfig(SweepOptions, CompareConfig):
 def log_grid(lowest: float, highest: float, ratio: float = RATIO) -> list[float]:
     """Rates from `lowest` on, each `ratio` times the one before, up to `highest`; four significant digits.
 
-    Ratios and bounds are written with few digits: a last rate that passes `highest` by less than a hundredth of a step is
-    `highest`.
+    Ratios and bounds are written with few digits: a last rate that passes `highest` by less than a hundredth of a step
+    is `highest`.
 
     Raises:
         ValueError: The bounds are not positive and in order, or the ratio is not above 1.

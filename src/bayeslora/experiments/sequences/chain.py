@@ -12,7 +12,8 @@ from torch import nn
 
 from bayeslora.adapters.files import require_supplied
 from bayeslora.adapters.from_lora import adapter_folder
-from bayeslora.deploy.export import export_merged
+from bayeslora.deploy.export import FORMATS
+from bayeslora.deploy.export.base import ExportRequest
 from bayeslora.experiments.sequences.config import ChainConfig
 from bayeslora.experiments.sequences.sketch import draw_sketch
 from bayeslora.report.text import markdown_table, plus_minus
@@ -141,7 +142,9 @@ def _write_merged(output: Path, blocks: int) -> None:
     if record is not None and record.get("blocks") == blocks:
         return
     last = load_run(output / f"block{blocks - 1}")
-    export_merged(last.model, output / "merged", tokenizer=last.scoring.tokenizer, details={"blocks": blocks})
+    FORMATS.get("merged")().write(
+        ExportRequest(last, output / "merged", last.config.seed, "float32", None, None, {"blocks": blocks})
+    )
 
 
 def _records(path: Path, described: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, Any]]:
