@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from bayeslora.adapters.config import RandomLoraConfig, Side
 from bayeslora.adapters.registration import register
+from bayeslora.adapters.units import layer_units
 from bayeslora.options.plain import Plain
 from bayeslora.options.ranges import Range, Size, StandardDeviation
 from bayeslora.posteriors import get_posterior
@@ -39,6 +40,10 @@ class BayesianLoraConfig(RandomLoraConfig):
             into all outputs of the layer.
         inducing_std: tau, the prior standard deviation of the part of a weight that V explains, one or a pair; None:
             `prior_std`, as in the paper. Wider, q(V) has room to learn a posterior in while the residual stays small.
+        std_units: "weight": the standard deviations `prior_std`, `inducing_std` and `mean_std` are those of weights.
+            "base": they are relative, of A to its own size at the start, of B to the size at which the update is as
+            large as the base model's weights, so that they mean the same for every width, rank, alpha and scale of
+            the base (`bayeslora.adapters.units`). For `mean="lora"`.
         residual_scale: lambda in (0, 1], the scale of the conditional's standard deviation. At 1 the conditional of
             the posterior is the prior's and costs no KL.
         learn_residual_scale: Train lambda, bounded above by `maximum_residual_scale` through a sigmoid.
@@ -62,6 +67,7 @@ class BayesianLoraConfig(RandomLoraConfig):
     posterior_std: StandardDeviation = 0.25
     prior_std: StandardDeviation | list[StandardDeviation] = 0.05
     inducing_std: StandardDeviation | list[StandardDeviation] | None = 0.2
+    std_units: Literal["weight", "base"] = "weight"
     residual_scale: Annotated[float, Range(0, 1, above=True)] = 1.0
     learn_residual_scale: bool = False
     maximum_residual_scale: Annotated[float, Range(0, 1, above=True)] = 1.0
@@ -80,6 +86,11 @@ class BayesianLoraConfig(RandomLoraConfig):
     def _check(self) -> None:
         for name in ("prior_std", "inducing_std", "mean_std"):
             _pair(name, getattr(self, name))
+        if self.std_units == "base" and self.mean != "lora":
+            raise ValueError(
+                f"std_units='base' is for mean='lora', got mean={self.mean!r}: without a mean function the mean of W "
+                "is in units of its noise; take std_units='weight'."
+            )
         bound = self.maximum_residual_scale
         if self.learn_residual_scale and not self.residual_scale < bound:
             raise ValueError(
@@ -118,7 +129,16 @@ class BayesianLoraConfig(RandomLoraConfig):
             mean_std=_pair("mean_std", self.mean_std)[position],
             bases=self.bases,
             inducing_diagonal=self.inducing_diagonal,
+            relative=self.std_units == "base",
         )
+
+    def know_layer(self, layer: Any, adapter_name: str) -> None:
+        """Relative standard deviations get their unit; on a meta device it comes with the adapter's file."""
+        factors: dict[Side, Any] = {"A": layer.lora_A[adapter_name], "B": layer.lora_B[adapter_name]}
+        if self.std_units == "weight" or layer.weight.is_meta or factors["A"].device.type == "meta":
+            return
+        for side, unit in layer_units(layer, adapter_name).items():
+            factors[side].unit.fill_(unit)
 
 
 def _pair(name: str, value: Std | Sequence[Std]) -> tuple[Std, Std]:

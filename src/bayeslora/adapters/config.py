@@ -97,6 +97,9 @@ class RandomLoraConfig(LoraConfig):
         """The random factor that begins where `module` does."""
         return RandomFactor(self.family(side, module.out_features, module.in_features), module.weight.data)
 
+    def know_layer(self, layer: Any, adapter_name: str) -> None:
+        """The random parts are in their LoRA layer, or have got another mean: take what depends on the layer."""
+
     @abstractmethod
     def family(self, side: Side, rows: int, columns: int) -> WeightPosterior:
         """q(W) of a factor `[rows, columns]`."""

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch import nn
 
 from bayeslora.adapters import BayesianLoraConfig, RandomLoraConfig
+from bayeslora.adapters.draws import find_draws
 from bayeslora.adapters.files import is_factor, read_adapter
 from bayeslora.adapters.random_module import RandomModule
 from bayeslora.adapters.starts import changes_base, with_new
@@ -67,6 +68,9 @@ def from_lora(
     factors = _factors(peft_model, adapter_name)
     weights = _renamed(model, _without_towers(model, weights, factors), factors)
     _embed(factors, weights, adapter)
+    if isinstance(config, RandomLoraConfig) and (draws := find_draws(peft_model)) is not None:
+        for layer in draws.layers:
+            config.know_layer(layer, adapter_name)
     others = {key: value for key, value in weights.items() if not is_factor(key)}
     if others or lora.modules_to_save:
         whole = with_new(peft_model, others, lora, adapter_name)

@@ -111,6 +111,7 @@ class RandomLoraModel(LoraModel):
             if random is not None:
                 # PEFT leaves new modules in train mode inside a model in eval mode; that would sample unasked.
                 container[adapter_name] = random.to(device).requires_grad_(trainable).train(training)
+        config.know_layer(layer, adapter_name)
 
     def _check_base_model(self, config: RandomLoraConfig, adapter_name: str, target: nn.Module) -> None:
         """Note what the base model looks like, or compare with what the adapter's file noted; once per adapter."""

@@ -162,7 +162,8 @@ class RandomFactor(RandomModule):
         """Restart the posterior so that its mean is `weight` `[out, in]` (exact embedding of a LoRA factor)."""
         with torch.no_grad():
             for name, value in self.family.initial(weight.to(self.device)).items():
-                self.parameters_by_name[name].copy_(value)
+                if name not in self.family.of_layer:
+                    self.parameters_by_name[name].copy_(value)
 
     def kl(self) -> KL:
         """KL to the prior in nats, scalars, at the current noise (which only a flow needs)."""

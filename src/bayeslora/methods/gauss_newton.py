@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from bayeslora.adapters.units import layer_units
 from bayeslora.methods.base import State, TrainingResult
 from bayeslora.methods.bayesian_lora import BayesianLora
 from bayeslora.methods.laplace_approximation import (
@@ -152,23 +151,13 @@ def outer_maps(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def units(model: nn.Module, maps: Mapping[str, nn.Linear]) -> dict[str, float]:
-    """Standard deviation of the weights of each B at which its update is as large as the base model's weights.
-
-    The update is scaling * B A, so rms(B) = rms(W0) / (scaling sqrt(r) rms(A)): an own scale of W0, a width, rank and
-    alpha change nothing in what the prior says of the update.
-    """
+    """Standard deviation of the weights of each B at which its update is as large as the base model's weights."""
     found = {}
     for name in maps:
         path, _, adapter = name.rpartition(".")
         layer: Any = model.get_submodule(path.rpartition(".")[0])
-        inner = layer.lora_A[adapter].weight.detach()
-        width = layer.scaling[adapter] * math.sqrt(layer.r[adapter]) * _rms(inner)
-        found[name] = _rms(dequantize_module_weight(layer.get_base_layer())) / max(width, 1e-12)
+        found[name] = layer_units(layer, adapter)["B"]
     return found
-
-
-def _rms(weight: Tensor) -> float:
-    return float(weight.detach().float().square().mean().sqrt())
 
 
 def first_items(batches: Iterable[ChoiceBatch], items: int) -> Iterator[ChoiceBatch]:

@@ -66,6 +66,8 @@ class WeightPosterior(ABC):
     """Names of the parameters that are ordinary LoRA matrices; the others are variational."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Names of parameters that no optimizer trains."""
+    of_layer: ClassVar[tuple[str, ...]] = ()
+    """Names among the fixed of what the layer below gives, and a new mean leaves as it is."""
 
     @property
     def packed(self) -> bool:

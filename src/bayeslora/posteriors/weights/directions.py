@@ -48,6 +48,11 @@ class DirectionsWeights(WeightPosterior):
         return (*self.current.fixed, "directions")
 
     @property
+    def of_layer(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The current family's."""
+        return self.current.of_layer
+
+    @property
     def draws_in_training(self) -> bool:  # type: ignore[override]
         """The current family's."""
         return self.current.draws_in_training

@@ -41,6 +41,8 @@ class InducingWeights(WeightPosterior):
         columns: i.
         side: "A" or "B": which dimension is the LoRA rank.
         inducing: m = m_r = m_c; with `bases="lora"` it must be the rank.
+        relative: Whether standard deviations are in units of the factor, which is a tensor `unit` of its own: a number
+            in the family would keep the factors of different layers apart.
         posterior_options: As items, which can be hashed.
 
     The other arguments are options of `bayeslora.BayesianLoraConfig`, of one factor.
@@ -60,6 +62,7 @@ class InducingWeights(WeightPosterior):
     mean_std: float | None = None
     bases: Bases = "lora"
     inducing_diagonal: float = 0.1
+    relative: bool = False
     q: InducingPosterior = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +95,8 @@ class InducingWeights(WeightPosterior):
         if self.learn_residual_scale:
             share = torch.tensor(self.residual_scale / self.maximum_residual_scale, device=weight.device)
             parameters["residual_logit"] = torch.logit(share).reshape(1, 1)
+        if self.relative:
+            parameters["unit"] = torch.ones(1, 1, device=weight.device)
         return {name: value.to(torch.float32) for name, value in parameters.items()}
 
     def _spanning_bases(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +151,10 @@ class InducingWeights(WeightPosterior):
         """Prior standard deviation of the part of W that the inducing variables explain."""
         return self.prior_std if self.inducing_std is None else self.inducing_std
 
+    def _in_weights(self, std: float, parameters: Mapping[str, Tensor]) -> Tensor | float:
+        """A standard deviation in units of the weight: a float, or `[..., 1, 1]` where it is relative."""
+        return std * parameters["unit"] if self.relative else std
+
     def residual_scale_of(self, parameters: Mapping[str, Tensor]) -> Tensor | float:
         """lambda: a float where it is fixed, else `[..., 1, 1]`."""
         if not self.learn_residual_scale:
@@ -155,7 +164,8 @@ class InducingWeights(WeightPosterior):
     def mean_weight(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """W at the mean of q(V) and R = 0, `[..., rows, columns]`: the deterministic factor of eval mode."""
         row, column = self._whitenings(parameters)
-        update = self.tau * _on_both_sides(row.lift, self.q.mean(parameters), column.lift)
+        tau = self._in_weights(self.tau, parameters)
+        update = tau * _on_both_sides(row.lift, self.q.mean(parameters), column.lift)
         return parameters["mean"] + update if self.mean == "lora" else update
 
     def sample_weight(self, parameters: Mapping[str, Tensor], noise: Noise) -> Tensor:
@@ -168,14 +178,14 @@ class InducingWeights(WeightPosterior):
         """
         weight, inducing, square, side = noise.normal
         row, column = self._whitenings(parameters)
-        scale = self.prior_std * self.residual_scale_of(parameters)
+        scale = self._in_weights(self.prior_std, parameters) * self.residual_scale_of(parameters)
         if self.rows <= self.columns:
             wide = torch.cat([weight, side], dim=-1)
             projected = row.project(column.project_both(wide.mT).mT) + row.remain(square)
         else:
             tall = torch.cat([weight, side], dim=-2)
             projected = column.project(row.project_both(tall).mT).mT + column.remain(square.mT).mT
-        values = self.tau * self.q.sample(parameters, inducing, noise.uniform)
+        values = self._in_weights(self.tau, parameters) * self.q.sample(parameters, inducing, noise.uniform)
         core = values - scale * projected
         draw = scale * weight + _on_both_sides(row.lift, core, column.lift)
         return parameters["mean"] + draw if self.mean == "lora" else draw
@@ -187,13 +197,24 @@ class InducingWeights(WeightPosterior):
         """
         inducing = self.q.kl(parameters, None if noise is None else noise.normal[1])
         if self.mean == "lora" and self.mean_std is not None:
-            inducing = inducing + 0.5 * (parameters["mean"] / self.mean_std).square().sum((-2, -1))
+            std = self._in_weights(self.mean_std, parameters)
+            inducing = inducing + 0.5 * (parameters["mean"] / std).square().sum((-2, -1))
         scale = self.residual_scale_of(parameters)
         if isinstance(scale, Tensor):
             per_weight = (0.5 * scale.square() - scale.log() - 0.5).squeeze((-2, -1))
         else:
             per_weight = torch.full_like(inducing, 0.5 * scale**2 - math.log(scale) - 0.5)
         return KL(inducing, self.rows * self.columns * per_weight)
+
+    @property
+    def fixed(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The unit."""
+        return self.of_layer
+
+    @property
+    def of_layer(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The unit."""
+        return ("unit",) if self.relative else ()
 
     @property
     def packed(self) -> bool:
