@@ -181,7 +181,8 @@ def calibrated(
     common, temperatures = fit_temperatures(labelled)
     if alpha is None:
         return Calibration(temperatures, common, coverage=coverage, sets=sets, set_sizes=sizes)
-    policies, refused = {}, []
+    policies: dict[str, Policy] = {}
+    refused: list[tuple[str, ValueError]] = []
     for name, rows in _by_question(labelled, fewest_units(alpha, delta)).items():
         try:
             certified = certified_threshold(
@@ -192,12 +193,13 @@ def calibrated(
                 delta,
             )
         except ValueError as error:
-            refused.append(error)
-            logger.warning("%s: %s; its answers are all escalated", _text_of(name, rows), error)
+            refused.append((_text_of(name, rows), error))
             continue
         policies[name] = Policy(_text_of(name, rows), signal, certified)
     if not policies:
-        raise refused[0]
+        raise refused[0][1]
+    for text, reason in refused:
+        logger.warning("%s: its answers are all escalated: %s", text, reason)
     return Calibration(temperatures, common, policies, alpha, delta, coverage, sets, sizes)
 
 
