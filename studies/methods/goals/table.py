@@ -16,14 +16,14 @@ from typing import Any
 import numpy
 
 from bayeslora.experiments.comparison import Results
-from bayeslora.experiments.comparison.report.paired import difference, hits, losses
+from bayeslora.experiments.comparison.report.paired import difference, hits, losses, mean_over_seeds
 from bayeslora.experiments.comparison.report.rows import Row, TaskRows, task_rows
 from bayeslora.metrics import ece_floor, expected_calibration_error
 from bayeslora.report.text import markdown_table
 
 FOLDER = Path(__file__).parent
 CELLS = ("fair", "fair_tasks", "fair_sst2")
-"""Studies whose cells are pooled; a task that two of them have is taken from the first, with the rows of both."""
+"""Studies whose cells are pooled."""
 OURS, MEAN, LORA = (f"{name} + temperature" for name in ("bayesian_lora", "bayesian_lora, one pass", "lora"))
 MOST_ERROR = 3.0
 
@@ -49,31 +49,26 @@ GOALS = (
 
 
 def tasks() -> list[TaskRows]:
-    """The pooled cells; ids of the items say which are the same."""
-    found: dict[tuple[str, ...], TaskRows] = {}
-    for study in CELLS:
-        results = Results.read(FOLDER.parent / study / "results.jsonl")
-        for name in results.tasks():
-            task = task_rows(results, name)
-            key = (results.header.config["model"]["name"], *task.items["test"].ids)
-            if key in found:
-                have = {row.title for row in found[key].rows}
-                found[key].rows.extend(row for row in task.rows if row.title not in have)
-            else:
-                found[key] = task
-    return list(found.values())
+    """The pooled cells."""
+    found = [Results.read(FOLDER.parent / study / "results.jsonl") for study in CELLS]
+    return [task_rows(results, name) for results in found for name in results.tasks()]
 
 
-def over_seeds(task: TaskRows, row: Row, value: Callable[[numpy.ndarray, numpy.ndarray], Any]) -> Any:
-    """Mean over seeds of `value(probabilities, labels)` on the test items."""
-    labels = task.items["test"].label_array()
-    return numpy.mean([value(one, labels) for one in row.probabilities("test").values()], axis=0)
+def rows_of(task: TaskRows) -> dict[str, Row]:
+    """Its rows by title."""
+    return {row.title: row for row in task.rows}
+
+
+def over_seeds(task: TaskRows, title: str, value: Callable[[numpy.ndarray, numpy.ndarray], Any]) -> numpy.ndarray:
+    """`value(probabilities, labels)` of a row on the test items, averaged over all its seeds."""
+    row = rows_of(task)[title]
+    return mean_over_seeds(task, row, row.cells, value)
 
 
 def mean_nll(cells: list[TaskRows], title: str, other: str) -> float:
     """NLL of the row `other`, averaged over items and seeds of the tasks that have both."""
-    both = [(task, {row.title: row for row in task.rows}) for task in cells]
-    values = [over_seeds(task, rows[other], losses) for task, rows in both if title in rows and other in rows]
+    both = [task for task in cells if {title, other} <= rows_of(task).keys()]
+    values = [over_seeds(task, other, losses) for task in both]
     return float(numpy.concatenate(values).mean())
 
 
@@ -96,9 +91,8 @@ def goal_row(cells: list[TaskRows], goal: Goal) -> list[str]:
 def eces(cells: list[TaskRows]) -> Iterator[list[str]]:
     """ECE of LoRA and of ours with a temperature, of each cell, beside the floor of ours."""
     for task in cells:
-        rows = {row.title: row for row in task.rows}
-        lora, ours = (float(over_seeds(task, rows[name], expected_calibration_error)) for name in (LORA, OURS))
-        floor = float(over_seeds(task, rows[OURS], lambda probabilities, _: ece_floor(probabilities)))
+        lora, ours = (float(over_seeds(task, title, expected_calibration_error)) for title in (LORA, OURS))
+        floor = float(over_seeds(task, OURS, lambda probabilities, _: ece_floor(probabilities)))
         met = "met" if ours <= lora and ours <= 1.3 * floor else "missed"
         yield [task.slug, f"{lora:.3f}", f"{ours:.3f}", f"{floor:.3f}", f"{ours / floor:.2f}", met]
 

@@ -8,7 +8,7 @@ together. It holds for these trained adapters and new items; the scatter of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -71,7 +71,7 @@ def difference(tasks: Iterable[TaskRows], title: str, other: str, per_item: _Per
     for task in tasks:
         rows = {row.title: row for row in task.with_split("test")}
         if title in rows and other in rows and (common := sorted(rows[title].cells.keys() & rows[other].cells)):
-            own, others = (_mean_over_seeds(task, rows[name], common, per_item) for name in (title, other))
+            own, others = (mean_over_seeds(task, rows[name], common, per_item) for name in (title, other))
             parts.append(own - others)
             seeds.append(len(common))
     if not parts:
@@ -81,7 +81,8 @@ def difference(tasks: Iterable[TaskRows], title: str, other: str, per_item: _Per
     return Difference(float(values.mean()), error, len(values), tuple(seeds))
 
 
-def _mean_over_seeds(task: TaskRows, row: Row, seeds: Sequence[int], per_item: _PerItem) -> numpy.ndarray:
+def mean_over_seeds(task: TaskRows, row: Row, seeds: Iterable[int], per_item: _PerItem) -> numpy.ndarray:
+    """What `per_item(probabilities, labels)` gives on the test items, averaged over `seeds`."""
     labels, found = task.items["test"].label_array(), row.probabilities("test")
     mean: numpy.ndarray = numpy.mean([per_item(found[seed], labels) for seed in seeds], axis=0)
     return mean
